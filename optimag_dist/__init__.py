@@ -1,0 +1,19 @@
+"""optimag_dist: OptiMAG (arXiv 2601.22856) from one laptop to a Ray cluster.
+
+The public names are imported on first use, so that ``import optimag_dist.ufgw`` needs torch and nothing else.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from optimag_dist.optimag import OptiMAG
+
+__version__ = "0.1.0"
+__all__ = ["OptiMAG", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "OptiMAG":
+        return import_module("optimag_dist.optimag").OptiMAG
+    raise AttributeError(f"module 'optimag_dist' has no attribute {name!r}")

@@ -1,0 +1,142 @@
+"""Symbol legend, errors and the records that travel between stages.
+
+Symbols (the whole code base uses them):
+
+    n, m      nodes and arcs of the whole graph; m also indexes modalities where no arcs are near
+    N         seed nodes of one group (the nodes one transport problem is solved over)
+    A         anchors of a group: its supervised nodes, the first A of its N seeds
+    Z_m       (N, d_m) encoder output of modality m
+    C_m       (N, N)   cosine cost of modality m;  C̄ means divided by its mean
+    Π_B       (N, N)   personalised PageRank among the seeds, row s = walk from seed s
+    C_G, M    (N, N)   graph cost and anchor prior made from Π_B
+    π         (N, N)   transport plan, rows = modality side, columns = graph side
+    μ, ν      (N,)     marginals;  r = π1 row mass; kept mass = r / μ
+    α ρ ε τ δ          structure weight, marginal weight, entropy, prior width, floor of PPR
+    β, eps, k          teleport probability, push residual per degree, entries kept per PPR row
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class InputError(ValueError):
+    """The user's input cannot be used: the message says what came, what was needed and how to fix it."""
+
+
+@dataclass(frozen=True)
+class CSR:
+    """Adjacency rows: the neighbours of row i are ``indices[indptr[i]:indptr[i + 1]]``, ascending.
+
+    Attributes:
+        indptr: (n + 1,) int64.
+        indices: (m,) int32 or int64.
+    """
+
+    indptr: np.ndarray
+    indices: np.ndarray
+
+    @property
+    def num_nodes(self) -> int:
+        return len(self.indptr) - 1
+
+    @property
+    def num_arcs(self) -> int:
+        return len(self.indices)
+
+
+class GraphPrior(Protocol):
+    """What the regulariser asks of a graph: PPR among the nodes of a batch."""
+
+    def submatrix(self, node_ids: np.ndarray) -> np.ndarray:
+        """(N,) int64 node ids → (N, N) float32 Π_B, zero where nothing is stored."""
+        ...
+
+
+@dataclass(frozen=True)
+class SeedGroup:
+    """The nodes one transport problem is solved over.
+
+    Attributes:
+        seeds: (N,) int64 distinct node ids; the first ``num_anchors`` are the anchors.
+        num_anchors: how many of them carry the task's loss.
+    """
+
+    seeds: np.ndarray
+    num_anchors: int
+
+    @property
+    def anchors(self) -> np.ndarray:
+        return self.seeds[: self.num_anchors]
+
+
+@dataclass(frozen=True)
+class Block:
+    """One message-passing layer's bipartite graph; destinations are the first rows of the sources.
+
+    Attributes:
+        indptr: (num_dst + 1,) int64.
+        indices: (arcs,) int64 local source rows.
+        num_src: number of source rows.
+    """
+
+    indptr: Tensor
+    indices: Tensor
+    num_src: int
+
+    @property
+    def num_dst(self) -> int:
+        return self.indptr.numel() - 1
+
+    def to(self, device: torch.device) -> "Block":
+        return Block(
+            self.indptr.to(device, non_blocking=True), self.indices.to(device, non_blocking=True), self.num_src
+        )
+
+
+@dataclass(frozen=True)
+class GroupBatch:
+    """A seed group with everything a training step reads.
+
+    Attributes:
+        node_ids: (U,) int64 nodes to encode: the blocks' input nodes first, then seeds not among them.
+        seed_rows: (N,) int64 rows of the seeds within ``node_ids``.
+        num_anchors: the first ``num_anchors`` seeds carry the loss; the last block's destinations are exactly these.
+        blocks: outermost first; empty for a model that sends no messages.
+        features: modality → (U, d_m) float32 (absent rows zero).
+        present: modality → (U,) bool.
+        labels: (A,) int64.
+        proximity: (N, N) float32 Π_B, or None where no regulariser is trained.
+        kept_ppr: share of the seeds' stored PPR mass that stays inside the group (0 where ``proximity`` is None).
+    """
+
+    node_ids: Tensor
+    seed_rows: Tensor
+    num_anchors: int
+    blocks: tuple[Block, ...]
+    features: Mapping[str, Tensor]
+    present: Mapping[str, Tensor]
+    labels: Tensor
+    proximity: Tensor | None
+    kept_ppr: float
+
+    def to(self, device: torch.device) -> "GroupBatch":
+        """The same batch on ``device``; copies from pinned memory do not block."""
+
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(device, non_blocking=True)
+
+        return replace(
+            self,
+            node_ids=move(self.node_ids),
+            seed_rows=move(self.seed_rows),
+            blocks=tuple(block.to(device) for block in self.blocks),
+            features={name: move(x) for name, x in self.features.items()},
+            present={name: move(x) for name, x in self.present.items()},
+            labels=move(self.labels),
+            proximity=None if self.proximity is None else move(self.proximity),
+        )
