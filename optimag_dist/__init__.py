@@ -3,11 +3,15 @@
 The public names are imported on first use, so that ``import optimag_dist.ufgw`` needs torch and nothing else.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from optimag_dist.optimag import OptiMAG
+
+# Before anybody imports dgl: unless told its backend, it prints, and writes a file into the home directory.
+os.environ.setdefault("DGLBACKEND", "pytorch")
 
 __version__ = "0.1.0"
 __all__ = ["OptiMAG", "__version__"]

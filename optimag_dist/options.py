@@ -4,15 +4,16 @@ Every configurable part keeps its own ``Options`` subclass beside the code it co
 read them, and how to say what is wrong in the user's words: the file, the key, what came, what was needed.
 """
 
+import copy
 import difflib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import NoneType
-from typing import Any, TypeVar, Union, get_args, get_origin
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from optimag_dist.files import atomic
 from optimag_dist.types import InputError
 
 
@@ -43,9 +44,19 @@ def load_options(cls: type[OptionsT], path: str | Path, overrides: Sequence[str]
         data = {}
     if not isinstance(data, dict):
         raise InputError(f"{path}: needed a mapping of keys to values, got {type(data).__name__}")
+    return validate_options(cls, apply_overrides(data, overrides), source=str(path))
+
+
+def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """``data`` changed by ``key.sub=value`` overrides, whose values are YAML.
+
+    Raises:
+        InputError: an override has no ``=``, passes through a key that holds a plain value, or is not YAML.
+    """
+    data = copy.deepcopy(data)
     for override in overrides:
         _apply(data, override)
-    return validate_options(cls, data, source=str(path))
+    return data
 
 
 def validate_options(cls: type[OptionsT], data: dict[str, Any], source: str) -> OptionsT:
@@ -59,7 +70,8 @@ def validate_options(cls: type[OptionsT], data: dict[str, Any], source: str) -> 
 
 def dump_options(options: Options, path: Path) -> None:
     """Write ``options`` as YAML that :func:`load_options` reads back."""
-    path.write_text(yaml.safe_dump(options.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+    with atomic(path) as temporary:
+        temporary.write_text(yaml.safe_dump(options.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
 
 
 def _apply(data: dict[str, Any], override: str) -> None:
@@ -82,13 +94,15 @@ def _apply(data: dict[str, Any], override: str) -> None:
 
 
 def _explain(cls: type[Options], problem: Any) -> str:
-    location = [str(part) for part in problem["loc"]]
-    key = ".".join(location)
+    *parents, leaf = _without_tags(cls, problem["loc"]) or [""]
+    key = ".".join([*parents, leaf])
     if problem["type"] == "extra_forbidden":
-        known = sorted(_sibling_keys(cls, location[:-1]))
+        known = sorted(_fields_under(cls, parents))
+        near_here = [".".join([*parents, name]) for name in difflib.get_close_matches(leaf, known, n=1)]
         everywhere = sorted(set(_dotted_keys(cls)))
-        close = difflib.get_close_matches(location[-1], known, n=1) or difflib.get_close_matches(key, everywhere, n=1)
-        hint = f"did you mean {'.'.join([*location[:-1], close[0]]) if close[0] in known else close[0]!r}? " if close else ""
+        same_leaf = [dotted for dotted in everywhere if dotted.rpartition(".")[2] == leaf]
+        close = near_here or same_leaf or difflib.get_close_matches(key, everywhere, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
         return f"unknown key {key!r}; {hint}known here: {', '.join(known)}"
     if problem["type"] == "missing":
         return f"key {key!r} is missing and has no default"
@@ -96,22 +110,36 @@ def _explain(cls: type[Options], problem: Any) -> str:
     return f"key {key!r}: {message}; got {problem['input']!r}" if key else message
 
 
+def _without_tags(cls: type[Options], location: Sequence[str | int]) -> list[str]:
+    """The user's own keys in ``location``: pydantic adds the names of a union's members."""
+    keys: list[str] = []
+    for part in location:
+        # A member's tag follows a field and is a class name or a literal[...]; the user's keys are neither.
+        is_tag = isinstance(part, str) and ("[" in part or part in {c.__name__ for c in _classes_under(cls, keys)})
+        if not is_tag:
+            keys.append(str(part))
+    return keys
+
+
 def _nested(annotation: Any) -> Iterator[type[Options]]:
     if isinstance(annotation, type) and issubclass(annotation, Options):
         yield annotation
-    elif get_origin(annotation) is not None or get_origin(annotation) is Union:
+    else:
         for argument in get_args(annotation):
-            if argument is not NoneType:
-                yield from _nested(argument)
+            yield from _nested(argument)
 
 
-def _sibling_keys(cls: type[Options], parents: Sequence[str]) -> set[str]:
+def _classes_under(cls: type[Options], parents: Sequence[str]) -> list[type[Options]]:
     candidates: list[type[Options]] = [cls]
     for parent in parents:
         deeper = [n for c in candidates if parent in c.model_fields for n in _nested(c.model_fields[parent].annotation)]
-        # A dictionary's own keys (or a union's tags) are no fields: stay where we are.
+        # A dictionary's own keys are no fields: stay where we are.
         candidates = deeper or candidates
-    return {name for candidate in candidates for name in candidate.model_fields}
+    return candidates
+
+
+def _fields_under(cls: type[Options], parents: Sequence[str]) -> set[str]:
+    return {name for candidate in _classes_under(cls, parents) for name in candidate.model_fields}
 
 
 def _dotted_keys(cls: type[Options], prefix: str = "") -> Iterator[str]:

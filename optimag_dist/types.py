@@ -15,7 +15,7 @@ Symbols (the whole code base uses them):
     β, eps, k          teleport probability, push residual per degree, entries kept per PPR row
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -92,10 +92,8 @@ class Block:
     def num_dst(self) -> int:
         return self.indptr.numel() - 1
 
-    def to(self, device: torch.device) -> "Block":
-        return Block(
-            self.indptr.to(device, non_blocking=True), self.indices.to(device, non_blocking=True), self.num_src
-        )
+    def map(self, f: Callable[[Tensor], Tensor]) -> "Block":
+        return Block(f(self.indptr), f(self.indices), self.num_src)
 
 
 @dataclass(frozen=True)
@@ -109,6 +107,7 @@ class GroupBatch:
         blocks: outermost first; empty for a model that sends no messages.
         features: modality → (U, d_m) float32 (absent rows zero).
         present: modality → (U,) bool.
+        degrees: (U,) float32 number of neighbours in the whole graph, for models that normalise by it.
         labels: (A,) int64.
         proximity: (N, N) float32 Π_B, or None where no regulariser is trained.
         kept_ppr: share of the seeds' stored PPR mass that stays inside the group (0 where ``proximity`` is None).
@@ -120,23 +119,45 @@ class GroupBatch:
     blocks: tuple[Block, ...]
     features: Mapping[str, Tensor]
     present: Mapping[str, Tensor]
+    degrees: Tensor
     labels: Tensor
     proximity: Tensor | None
     kept_ppr: float
 
-    def to(self, device: torch.device) -> "GroupBatch":
-        """The same batch on ``device``; copies from pinned memory do not block."""
-
-        def move(tensor: Tensor) -> Tensor:
-            return tensor.to(device, non_blocking=True)
-
+    def map(self, f: Callable[[Tensor], Tensor]) -> "GroupBatch":
+        """The same batch with ``f`` applied to every tensor."""
         return replace(
             self,
-            node_ids=move(self.node_ids),
-            seed_rows=move(self.seed_rows),
-            blocks=tuple(block.to(device) for block in self.blocks),
-            features={name: move(x) for name, x in self.features.items()},
-            present={name: move(x) for name, x in self.present.items()},
-            labels=move(self.labels),
-            proximity=None if self.proximity is None else move(self.proximity),
+            node_ids=f(self.node_ids),
+            seed_rows=f(self.seed_rows),
+            blocks=tuple(block.map(f) for block in self.blocks),
+            features={name: f(x) for name, x in self.features.items()},
+            present={name: f(x) for name, x in self.present.items()},
+            degrees=f(self.degrees),
+            labels=f(self.labels),
+            proximity=None if self.proximity is None else f(self.proximity),
         )
+
+    def to(self, device: torch.device) -> "GroupBatch":
+        """The same batch on ``device``; copies from pinned memory do not block."""
+        return self.map(lambda tensor: tensor.to(device, non_blocking=True))
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """What one rank contributes to one optimiser step.
+
+    Attributes:
+        epoch, step: position in training; the batch is a pure function of (seed, epoch, step, rank).
+        groups: this rank's share of the step's groups.
+        num_groups, num_anchors: totals over all ranks, the denominators of the step's means.
+    """
+
+    epoch: int
+    step: int
+    groups: tuple[GroupBatch, ...]
+    num_groups: int
+    num_anchors: int
+
+    def to(self, device: torch.device) -> "StepBatch":
+        return replace(self, groups=tuple(group.to(device) for group in self.groups))
