@@ -1,0 +1,285 @@
+"""What this machine offers and what is wrong with it, each with its remedy.
+
+Every check is a small function that yields findings; one that fails is itself reported, so that the list is always
+complete. The checks import the heavy packages on purpose: only an import shows that a package works here.
+"""
+
+import importlib
+import os
+import platform
+import resource
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+import torch
+from rich.table import Table
+from rich.text import Text
+from torch import distributed
+
+from optimag_dist import sparse
+
+Status = Literal["ok", "warn", "bad"]
+GIB = 1024**3
+_MEMORY_FILES = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))
+_STYLES: dict[Status, str] = {"ok": "green", "warn": "yellow", "bad": "bold red"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the diagnosis: ``bad`` prevents work, ``warn`` slows it down or limits it."""
+
+    name: str
+    value: str
+    status: Status = "ok"
+    remedy: str = ""
+
+
+def diagnose() -> list[Finding]:
+    """Look at everything the project depends on; takes a few seconds and changes nothing."""
+    findings: list[Finding] = []
+    for name, check in _CHECKS.items():
+        try:
+            findings.extend(check())
+        except Exception as error:
+            what = f"the check itself failed: {type(error).__name__}: {error}"
+            findings.append(
+                Finding(name, what, "bad", f"see whether {name} works here; reinstall with make clean setup")
+            )
+    return findings
+
+
+def healthy(findings: Sequence[Finding]) -> bool:
+    """Whether nothing is bad."""
+    return all(finding.status != "bad" for finding in findings)
+
+
+def as_table(findings: Sequence[Finding]) -> Table:
+    """The findings as a table for a rich console."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("", "what", "found", "what to do"):
+        table.add_column(column, overflow="fold")
+    for finding in findings:
+        mark = Text(finding.status, style=_STYLES[finding.status])
+        table.add_row(mark, Text(finding.name), Text(finding.value), Text(finding.remedy))
+    return table
+
+
+# -- software ----------------------------------------------------------------------------------------------------------
+
+
+def _python() -> Iterator[Finding]:
+    fits = (3, 10) <= sys.version_info < (3, 12)
+    remedy = "" if fits else "use Python 3.10 or 3.11: DGL's wheels end there"
+    yield Finding("python", platform.python_version(), "ok" if fits else "bad", remedy)
+
+
+def _packages() -> Iterator[Finding]:
+    for name in ("torch", "numpy", "pyarrow", "numba", "ray"):
+        yield _imported(name, "bad", f"it does not import; reinstall: make clean setup ({name} in .ci/constraints.txt)")
+    version, problem = sparse.TORCH_SPARSE, sparse.TORCH_SPARSE_PROBLEM
+    yield Finding("torch-sparse", version or f"not in use: {problem}", "ok")
+    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    chosen = ", ".join(f"{sparse.default_backend(device)} on {device}" for device in devices)
+    yield Finding("sparse products", chosen)
+
+
+def _imported(name: str, status: Status, remedy: str) -> Finding:
+    try:
+        return Finding(name, str(importlib.import_module(name).__version__))
+    except Exception as error:  # a broken binary raises whatever it likes
+        return Finding(name, f"{type(error).__name__}: {error}", status, remedy)
+
+
+def _dgl() -> Iterator[Finding]:
+    # DGL asks for a backend in a file under HOME, and announces that it writes one, unless this is set.
+    finding = _imported("dgl", "bad", "it does not import; reinstall: make clean setup (dgl 1.1.3 and packaging)")
+    yield finding
+    if finding.status != "ok":
+        return
+    dgl: Any = importlib.import_module("dgl")
+    # A path 0 → 1 → 2 as in-CSR: the only in-neighbour of 2 is 1.
+    indptr, indices = torch.tensor([0, 0, 1, 2]), torch.tensor([0, 1])
+    graph = dgl.graph(("csc", (indptr, indices, torch.tensor([], dtype=torch.int64))), num_nodes=3)
+    sources, _ = dgl.sampling.sample_neighbors(graph, torch.tensor([2]), 5).edges()
+    works = sources.tolist() == [1]
+    remedy = "" if works else "the installed DGL samples wrongly; reinstall: make clean setup"
+    yield Finding(
+        "DGL sampling", "works" if works else f"gave {sources.tolist()} for [1]", "ok" if works else "bad", remedy
+    )
+
+
+def _collectives() -> Iterator[Finding]:
+    gloo = distributed.is_available() and distributed.is_gloo_available()
+    remedy = "" if gloo else "this torch cannot train on several CPU workers; install a build with gloo"
+    yield Finding("gloo", "available" if gloo else "missing", "ok" if gloo else "bad", remedy)
+    if torch.cuda.is_available():
+        nccl = distributed.is_nccl_available()
+        remedy = "" if nccl else "several GPU workers need it; install a CUDA build of torch"
+        yield Finding("NCCL", "available" if nccl else "missing", "ok" if nccl else "warn", remedy)
+    host = socket.gethostname()
+    try:
+        yield Finding("host name", f"{host} is {socket.gethostbyname(host)}")
+    except OSError as error:
+        remedy = f"workers find each other by it: add '127.0.1.1 {host}' to /etc/hosts"
+        yield Finding("host name", f"{host}: {error}", "warn", remedy)
+
+
+# -- hardware ----------------------------------------------------------------------------------------------------------
+
+
+def _devices() -> Iterator[Finding]:
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            properties = torch.cuda.get_device_properties(index)
+            yield Finding(f"GPU {index}", f"{properties.name}, {properties.total_memory / GIB:.0f} GiB")
+    elif shutil.which("nvidia-smi"):
+        build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU only"
+        remedy = "make clean setup on this machine takes torch's CUDA build; if it has, the driver is too old for it"
+        yield Finding("GPU", f"a driver is here, but torch ({build}) sees no device", "warn", remedy)
+    else:
+        yield Finding("GPU", "none; training runs on the CPU")
+
+
+def _cores() -> Iterator[Finding]:
+    usable = len(os.sched_getaffinity(0))
+    quota = _cpu_quota()
+    value = f"{usable} of {os.cpu_count()}" + (f", limited to {quota:g} by the container" if quota else "")
+    few = min(usable, quota or usable) < 2
+    remedy = "two workers will take turns on one core" if few else ""
+    yield Finding("CPU cores", value, "warn" if few else "ok", remedy)
+
+
+def _memory() -> Iterator[Finding]:
+    machine = psutil.virtual_memory()
+    total, available = machine.total, machine.available
+    limited = ""
+    for limit, used in _memory_limits():
+        if limit < total:
+            total, limited = limit, " (the container's limit)"
+        available = min(available, limit - used)
+    scarce = available < 2 * GIB
+    remedy = "a run with two workers and Ray takes about 2 GiB: close something or raise the limit" if scarce else ""
+    value = f"{total / GIB:.1f} GiB{limited}, {available / GIB:.1f} GiB available"
+    yield Finding("memory", value, "warn" if scarce else "ok", remedy)
+
+
+def _shared_memory() -> Iterator[Finding]:
+    path = Path("/dev/shm")
+    if not path.is_dir():
+        yield Finding("/dev/shm", "missing", "warn", "Ray's object store falls back to slow files in /tmp")
+        return
+    usage = shutil.disk_usage(path)
+    small = usage.free < GIB
+    remedy = "Ray's object store lives there: start the container with --shm-size=2g" if small else ""
+    value = f"{usage.total / GIB:.1f} GiB, {usage.free / GIB:.1f} GiB free"
+    yield Finding("/dev/shm", value, "warn" if small else "ok", remedy)
+
+
+def _disks() -> Iterator[Finding]:
+    for name, path in (("disk, here", Path.cwd()), ("disk, temporary files", Path(tempfile.gettempdir()))):
+        usage = shutil.disk_usage(path)
+        # Ray stops creating objects on a disk that is 95 % full.
+        full = usage.used / usage.total > 0.95 or usage.free < GIB
+        remedy = f"make room on the disk of {path}: Ray refuses to work on one that is 95 % full" if full else ""
+        yield Finding(name, f"{usage.free / GIB:.1f} GiB free at {path}", "warn" if full else "ok", remedy)
+
+
+# -- permissions and limits --------------------------------------------------------------------------------------------
+
+
+def _home() -> Iterator[Finding]:
+    home = Path.home()
+    try:
+        with tempfile.TemporaryFile(dir=home):
+            yield Finding("home folder", f"{home} is writable")
+    except OSError as error:
+        remedy = "Ray keeps its token there: set HOME to a folder you may write to"
+        yield Finding("home folder", str(error), "bad", remedy)
+
+
+def _open_files() -> Iterator[Finding]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    few = hard != resource.RLIM_INFINITY and hard < 4096  # Ray raises the soft limit to the hard one by itself
+    show = {resource.RLIM_INFINITY: "unlimited"}
+    remedy = "Ray's processes may run out of them: ulimit -n 65536, or LimitNOFILE of the service" if few else ""
+    yield Finding(
+        "open files", f"{show.get(soft, soft)}, at most {show.get(hard, hard)}", "warn" if few else "ok", remedy
+    )
+
+
+# -- control groups ----------------------------------------------------------------------------------------------------
+
+
+def _groups(v1_controller: str) -> Iterator[Path]:
+    """This process's control group folders, from its own up to the root: a limit may sit on any of them."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, own = line.split(":", 2)
+        if controllers == "":
+            root = Path("/sys/fs/cgroup")
+        elif v1_controller in controllers.split(","):
+            root = Path("/sys/fs/cgroup", v1_controller)
+        else:
+            continue
+        relative = Path(own.lstrip("/"))
+        yield from dict.fromkeys([root / relative, *(root / parent for parent in relative.parents), root])
+
+
+def _numbers(path: Path) -> list[float]:
+    """The numbers in a control file; none where it is absent or says "max"."""
+    try:
+        return [float(word) for word in path.read_text().split()]
+    except (OSError, ValueError):
+        return []
+
+
+def _cpu_quota() -> float | None:
+    quotas = []
+    for group in _groups("cpu"):
+        limits = _numbers(group / "cpu.max")
+        limits = limits or _numbers(group / "cpu.cfs_quota_us") + _numbers(group / "cpu.cfs_period_us")
+        if len(limits) == 2 and limits[0] > 0:
+            quotas.append(limits[0] / limits[1])
+    return min(quotas, default=None)
+
+
+def _memory_limits() -> Iterator[tuple[int, int]]:
+    """(limit, used) bytes of every group that has a limit; file cache that can be dropped does not count as used."""
+    for group in _groups("memory"):
+        for names in _MEMORY_FILES:
+            limit, used = (_numbers(group / name) for name in names)
+            if limit and used:
+                yield int(limit[0]), int(used[0]) - _droppable(group)
+
+
+def _droppable(group: Path) -> int:
+    try:
+        fields = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):
+        return 0
+    return int(fields.get("total_inactive_file", fields.get("inactive_file", 0)))
+
+
+_CHECKS: dict[str, Callable[[], Iterator[Finding]]] = {
+    "python": _python,
+    "packages": _packages,
+    "dgl": _dgl,
+    "collectives": _collectives,
+    "GPU": _devices,
+    "CPU cores": _cores,
+    "memory": _memory,
+    "/dev/shm": _shared_memory,
+    "disks": _disks,
+    "home folder": _home,
+    "open files": _open_files,
+}
