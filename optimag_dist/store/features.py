@@ -1,0 +1,293 @@
+"""Feature rows of one modality from the user's files, block by block, and their validation."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from optimag_dist.store.layout import BATCH_ROWS
+from optimag_dist.store.schema import ModalitySource
+from optimag_dist.store.tables import BadRows, SourceTable, cells
+from optimag_dist.types import InputError
+
+
+class FeatureReader(Protocol):
+    """One modality in the user's files."""
+
+    width: int
+    bad: BadRows
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """(rows, width) floating blocks of ``BATCH_ROWS`` rows; absent rows are all NaN. Notes bad rows in ``bad``."""
+        ...
+
+    def describe(self, position: int) -> tuple[str | None, str]:
+        """How to name number ``position`` of a row: its own column, if it has one, and words."""
+        ...
+
+
+def open_features(name: str, source: ModalitySource, folder: Path, nodes: SourceTable) -> FeatureReader:
+    """The reader that ``source`` asks for.
+
+    Raises:
+        InputError: the file is missing or no plain (n, width) array, a column holds no numbers, or no node has a value.
+    """
+    if source.file is not None:
+        return _ArrayFile(folder / source.file, nodes)
+    if source.columns is not None:
+        return _NumberColumns(list(source.columns), nodes)
+    assert source.column is not None
+    return _ListColumn(name, source.column, nodes)
+
+
+def checked_blocks(reader: FeatureReader, dtype: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Blocks as they are stored: (rows, width) of ``dtype`` with zeros in absent rows, and (rows,) bool present.
+
+    Raises:
+        InputError: after the last block, when a row was bad: partly NaN, infinite, beyond ``dtype``, or badly shaped.
+    """
+    first = 0
+    any_present = False
+    for block in reader.blocks():
+        nan = np.isnan(block)
+        absent = nan.all(axis=1)
+        _note(reader, "nan", nan & ~absent[:, None], block, first, "only a whole row of them means a missing value")
+        infinite = np.isinf(block)
+        _note(reader, "inf", infinite, block, first, "features must be finite")
+        with np.errstate(over="ignore"):
+            stored = np.array(block, dtype=dtype, order="C")
+        limit = float(np.finfo(dtype).max)
+        remedy = (
+            f"{dtype} ends at {limit:.6g}; " + ("use dtype: float32 or " if dtype == "float16" else "") + "scale it"
+        )
+        _note(reader, "overflow", np.isinf(stored) & ~infinite, block, first, remedy)
+        stored[absent] = 0
+        any_present |= not absent.all()
+        first += len(block)
+        yield stored, ~absent
+    reader.bad.raise_if_any()
+    if not any_present:
+        raise _all_missing(reader.bad.file, reader.bad.column)
+
+
+def _note(reader: FeatureReader, kind: str, wrong: np.ndarray, block: np.ndarray, first: int, remedy: str) -> None:
+    rows = np.flatnonzero(wrong.any(axis=1))
+    if len(rows) == 0:
+        return
+    position = int(np.flatnonzero(wrong[rows[0]])[0])
+    column, words = reader.describe(position)
+    value = block[rows[0], position]
+    reader.bad.add(kind, rows + first, lambda _: f"{words} is {value}; {remedy}", column)
+
+
+def _all_missing(file: Path, column: str) -> InputError:
+    place = f"{file}, column {column!r}" if column else f"{file}"
+    return InputError(f"{place}: no node has a value, from row 1 to the last; fill it or drop the modality")
+
+
+class _ArrayFile:
+    """A ``.npy`` file, mapped."""
+
+    def __init__(self, path: Path, nodes: SourceTable) -> None:
+        if not path.is_file():
+            raise InputError(f"{path}: no such file; paths in a schema are relative to the schema's own folder")
+        if path.suffix.lower() != ".npy":
+            raise InputError(f"{path}: needed a .npy file, got the ending {path.suffix!r}")
+        try:
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (ValueError, OSError, EOFError) as error:
+            raise InputError(
+                f"{path}: not a plain .npy array: {error}; write it with np.save(path, array.astype(np.float32))"
+            ) from error
+        if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
+            found = getattr(array, "dtype", "an archive of arrays")
+            raise InputError(f"{path}: needed an array of numbers, got {found}; write array.astype(np.float32)")
+        if array.ndim != 2 or array.shape[1] == 0:
+            raise InputError(f"{path}: needed shape (nodes, width) with width at least 1, got {array.shape}")
+        if len(array) != nodes.num_rows:
+            shorter = min(len(array), nodes.num_rows)
+            raise InputError(
+                f"{path}, row {shorter + 1}: the array has {len(array):,} rows and {nodes.path.name} has "
+                f"{nodes.num_rows:,}; row i of the array must be row i of the node table"
+            )
+        self.width = array.shape[1]
+        self.bad = BadRows(path, "")
+        self._array = array
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        for start in range(0, len(self._array), BATCH_ROWS):
+            yield _floating(self._array[start : start + BATCH_ROWS])
+
+    def describe(self, position: int) -> tuple[str | None, str]:
+        return None, f"column {position + 1} of {self.width}"
+
+
+class _NumberColumns:
+    """Several columns of the node table with one number each."""
+
+    def __init__(self, columns: list[str], nodes: SourceTable) -> None:
+        self.width = len(columns)
+        self.bad = BadRows(nodes.path, columns[0])
+        self._columns = columns
+        self._nodes = nodes
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        first = 0
+        for arrays in self._nodes.blocks(self._columns, BATCH_ROWS):
+            block = np.stack([self._numbers(a, c, first) for a, c in zip(arrays, self._columns, strict=True)], axis=1)
+            first += len(block)
+            yield block
+
+    def describe(self, position: int) -> tuple[str | None, str]:
+        return self._columns[position], "the number"
+
+    def _numbers(self, array: pa.Array, column: str, first: int) -> np.ndarray:
+        if pa.types.is_large_string(array.type):
+            return self._parse(array, column, first)
+        if not _is_number(array.type):
+            raise InputError(f"{self._nodes.path}, column {column!r}: needed numbers, got {array.type}")
+        return _floating(pc.cast(array, pa.float64(), safe=False).to_numpy(zero_copy_only=False))
+
+    def _parse(self, array: pa.Array, column: str, first: int) -> np.ndarray:
+        try:
+            return pc.cast(array, pa.float64()).to_numpy(zero_copy_only=False)
+        except pa.ArrowInvalid:
+            numbers = np.array([_number_or_none(text) for text in array.to_pylist()], dtype=object)
+        wrong = np.array([number is None for number in numbers])
+        describe = lambda row: f"{cells(array)(row - first)!r} is not a number"  # noqa: E731
+        self.bad.add(f"text {column}", np.flatnonzero(wrong) + first, describe, column)
+        return np.where(wrong, np.nan, numbers).astype(np.float64)
+
+
+class _ListColumn:
+    """One column of the node table with a list of numbers per node, or text that spells one."""
+
+    def __init__(self, name: str, column: str, nodes: SourceTable) -> None:
+        self.bad = BadRows(nodes.path, column)
+        self._name = name
+        self._column = column
+        self._nodes = nodes
+        self.width, self._width_row = self._find_width()
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        first = 0
+        for (array,) in self._nodes.blocks([self._column], BATCH_ROWS):
+            yield self._block(self._as_lists(array, first, self.bad), first)
+            first += len(array)
+
+    def describe(self, position: int) -> tuple[str | None, str]:
+        return None, f"number {position + 1} of {self.width}"
+
+    def _find_width(self) -> tuple[int, int]:
+        # Its own collector: blocks() meets the same rows again.
+        bad = BadRows(self._nodes.path, self._column)
+        first = 0
+        for (array,) in self._nodes.blocks([self._column], BATCH_ROWS):
+            lengths = _lengths(self._as_lists(array, first, bad))
+            filled = np.flatnonzero(lengths > 0)
+            if len(filled):
+                return int(lengths[filled[0]]), first + int(filled[0])
+            _note_empty(lengths, first, bad)
+            first += len(array)
+        bad.raise_if_any()
+        raise _all_missing(self._nodes.path, self._column)
+
+    def _as_lists(self, array: pa.Array, first: int, bad: BadRows) -> pa.Array:
+        kind = array.type
+        if pa.types.is_null(kind):
+            return array.cast(pa.list_(pa.float64()))
+        if pa.types.is_large_string(kind):
+            return self._parse(array, first, bad)
+        is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+        if not is_list or not _is_number(kind.value_type):
+            remedy = f"; for single numbers write columns: [{self._column}]" if _is_number(kind) else ""
+            raise InputError(
+                f"{self._nodes.path}, column {self._column!r}, row 1: modality {self._name!r} needs lists of numbers, "
+                f"got {kind}{remedy}"
+            )
+        return array
+
+    def _parse(self, array: pa.Array, first: int, bad: BadRows) -> pa.Array:
+        texts = array.to_pylist()
+        lists = [None if text is None else _number_list(text) for text in texts]
+        wrong = [row for row, (text, numbers) in enumerate(zip(texts, lists, strict=True)) if text and numbers is None]
+        bad.add(
+            "text",
+            np.array(wrong, dtype=np.int64) + first,
+            lambda row: f"{_short(texts[row - first])} is no list of numbers; write 0.1 0.2, 0.1;0.2 or [0.1, 0.2]",
+        )
+        return pa.array(lists, pa.list_(pa.float64()))
+
+    def _block(self, lists: pa.Array, first: int) -> np.ndarray:
+        lengths = _lengths(lists)
+        _note_empty(lengths, first, self.bad)
+        wrong = np.flatnonzero((lengths > 0) & (lengths != self.width))
+        self.bad.add(
+            "width",
+            wrong + first,
+            lambda row: (
+                f"{lengths[row - first]} numbers, but row {self._width_row + 1} has {self.width}; "
+                "all rows need the same width"
+            ),
+        )
+        right = lengths == self.width
+        flat = lists.filter(pa.array(right)).flatten()
+        if not pa.types.is_floating(flat.type):
+            flat = pc.cast(flat, pa.float64(), safe=False)
+        numbers = flat.to_numpy(zero_copy_only=False).reshape(-1, self.width)
+        if right.all():
+            return numbers
+        block = np.full((len(lengths), self.width), np.nan, dtype=numbers.dtype)
+        block[right] = numbers
+        return block
+
+
+def _floating(numbers: np.ndarray) -> np.ndarray:
+    return numbers if numbers.dtype.kind == "f" else numbers.astype(np.float64)
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    types = pa.types
+    return any(
+        test(kind) for test in (types.is_integer, types.is_floating, types.is_decimal, types.is_boolean, types.is_null)
+    )
+
+
+def _lengths(lists: pa.Array) -> np.ndarray:
+    """(rows,) numbers in each list, −1 where there is none."""
+    if pa.types.is_fixed_size_list(lists.type):
+        return np.where(lists.is_valid().to_numpy(zero_copy_only=False), lists.type.list_size, -1)
+    return pc.fill_null(pc.list_value_length(lists), -1).to_numpy()
+
+
+def _note_empty(lengths: np.ndarray, first: int, bad: BadRows) -> None:
+    bad.add(
+        "empty", np.flatnonzero(lengths == 0) + first, lambda _: "the list is empty; a missing value is an empty cell"
+    )
+
+
+def _number_or_none(text: str | None) -> float | None:
+    if text is None:
+        return float("nan")
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _number_list(text: str) -> list[float] | None:
+    text = text.strip()
+    try:
+        if text.startswith("["):
+            return [float("nan") if number is None else float(number) for number in json.loads(text)]
+        return [float(number) for number in (text.split(";") if ";" in text else text.split())]
+    except (ValueError, TypeError):
+        return None
+
+
+def _short(text: str, length: int = 40) -> str:
+    return repr(text if len(text) <= length else text[: length - 1] + "…")

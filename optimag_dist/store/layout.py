@@ -1,0 +1,208 @@
+"""What a graph store looks like on disk, and how its directory appears all at once or not at all.
+
+meta.json                 counts, names and widths, sizes and digests of the files, content hash
+nodes.arrow               one row per node: id, [label], [split], "present:<modality>" each
+topology.arrow            one list column whose offsets and values are the in-CSR
+modality-<name>.arrow     fixed-size lists, BATCH_ROWS rows per record batch
+attribute-<name>.arrow    raw text or bytes, ATTRIBUTE_ROWS rows per record batch
+"""
+
+import glob
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final, Literal
+
+from optimag_dist.files import sync
+from optimag_dist.options import Options, validate_options
+from optimag_dist.types import InputError
+
+FORMAT: Final = "optimag-store"
+VERSION = 1
+META = "meta.json"
+NODES = "nodes.arrow"
+TOPOLOGY = "topology.arrow"
+SPLITS = ("train", "val", "test")
+
+# Rows per record batch: one batch of 1,280 float32 features is 84 MB, and ten million nodes are 610 batches.
+BATCH_ROWS = 16_384
+# Pictures are large and looked at one by one.
+ATTRIBUTE_ROWS = 1_024
+
+
+class Modality(Options):
+    """One kind of features.
+
+    Attributes:
+        name: as in the schema.
+        width: numbers per node.
+        dtype: how they are stored.
+    """
+
+    name: str
+    width: int
+    dtype: Literal["float16", "float32"]
+
+    @property
+    def file(self) -> str:
+        return f"modality-{self.name}.arrow"
+
+
+class StoredFile(Options):
+    """Size in bytes, to recognise a truncated file cheaply, and digest of the content."""
+
+    size: int
+    digest: str
+
+
+class StoreMeta(Options):
+    """``meta.json``."""
+
+    format: Literal["optimag-store"] = FORMAT
+    version: int = VERSION
+    name: str
+    num_nodes: int
+    num_arcs: int
+    directed: bool
+    id_type: Literal["int64", "string"]
+    modalities: tuple[Modality, ...]
+    classes: tuple[str, ...] | None
+    has_split: bool
+    attributes: dict[str, Literal["text", "image"]]
+    files: dict[str, StoredFile]
+
+    @property
+    def content_hash(self) -> str:
+        """sha256 of what the graph is: not of its name, path, time of writing or format version."""
+        content = self.model_dump(mode="json", exclude={"format", "version", "name", "files"})
+        content["digests"] = {name: file.digest for name, file in self.files.items()}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def attribute_file(name: str) -> str:
+    return f"attribute-{name}.arrow"
+
+
+def write_meta(directory: Path, meta: StoreMeta) -> None:
+    record = {"content_hash": meta.content_hash, **meta.model_dump(mode="json")}
+    with (directory / META).open("w", encoding="utf-8") as file:
+        json.dump(record, file, indent=2, ensure_ascii=False)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_meta(directory: Path) -> StoreMeta:
+    """Read and check ``meta.json`` and the sizes of the files it names.
+
+    Raises:
+        InputError: no store, another format version, or a file missing or of another size than recorded.
+    """
+    again = "run optimag ingest again, overwriting it"
+    if not directory.exists():
+        left = list(directory.parent.glob(f".{glob.escape(directory.name)}.old-*"))
+        hint = (
+            f"; an interrupted overwrite left the old one as {left[0]}, which the next ingest restores" if left else ""
+        )
+        raise InputError(f"{directory}: no such graph store; make one with optimag ingest{hint}")
+    path = directory / META
+    if not path.is_file():
+        raise InputError(f"{directory}: not a graph store, or half of one (no {META}); {again}")
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: damaged ({error}); {again}") from error
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        raise InputError(f"{path}: not the description of a graph store; {again}")
+    if record.get("version") != VERSION:
+        raise InputError(
+            f"{path}: written in format version {record.get('version')}, this program reads version {VERSION}; {again}"
+        )
+    recorded_hash = record.pop("content_hash", None)
+    meta = validate_options(StoreMeta, record, source=str(path))
+    if recorded_hash != meta.content_hash:
+        raise InputError(f"{path}: damaged (its content hash does not match its own entries); {again}")
+    for name, file in meta.files.items():
+        size = (directory / name).stat().st_size if (directory / name).is_file() else None
+        if size != file.size:
+            found = "is missing" if size is None else f"has {size:,} bytes"
+            raise InputError(f"{directory / name}: {found}, needed {file.size:,}: half a store; {again}")
+    return meta
+
+
+def check_replaceable(target: Path) -> None:
+    """Raise ``InputError`` when ``target`` holds something that is no graph store, which must never be replaced."""
+    if not target.exists():
+        return
+    if target.is_dir() and (not any(target.iterdir()) or any((target / name).is_file() for name in (TOPOLOGY, NODES))):
+        return
+    what = "a folder with other things in it" if target.is_dir() else "a file"
+    raise InputError(f"{target}: is {what}, not a graph store; name a new folder to write the store to")
+
+
+@contextmanager
+def staging(target: Path) -> Iterator[Path]:
+    """A hidden folder beside ``target`` to write into; gone afterwards unless :func:`publish` has renamed it.
+
+    First puts right what a killed process left: its hidden folder goes, a store it had moved away comes back.
+    """
+    made = [parent for parent in target.parents if not parent.exists()]
+    directory = target.parent / f".{target.name}.tmp-{os.getpid()}"
+    try:
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _recover(target)
+            directory.mkdir()
+        except OSError as error:
+            raise InputError(f"{target}: cannot be written: {error}; name a folder you may write to") from error
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+        if not target.exists():
+            with suppress(OSError):
+                for parent in made:
+                    parent.rmdir()
+
+
+def publish(directory: Path, target: Path) -> None:
+    """Make ``directory`` appear as ``target``, whose old content goes only once the new one stands."""
+    sync(directory)
+    old = target.parent / f".{target.name}.old-{os.getpid()}"
+    replacing = target.exists()
+    if replacing:
+        os.rename(target, old)
+    try:
+        os.rename(directory, target)
+    except BaseException:
+        if replacing:
+            os.rename(old, target)
+        raise
+    sync(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _recover(target: Path) -> None:
+    for path in target.parent.glob(f".{glob.escape(target.name)}.*-*"):
+        kind, _, pid = path.name[len(target.name) + 2 :].partition("-")
+        if kind not in ("tmp", "old") or not pid.isdigit() or _alive(int(pid)):
+            continue
+        if kind == "old" and not target.exists():
+            os.rename(path, target)
+        else:
+            shutil.rmtree(path)
+
+
+def _alive(pid: int) -> bool:
+    # In a container every run tends to have the same number: what carries our own was left by another.
+    if pid == os.getpid():
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True

@@ -1,0 +1,164 @@
+"""Ids, labels and splits of the node table."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from optimag_dist.store.layout import SPLITS
+from optimag_dist.store.schema import NodeTable
+from optimag_dist.store.tables import BadRows, SourceTable, cells, integers_if_plain, null_rows
+from optimag_dist.types import InputError
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Labels as numbers.
+
+    Attributes:
+        codes: (n,) int32 position in ``classes``, −1 for unlabelled.
+        classes: the labels as text.
+    """
+
+    codes: np.ndarray
+    classes: tuple[str, ...]
+
+
+def read_ids(nodes: SourceTable, column: str) -> pa.Array:
+    """The users' ids, (n,) int64 or large_string, row order kept.
+
+    CSV cells become integers when all of them are plain ones (no leading zero or plus sign), otherwise strings.
+
+    Raises:
+        InputError: an empty or repeated id, or ids that are neither strings nor integers.
+    """
+    ids = nodes.column(column)
+    bad = BadRows(nodes.path, column)
+    bad.add("empty", null_rows(ids), lambda _: "the id is empty; every node needs one")
+    bad.raise_if_any()
+    if nodes.is_text:
+        ids = integers_if_plain(ids)
+    key = pa.concat_arrays(_as_key(ids, nodes, column).chunks)
+    encoded = key.dictionary_encode()
+    if len(encoded.dictionary) < len(key):
+        codes = encoded.indices.to_numpy()
+        _, firsts = np.unique(codes, return_index=True)
+        repeats = np.setdiff1d(np.arange(len(codes)), firsts)
+
+        def describe(row: int) -> str:
+            earlier = int(np.flatnonzero(codes == codes[row])[0])
+            return f"the id {key[row].as_py()!r} is a duplicate, row {earlier + 1} has it already; ids must be unique"
+
+        bad.add("duplicate", repeats, describe)
+        bad.raise_if_any()
+    return key
+
+
+def read_labels(nodes: SourceTable, schema: NodeTable) -> Labels | None:
+    """Labels of the nodes, or None when the schema names no column.
+
+    Raises:
+        InputError: a label outside the listed classes, a type that is no label, or not a single label.
+    """
+    if schema.label is None:
+        return None
+    column = schema.label
+    values = _labels_as_key(nodes, column)
+    if values.null_count == len(values):
+        raise InputError(f"{nodes.path}, column {column!r}: not one label; fill the column or drop 'nodes.label'")
+    distinct = sorted(pc.unique(values.drop_null()).to_pylist())
+    names = [str(value) for value in distinct]
+    bad = BadRows(nodes.path, column)
+    if schema.classes is None:
+        classes = names
+        if pa.types.is_integer(values.type):
+            # −1 is many people's "unlabelled", and some people's negative class: only the user knows.
+            negative = np.flatnonzero(pc.less(values, 0).fill_null(False).to_numpy())
+            bad.add(
+                "negative",
+                negative,
+                lambda row: (
+                    f"the label is {values[row].as_py()}: leave the cell empty if that means unlabelled, "
+                    "or list all labels under 'nodes.classes' if it is a class"
+                ),
+            )
+    else:
+        classes = [str(name) for name in schema.classes]
+        known = pa.array([v for v, name in zip(distinct, names, strict=True) if name in set(classes)], values.type)
+        inside = pc.or_(pc.is_in(values, value_set=known), values.is_null())
+        bad.add(
+            "class",
+            np.flatnonzero(~inside.to_numpy()),
+            lambda row: (
+                f"the label {str(values[row].as_py())!r} is not among 'nodes.classes' {classes}; "
+                "add it there (in quotes if YAML reads it as something else), or correct the cell"
+            ),
+        )
+    bad.raise_if_any()
+    position = {name: index for index, name in enumerate(classes)}
+    codes = np.array([position[name] for name in names] + [-1], dtype=np.int32)
+    found = pc.index_in(values, value_set=pa.array(distinct, values.type))
+    return Labels(codes[pc.fill_null(found, -1).to_numpy()], tuple(classes))
+
+
+def read_split(nodes: SourceTable, column: str | None) -> np.ndarray | None:
+    """(n,) int8: position in ``SPLITS`` (train, val, test), −1 for none; None when the schema names no column.
+
+    Raises:
+        InputError: any other word, or not a single one.
+    """
+    if column is None:
+        return None
+    values = nodes.column(column)
+    if values.null_count < len(values) and not pa.types.is_large_string(values.type):
+        raise InputError(f"{nodes.path}, column {column!r}: needed text ({', '.join(SPLITS)}), got {values.type}")
+    values = values.cast(pa.large_string())
+    values = pc.if_else(pc.equal(values, ""), pa.scalar(None, pa.large_string()), values)
+    if values.null_count == len(values):
+        raise InputError(f"{nodes.path}, column {column!r}: every cell is empty; fill it or drop 'nodes.split'")
+    found = pc.index_in(values, value_set=pa.array(SPLITS, pa.large_string()))
+    bad = BadRows(nodes.path, column)
+    bad.add(
+        "split",
+        np.flatnonzero(pc.and_(found.is_null(), values.is_valid()).to_numpy()),
+        lambda row: f"the split {cells(values)(row)!r} is unknown; needed one of {', '.join(SPLITS)} or an empty cell",
+    )
+    bad.raise_if_any()
+    return pc.fill_null(found, -1).to_numpy().astype(np.int8)
+
+
+def _as_key(values: pa.ChunkedArray, table: SourceTable, column: str) -> pa.ChunkedArray:
+    if pa.types.is_large_string(values.type):
+        return values
+    if pa.types.is_integer(values.type):
+        try:
+            return values.cast(pa.int64())
+        except pa.ArrowInvalid as error:
+            raise InputError(f"{table.path}, column {column!r}: an id does not fit 64 bits; use strings") from error
+    raise InputError(
+        f"{table.path}, column {column!r}: ids must be strings or integers, got {values.type}; cast the column"
+    )
+
+
+def _labels_as_key(nodes: SourceTable, column: str) -> pa.ChunkedArray:
+    values = nodes.column(column)
+    if pa.types.is_floating(values.type):
+        # pandas turns integers with gaps into floats; NaN is its empty cell.
+        values = pc.if_else(pc.is_nan(values), pa.scalar(None, values.type), values)
+        try:
+            return values.cast(pa.int64())
+        except pa.ArrowInvalid:
+            kind = "numbers that are not whole"
+    elif pa.types.is_large_string(values.type):
+        values = pc.if_else(pc.equal(values, ""), pa.scalar(None, values.type), values)
+        return integers_if_plain(values) if nodes.is_text else values
+    elif pa.types.is_integer(values.type):
+        return values.cast(pa.int64())
+    elif pa.types.is_boolean(values.type) or pa.types.is_null(values.type):
+        return values
+    else:
+        kind = str(values.type)
+    raise InputError(
+        f"{nodes.path}, column {column!r}: labels must be strings, integers or booleans, got {kind}; cast the column"
+    )

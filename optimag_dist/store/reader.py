@@ -1,0 +1,230 @@
+"""The graph store as the rest of the program sees it: memory-mapped, read-only, opened by path."""
+
+import itertools
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from optimag_dist.store.layout import (
+    ATTRIBUTE_ROWS,
+    BATCH_ROWS,
+    NODES,
+    SPLITS,
+    TOPOLOGY,
+    Modality,
+    StoreMeta,
+    attribute_file,
+    read_meta,
+)
+from optimag_dist.store.writer import ContentDigest
+from optimag_dist.types import CSR, InputError
+
+
+class GraphStore:
+    """A multimodal attributed graph on disk. Open it with :meth:`open`.
+
+    Opening maps files and reads nothing; arrays handed out are read-only views of the maps unless said otherwise.
+    Pickles as its path, so that it may travel to other processes of the same host for nothing.
+
+    Attributes:
+        path: absolute path of the directory.
+        name: as in the schema it was ingested with.
+        num_nodes: n.
+        num_arcs: m; an undirected edge is two arcs.
+        directed: whether the input was.
+        content_hash: sha256 of the content: equal for equal graphs, whatever their name and path.
+        modalities: name → :class:`Modality`, in the order of the schema.
+        classes: the labels as text; empty when the store has none.
+        attributes: name → ``text`` or ``image``.
+    """
+
+    def __init__(self, path: Path, meta: StoreMeta) -> None:
+        self.path = path
+        self.name = meta.name
+        self.num_nodes = meta.num_nodes
+        self.num_arcs = meta.num_arcs
+        self.directed = meta.directed
+        self.content_hash = meta.content_hash
+        self.modalities: Mapping[str, Modality] = {modality.name: modality for modality in meta.modalities}
+        self.classes = meta.classes or ()
+        self.attributes: Mapping[str, str] = dict(meta.attributes)
+        self._meta = meta
+        # Mapped now, not when first used: by then another store may stand at this path.
+        self._maps = {file: pa.memory_map(str(path / file)) for file in meta.files}
+        self._features: dict[str, list[np.ndarray]] = {}
+        self._attribute_files: dict[str, pa.RecordBatchFileReader] = {}
+
+    @classmethod
+    def open(cls, path: str | Path) -> "GraphStore":
+        """Open the store at ``path``.
+
+        Raises:
+            InputError: there is none, it is of another format version, or a file of it is missing or truncated.
+        """
+        path = Path(path).resolve()
+        return cls(path, read_meta(path))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, (self.path, self.content_hash)
+
+    def __repr__(self) -> str:
+        return f"GraphStore({str(self.path)!r}, {self.num_nodes:,} nodes, {self.num_arcs:,} arcs)"
+
+    @cached_property
+    def topology(self) -> CSR:
+        """In-CSR: row v holds the sources u of the arcs u→v, ascending, no duplicates, no self loops.
+
+        indptr (n + 1,) int64; indices (m,) int32 (int64 from 2³¹ nodes on).
+        """
+        rows = self._reader(TOPOLOGY).get_batch(0).column(0)
+        return CSR(rows.offsets.to_numpy(), rows.values.to_numpy())
+
+    @cached_property
+    def labels(self) -> np.ndarray | None:
+        """(n,) int32 position in ``classes``, −1 for unlabelled; None when the store has no labels."""
+        return None if self._meta.classes is None else self._nodes.column("label").to_numpy()
+
+    @cached_property
+    def split(self) -> np.ndarray | None:
+        """(n,) int8: 0 train, 1 val, 2 test, −1 none; None when the store has no split."""
+        return self._nodes.column("split").to_numpy() if self._meta.has_split else None
+
+    def present(self, modality: str) -> np.ndarray:
+        """(n,) bool: whether the node has a value in ``modality``."""
+        return self._nodes.column(f"present:{self._modality(modality).name}").to_numpy().view(bool)
+
+    def gather(self, modality: str, node_ids: np.ndarray) -> np.ndarray:
+        """Feature rows of ``node_ids`` ((k,) int64, any order, repeats allowed).
+
+        Returns:
+            A new (k, width) array of the stored dtype; absent rows are zeros.
+
+        Raises:
+            IndexError: an id outside 0 … n − 1.
+        """
+        record = self._modality(modality)
+        node_ids = self._checked(node_ids)
+        batches = self._feature_batches(record)
+        out = np.empty((len(node_ids), record.width), dtype=record.dtype)
+        order = np.argsort(node_ids // BATCH_ROWS, kind="stable")
+        number, local = np.divmod(node_ids[order], BATCH_ROWS)
+        cuts = [*np.flatnonzero(np.diff(number, prepend=-1)), len(order)]
+        for start, stop in itertools.pairwise(cuts):
+            out[order[start:stop]] = batches[number[start]][local[start:stop]]
+        return out
+
+    def ids(self, node_ids: np.ndarray) -> list[Any]:
+        """The users' ids (all str or all int) of ``node_ids`` ((k,) int64)."""
+        return self._nodes.column("id").take(pa.array(self._checked(node_ids))).to_pylist()
+
+    def lookup(self, user_ids: Iterable[Any]) -> np.ndarray:
+        """(k,) int64 node ids of the users' ids.
+
+        Raises:
+            InputError: an id that no node has, or of another type than the store's.
+        """
+        user_ids = list(user_ids)
+        known = self._nodes.column("id")
+        try:
+            wanted = pa.array(user_ids, known.type)
+        except (pa.ArrowException, OverflowError) as error:
+            kind = "integers" if self._meta.id_type == "int64" else "strings"
+            raise InputError(
+                f"{self.path}: the ids of this store are {kind}, such as {known[0].as_py()!r}: {error}"
+            ) from error
+        found = pc.index_in(wanted, value_set=known)
+        missing = np.flatnonzero(found.is_null().to_numpy(zero_copy_only=False))
+        if len(missing):
+            more = f" ({len(missing) - 1:,} more such ids)" if len(missing) > 1 else ""
+            raise InputError(f"{self.path}: no node has the id {user_ids[missing[0]]!r}{more}")
+        return found.to_numpy().astype(np.int64)
+
+    def attribute(self, name: str, node_ids: np.ndarray) -> list[Any]:
+        """Attribute ``name`` of ``node_ids`` ((k,) int64): str (text) or bytes (image), None where there is none."""
+        if name not in self.attributes:
+            raise InputError(f"{self.path}: no attribute {name!r}; it has {', '.join(self.attributes) or 'none'}")
+        if name not in self._attribute_files:
+            self._attribute_files[name] = self._reader(attribute_file(name))
+        file = self._attribute_files[name]
+        places = (divmod(int(node), ATTRIBUTE_ROWS) for node in self._checked(node_ids))
+        return [file.get_batch(batch).column(0)[row].as_py() for batch, row in places]
+
+    def verify(self) -> None:
+        """Read everything once and compare it with the recorded digests.
+
+        Raises:
+            InputError: a file's content has changed since it was written.
+        """
+        for name, stored in self._meta.files.items():
+            digest = ContentDigest()
+            try:
+                reader = self._reader(name)
+                for index in range(reader.num_record_batches):
+                    digest.update(reader.get_batch(index))
+                intact = digest.hexdigest() == stored.digest
+            except (pa.ArrowException, OSError, ValueError):
+                intact = False
+            if not intact:
+                raise InputError(f"{self.path / name}: damaged (its content is not what was written); ingest again")
+
+    def summary(self) -> str:
+        """A few lines for people: counts, missing values, classes, split sizes."""
+        n = self.num_nodes
+        degree = np.diff(self.topology.indptr)
+        linked = degree > 0
+        linked[self.topology.indices] = True
+        kind = "directed" if self.directed else f"{self.num_arcs // 2:,} undirected edges stored both ways"
+        lines = [f"{self.name}: {n:,} nodes ({n - int(linked.sum()):,} isolated), {self.num_arcs:,} arcs ({kind})"]
+        for modality in self.modalities.values():
+            missing = n - int(np.count_nonzero(self.present(modality.name)))
+            lines.append(
+                f"  modality {modality.name}: {modality.width} × {modality.dtype}, "
+                f"missing in {missing:,} nodes ({missing / n:.1%})"
+            )
+        if self.labels is not None:
+            lines.append(f"  labels: {len(self.classes)} classes, {int((self.labels >= 0).sum()):,} nodes labelled")
+        if self.split is not None:
+            sizes = [f"{name} {int((self.split == code).sum()):,}" for code, name in enumerate(SPLITS)]
+            lines.append(f"  split: {', '.join(sizes)}, none {int((self.split < 0).sum()):,}")
+        if self.attributes:
+            lines.append(f"  attributes: {', '.join(f'{name} ({kind})' for name, kind in self.attributes.items())}")
+        return "\n".join([*lines, f"  content hash: {self.content_hash[:16]}"])
+
+    @cached_property
+    def _nodes(self) -> pa.RecordBatch:
+        return self._reader(NODES).get_batch(0)
+
+    def _reader(self, file: str) -> pa.RecordBatchFileReader:
+        return pa.ipc.open_file(self._maps[file])
+
+    def _modality(self, name: str) -> Modality:
+        if name not in self.modalities:
+            raise InputError(f"{self.path}: no modality {name!r}; it has {', '.join(self.modalities)}")
+        return self.modalities[name]
+
+    def _feature_batches(self, modality: Modality) -> list[np.ndarray]:
+        if modality.name not in self._features:
+            reader = self._reader(modality.file)
+            columns = (reader.get_batch(index).column(0) for index in range(reader.num_record_batches))
+            self._features[modality.name] = [
+                column.flatten().to_numpy(zero_copy_only=True).reshape(-1, modality.width) for column in columns
+            ]
+        return self._features[modality.name]
+
+    def _checked(self, node_ids: np.ndarray) -> np.ndarray:
+        node_ids = np.asarray(node_ids, dtype=np.int64)
+        if len(node_ids) and not (node_ids.min() >= 0 and node_ids.max() < self.num_nodes):
+            raise IndexError(f"node ids must lie in 0 … {self.num_nodes - 1}, got {node_ids.min()} … {node_ids.max()}")
+        return node_ids
+
+
+def _reopen(path: Path, content_hash: str) -> GraphStore:
+    store = GraphStore.open(path)
+    if store.content_hash != content_hash:
+        raise InputError(f"{path}: the store was replaced by another one while in use; start again")
+    return store

@@ -1,0 +1,127 @@
+"""The YAML file that describes a user's node and edge tables."""
+
+import re
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from optimag_dist.options import Options
+
+# Modality and attribute names become file names in the store and module names in a model.
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
+
+
+class NodeTable(Options):
+    """Where the nodes stand; row order is the order of the dense ids.
+
+    Attributes:
+        file: ``.parquet`` or ``.csv``, relative to the YAML file.
+        id: column of the users' ids (strings or integers, any order, no duplicates).
+        label: column of class labels (strings, integers or booleans); an empty cell means unlabelled.
+        split: column with ``train``, ``val``, ``test`` or empty.
+        classes: the allowed labels in their order; by default the sorted distinct labels.
+    """
+
+    file: str
+    id: str
+    label: str | None = None
+    split: str | None = None
+    classes: tuple[bool | int | str, ...] | None = None
+
+    @model_validator(mode="after")
+    def _classes_fit(self) -> "NodeTable":
+        if self.classes is not None:
+            if self.label is None:
+                raise ValueError(
+                    "'classes' lists labels, but no 'label' column is named; add 'label' or drop 'classes'"
+                )
+            names = [str(name) for name in self.classes]
+            if not names or len(set(names)) != len(names):
+                raise ValueError(f"'classes' must list at least one label and none twice, got {names}")
+        return self
+
+
+class ModalitySource(Options):
+    """Where one modality's features stand: exactly one of ``column``, ``columns`` and ``file``.
+
+    Attributes:
+        column: column of the node table with one list of numbers per node (in CSV: text such as ``0.1 0.2``,
+            ``0.1;0.2`` or ``[0.1, 0.2]``); an empty cell means missing.
+        columns: several columns of the node table with one number each; all of them empty means missing.
+        file: ``.npy`` of shape (nodes, width), rows in the order of the node table; a row of NaN means missing.
+        dtype: how the store keeps the numbers.
+    """
+
+    column: str | None = None
+    columns: tuple[str, ...] | None = None
+    file: str | None = None
+    dtype: Literal["float16", "float32"] = "float32"
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "ModalitySource":
+        given = [key for key in ("column", "columns", "file") if getattr(self, key) is not None]
+        if len(given) != 1:
+            raise ValueError(f"needed exactly one of 'column', 'columns' and 'file', got {given or 'none of them'}")
+        if self.columns is not None and (not self.columns or len(set(self.columns)) != len(self.columns)):
+            raise ValueError(f"'columns' must name at least one column and none twice, got {list(self.columns)}")
+        return self
+
+
+class AttributeSource(Options):
+    """Raw text or pictures kept beside the features, for people to look at.
+
+    Attributes:
+        column: column of the node table.
+        kind: ``text``; ``image`` (the column holds the picture's bytes); ``image_path`` (the column holds paths of
+            picture files, relative to the YAML file, which are read into the store).
+    """
+
+    column: str
+    kind: Literal["text", "image", "image_path"]
+
+
+class EdgeTable(Options):
+    """Where the edges stand.
+
+    Attributes:
+        file: ``.parquet`` or ``.csv``, relative to the YAML file.
+        source: column of the node id an edge starts at.
+        target: column of the node id it ends at.
+        directed: whether source and target differ in meaning; otherwise every edge is stored both ways.
+    """
+
+    file: str
+    source: str
+    target: str
+    directed: bool = False
+
+    @model_validator(mode="after")
+    def _two_columns(self) -> "EdgeTable":
+        if self.source == self.target:
+            raise ValueError(f"'source' and 'target' are the same column {self.source!r}; every edge would be a loop")
+        return self
+
+
+class IngestSchema(Options):
+    """A whole graph in the user's files."""
+
+    name: str = Field(min_length=1)
+    nodes: NodeTable
+    modalities: dict[str, ModalitySource] = Field(min_length=1)
+    attributes: dict[str, AttributeSource] = Field(default_factory=dict)
+    edges: EdgeTable
+
+    @field_validator("modalities", "attributes")
+    @classmethod
+    def _names_fit(cls, value: dict[str, Options]) -> dict[str, Options]:
+        for name in value:
+            if not _NAME.fullmatch(name):
+                raise ValueError(
+                    f"the name {name!r} may hold only letters, digits, '_' and '-', starting with a letter"
+                )
+            if name.lower() == "id":
+                raise ValueError(f"the name {name!r} is kept for the column of node ids in exported tables")
+        # Two names that differ in case only would be one file on a case-insensitive disk.
+        if len({name.lower() for name in value}) != len(value):
+            raise ValueError(f"names must differ in more than upper and lower case, got {list(value)}")
+        return value
