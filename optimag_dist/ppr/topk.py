@@ -1,0 +1,166 @@
+"""Top-k personalised PageRank of a set of sources on one machine."""
+
+import itertools
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from numba import config
+
+from optimag_dist.ppr.graph import check_csr, symmetrise
+from optimag_dist.ppr.push import Workspace, push_top_k
+from optimag_dist.types import CSR, InputError
+
+# Sources a thread takes at a time: some milliseconds of work, so that an expensive source holds nobody up for long.
+_CHUNK = 128
+
+
+@dataclass(frozen=True)
+class TopK:
+    """Rows of PPR and the work they took.
+
+    Attributes:
+        indptr: (S + 1,) int64.
+        indices: (entries,) int32 node ids.
+        values: (entries,) float32, falling within a row.
+        pushes: push operations done.
+        arcs: arcs read by them.
+    """
+
+    indptr: np.ndarray
+    indices: np.ndarray
+    values: np.ndarray
+    pushes: int
+    arcs: int
+
+
+def ppr_topk(
+    indptr: np.ndarray,
+    indices: np.ndarray,
+    sources: np.ndarray,
+    *,
+    teleport: float = 0.15,
+    eps: float = 1e-4,
+    k: int = 32,
+    num_threads: int | None = None,
+    assume_symmetric: bool = False,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The k largest entries of personalised PageRank for each source.
+
+    π_s = β Σ_t (1−β)^t e_s (D⁻¹A)^t, β = ``teleport``, on the undirected graph of the input: reverse arcs are added,
+    self loops and duplicates dropped. A walk at a node without neighbours stays there, so π_s(s) = 1 for such a node.
+
+    Forward push (Andersen, Chung & Lang 2006; top-k as in PPRGo, Bojchevski et al. 2020) leaves an estimate p and a
+    residual r with r(v) ≤ eps·deg(v). The entries kept are the largest of p + βr, for which
+
+        0 ≤ π_s(v) − value(v) ≤ eps·deg(v)
+
+    up to float64 rounding in the sums; the value is then rounded *down* to float32, which may add 2⁻²³·value on the
+    right. Which nodes come first is decided on these float32 values. The result does not depend on the number of
+    threads or on which other sources are asked for.
+
+    Args:
+        indptr: (n + 1,) integers.
+        indices: (m,) integers, neighbours of node i at ``indices[indptr[i]:indptr[i + 1]]`` in any order.
+        sources: (S,) integers, node ids in any order, repetitions allowed.
+        teleport: β in (0, 1), the probability to jump back to the source at each step.
+        eps: positive residual tolerance per degree; work per source is at most 1/(eps·β) arcs.
+        k: at least 1, entries kept per source; a row is shorter where push reaches fewer nodes.
+        num_threads: default: the cores this process may use.
+        assume_symmetric: trust that the graph is undirected, without self loops and duplicates (saves an O(m) check).
+
+    Returns:
+        ``(indptr, indices, values)``: (S + 1,) int64, (entries,) int32, (entries,) float32. Row i belongs to
+        ``sources[i]``, falls in value, ties rise in node id, and contains the source itself.
+
+    Raises:
+        InputError: an option outside its range, an inconsistent CSR, or a source that is no node.
+    """
+    if not 0 < teleport < 1:
+        raise InputError(f"teleport: needed a probability strictly between 0 and 1, got {teleport!r}")
+    if not 0 < eps < np.inf:
+        raise InputError(f"eps: needed a positive number, got {eps!r}")
+    if k < 1:
+        raise InputError(f"k: needed at least 1 entry per row, got {k!r}")
+    if num_threads is not None and num_threads < 1:
+        raise InputError(f"num_threads: needed at least 1, got {num_threads!r}")
+    csr = check_csr(indptr, indices)
+    source_ids = check_node_ids(sources, csr.num_nodes, "sources")
+    if not assume_symmetric:
+        csr = symmetrise(csr)
+    rows = push_sources(csr, source_ids, teleport=teleport, eps=eps, k=k, num_threads=num_threads)
+    return rows.indptr, rows.indices, rows.values
+
+
+def check_node_ids(node_ids: np.ndarray, num_nodes: int, name: str = "node_ids") -> np.ndarray:
+    """``node_ids`` as (N,) int64.
+
+    Raises:
+        InputError: not a vector of integers, or an entry outside [0, num_nodes).
+    """
+    ids = np.asarray(node_ids)
+    if ids.ndim != 1 or (ids.dtype.kind not in "iu" and len(ids)):
+        raise InputError(f"{name}: needed a vector of integer node ids, got {ids.dtype} of shape {ids.shape}")
+    ids = ids.astype(np.int64, copy=False)
+    outside = np.flatnonzero((ids < 0) | (ids >= num_nodes))
+    if len(outside):
+        place = int(outside[0])
+        raise InputError(f"{name}[{place}] = {ids[place]} is no node of a graph with {num_nodes} nodes")
+    return ids
+
+
+def push_sources(
+    csr: CSR, sources: np.ndarray, *, teleport: float, eps: float, k: int, num_threads: int | None = None
+) -> TopK:
+    """:func:`ppr_topk` on a graph known to be symmetric and for sources known to be nodes; nothing is checked."""
+    # One signature for arrays from memory, from a memory map and from Ray's object store: one compilation.
+    indptr, indices, sources = (_read_only(array) for array in (csr.indptr, csr.indices, sources))
+    k = min(k, csr.num_nodes)
+    nodes = np.empty((len(sources), k), np.int32)
+    values = np.empty((len(sources), k), np.float32)
+    sizes = np.zeros(len(sources), np.int64)
+    chunks = itertools.count(0, _CHUNK)
+
+    def work(_: int) -> tuple[int, int]:
+        space = Workspace.allocate(indptr)
+        pushes = arcs = 0
+        # next() on the shared counter is atomic: every chunk goes to exactly one thread.
+        while (start := next(chunks)) < len(sources):
+            part = slice(start, start + _CHUNK)
+            done = push_top_k(
+                indptr,
+                indices,
+                sources[part],
+                float(teleport),
+                float(eps),
+                space.record,
+                space.first_slot,
+                space.node,
+                space.residual,
+                space.estimate,
+                space.queue,
+                nodes[part],
+                values[part],
+                sizes[part],
+            )
+            pushes, arcs = pushes + done[0], arcs + done[1]
+        return pushes, arcs
+
+    # Threads of our own and not numba's: its OpenMP layer kills a process that forks afterwards, as data loaders do.
+    available = config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
+    wanted = min(num_threads or available, max(1, -(-len(sources) // _CHUNK)))
+    if wanted == 1:
+        done = [work(0)]
+    else:
+        with ThreadPoolExecutor(wanted) as pool:
+            done = list(pool.map(work, range(wanted)))
+    kept = np.arange(k) < sizes[:, None]
+    out_indptr = np.zeros(len(sources) + 1, np.int64)
+    np.cumsum(sizes, out=out_indptr[1:])
+    return TopK(out_indptr, nodes[kept], values[kept], sum(d[0] for d in done), sum(d[1] for d in done))
+
+
+def _read_only(array: np.ndarray) -> np.ndarray:
+    view = np.ascontiguousarray(array).view()
+    view.flags.writeable = False
+    return view
