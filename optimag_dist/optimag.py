@@ -1,0 +1,160 @@
+"""OptiMAG in three lines of any torch loop: look the graph up, regularise the embeddings."""
+
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from optimag_dist.ppr import PPRArtefact
+from optimag_dist.types import GraphPrior, InputError
+from optimag_dist.ufgw import UFGWDiagnostics, UFGWRegulariser
+from optimag_dist.ufgw.costs import AnchorKind
+
+
+class OptiMAG(nn.Module):
+    """Aligns each modality's structure with the graph's by unbalanced fused Gromov-Wasserstein (arXiv 2601.22856).
+
+        optimag = OptiMAG("my.store/ppr/…")
+        loss = task_loss + optimag({"text": h_text, "image": h_image}, node_ids)
+        optimag.diagnostics().kept_mass["image"]        # (N,) low where the picture conflicts with the graph
+
+    It has no parameters. The plans are solved anew at every call and held fixed in the gradient.
+
+    Args:
+        prior: personalised PageRank of the graph: the path of a PPR artefact, an open one (or anything with
+            ``submatrix(node_ids)``), or a dense (n, n) tensor of values ≥ 0 for a small graph. A dense one moves with
+            ``.to(device)`` and is not part of the state dict.
+        alpha: weight of structure against the anchor prior, in [0, 1].
+        rho: weight of the marginals, > 0; small values let nodes be left out cheaply.
+        tau: width of the anchor prior, > 0.
+        epsilon: entropy, > 0; above about 0.02 the kept mass no longer tells conflicts apart.
+        weight: factor of the whole term (λ), ≥ 0.
+        delta: floor under PPR, > 0.
+        n_outer: outer steps of the solver.
+        n_sinkhorn: Sinkhorn iterations in each.
+        anchor: ``ppr`` or ``identity``: how the two sides of a node are tied.
+
+    Raises:
+        InputError: the prior cannot be used.
+        ValueError: an option is out of range.
+    """
+
+    def __init__(
+        self,
+        prior: str | PathLike[str] | GraphPrior | Tensor,
+        *,
+        alpha: float = 0.6,
+        rho: float = 0.1,
+        tau: float = 0.5,
+        epsilon: float = 0.01,
+        weight: float = 1.0,
+        delta: float = 1e-5,
+        n_outer: int = 5,
+        n_sinkhorn: int = 20,
+        anchor: AnchorKind = "ppr",
+    ) -> None:
+        super().__init__()
+        self.regulariser = UFGWRegulariser(
+            alpha=alpha,
+            rho=rho,
+            tau=tau,
+            epsilon=epsilon,
+            delta=delta,
+            weight=weight,
+            n_outer=n_outer,
+            n_sinkhorn=n_sinkhorn,
+            prior=anchor,
+        )
+        self.prior: GraphPrior | None = None
+        dense: Tensor | None = None
+        if isinstance(prior, (str, PathLike)):
+            self.prior = PPRArtefact.open(Path(prior))
+        elif isinstance(prior, Tensor):
+            dense = _checked_dense(prior)
+        elif callable(getattr(prior, "submatrix", None)):
+            self.prior = prior
+        else:
+            raise InputError(
+                f"prior: got {type(prior).__name__}; needed the path of a PPR artefact, an open one, or a dense (n, n) "
+                "torch tensor (torch.as_tensor converts a numpy array)"
+            )
+        self.dense: Tensor | None
+        self.register_buffer("dense", dense, persistent=False)
+        # None: the prior is the user's own and judges the ids itself.
+        self.num_nodes: int | None = None
+        if dense is not None:
+            self.num_nodes = len(dense)
+        elif isinstance(self.prior, PPRArtefact):
+            self.num_nodes = self.prior.num_nodes
+
+    def forward(
+        self, embeddings: Mapping[str, Tensor], node_ids: Tensor, present: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
+        """The regulariser over one group of nodes, to be added to the task's loss.
+
+        Args:
+            embeddings: modality → (N, d_m) encoder outputs, row i belongs to ``node_ids[i]``; widths may differ.
+            node_ids: (N,) int64 distinct nodes of the graph, N ≥ 2, on any device (read on the host).
+            present: modality → (N,) bool, False where a node lacks the modality; default all present.
+
+        Returns:
+            0-dim tensor: weight · Σ_m UFGW.
+
+        Raises:
+            InputError: unusable node ids.
+            ValueError: unusable embeddings, see :meth:`UFGWRegulariser.forward`.
+        """
+        if not isinstance(embeddings, Mapping) or not embeddings:
+            raise InputError(
+                "embeddings: needed a mapping of modality names to (N, d) tensors, with at least one entry"
+            )
+        device = next(iter(embeddings.values())).device
+        ids = self._checked_ids(node_ids)
+        if self.dense is not None:
+            rows = ids.to(self.dense.device)
+            proximity = self.dense[rows[:, None], rows]
+        else:
+            assert self.prior is not None
+            proximity = torch.as_tensor(self.prior.submatrix(ids.numpy()))
+        value: Tensor = self.regulariser(embeddings, proximity.to(device), present)
+        return value
+
+    def diagnostics(self) -> UFGWDiagnostics:
+        """Kept mass per modality, parts of the objective and solver status of the last call.
+
+        Raises:
+            RuntimeError: the module has not been called yet.
+        """
+        return self.regulariser.diagnostics()
+
+    def _checked_ids(self, node_ids: Tensor) -> Tensor:
+        if not isinstance(node_ids, Tensor) or node_ids.dtype != torch.int64 or node_ids.ndim != 1:
+            got = (
+                f"{node_ids.dtype} {tuple(node_ids.shape)}" if isinstance(node_ids, Tensor) else type(node_ids).__name__
+            )
+            raise InputError(f"node_ids: got {got}, needed a LongTensor of shape (N,)")
+        if len(node_ids) < 2:
+            raise InputError(f"node_ids: got {len(node_ids)} node(s); a structure needs at least 2")
+        ids = node_ids.detach().cpu()
+        ordered = ids.sort().values
+        low, high = int(ordered[0]), int(ordered[-1])
+        if low < 0 or (self.num_nodes is not None and high >= self.num_nodes):
+            bound = "n" if self.num_nodes is None else self.num_nodes
+            raise InputError(f"node_ids: range from {low} to {high}; the prior's nodes are 0 ≤ id < {bound}")
+        twice = ordered[1:][ordered[1:] == ordered[:-1]]
+        if len(twice):
+            raise InputError(f"node_ids: node {int(twice[0])} comes more than once; needed distinct nodes")
+        return ids
+
+
+def _checked_dense(prior: Tensor) -> Tensor:
+    if prior.ndim != 2 or prior.shape[0] != prior.shape[1] or not prior.is_floating_point():
+        raise InputError(f"prior: got {prior.dtype} of shape {tuple(prior.shape)}, needed floating point (n, n) PPR")
+    values = prior.detach()
+    if not bool(values.isfinite().all()):
+        raise InputError(f"prior: {int((~values.isfinite()).sum())} values are NaN or infinite; needed PPR values ≥ 0")
+    if bool((values < 0).any()):
+        raise InputError(f"prior: the minimum is {float(values.min()):.3g}; needed PPR values ≥ 0")
+    return values

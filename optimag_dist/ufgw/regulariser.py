@@ -1,0 +1,209 @@
+"""OptiMAG's regulariser: weight · Σ_m UFGW(π*_m), the plans held fixed (arXiv 2601.22856).
+
+The gradient reaches the encoders through the modality costs alone,
+∂/∂C̄_m(i,k) = 2α [C̄_m(i,k) r_i r_k − (π C̄_G πᵀ)_ik], r = π1: it pulls apart or together exactly the pairs whose
+distance disagrees with that of the nodes their mass was sent to, and leaves rejected nodes alone.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from optimag_dist.ufgw.checks import DoorChecks, check_weights, require_positive
+from optimag_dist.ufgw.costs import AnchorKind, anchor_prior, cosine_cost, graph_cost
+from optimag_dist.ufgw.objective import structure_term
+from optimag_dist.ufgw.problem import UFGWProblem
+from optimag_dist.ufgw.solution import SolverStatus, UFGWSolution
+from optimag_dist.ufgw.solver import Budget, report, solve
+
+
+@dataclass(frozen=True, eq=False)
+class UFGWDiagnostics:
+    """What the last call found; all tensors are detached and stay on their device.
+
+    Attributes:
+        kept_mass: modality → (N,) π1/μ per node: low where the modality conflicts with the graph; NaN where absent.
+        received_mass: modality → (N,) πᵀ1/ν per node, NaN where absent.
+        parts: modality → weighted terms of the objective by name, 0-dim each (before the regulariser's weight).
+        status: the solver's, one entry per modality in the order of ``kept_mass``.
+    """
+
+    kept_mass: Mapping[str, Tensor]
+    received_mass: Mapping[str, Tensor]
+    parts: Mapping[str, Mapping[str, Tensor]]
+    status: SolverStatus
+
+
+class UFGWRegulariser(nn.Module):
+    """Aligns the structure within each modality with the graph's, over one group of nodes. No parameters of its own.
+
+    Args:
+        alpha: weight of structure against the anchor prior, in [0, 1].
+        rho: weight of the marginals, > 0; small values let nodes be left out cheaply.
+        tau: width of the anchor prior, > 0.
+        epsilon: entropy, > 0; above about 0.02 the kept mass no longer tells conflicts apart.
+        delta: floor under PPR, > 0; rejection needs a small one.
+        weight: factor of the whole term, ≥ 0.
+        n_outer: outer steps of the solver.
+        n_sinkhorn: Sinkhorn iterations in each.
+        prior: ``ppr`` or ``identity``, see :func:`~optimag_dist.ufgw.anchor_prior`.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        alpha: float = 0.6,
+        rho: float = 0.1,
+        tau: float = 0.5,
+        epsilon: float = 0.01,
+        delta: float = 1e-5,
+        weight: float = 1.0,
+        n_outer: int = 5,
+        n_sinkhorn: int = 20,
+        prior: AnchorKind = "ppr",
+    ) -> None:
+        super().__init__()
+        check_weights(alpha, rho, epsilon, n_outer, n_sinkhorn)
+        require_positive(tau=tau, delta=delta)
+        if weight != 0:
+            require_positive(weight=weight)
+        if prior not in ("ppr", "identity"):
+            raise ValueError(f"prior={prior!r}: needed one of 'ppr', 'identity'")
+        self.alpha, self.rho, self.tau, self.epsilon, self.delta = alpha, rho, tau, epsilon, delta
+        self.weight, self.n_outer, self.n_sinkhorn, self.prior = weight, n_outer, n_sinkhorn, prior
+        self._last: UFGWDiagnostics | None = None
+
+    def extra_repr(self) -> str:
+        names = ("alpha", "rho", "tau", "epsilon", "delta", "weight", "n_outer", "n_sinkhorn", "prior")
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
+
+    def forward(
+        self, embeddings: Mapping[str, Tensor], proximity: Tensor, present: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
+        """The weighted sum over modalities, all solved as one batch.
+
+        Args:
+            embeddings: modality → (N, d_m), floating point, row i = node i; lengths of rows do not matter, but no row
+                of a present node may be zero. Rows of absent nodes are not read. Half precision, also by autocast, is
+                computed in float32.
+            proximity: (N, N) PPR among the same nodes, ≥ 0, same device.
+            present: modality → (N,) bool; a modality without an entry is present everywhere. One that no node of the
+                group has adds 0.
+
+        Returns:
+            0-dim float32 (float64 if an embedding is).
+
+        Raises:
+            ValueError: shapes do not fit, NaN or infinite values, negative proximity, or a present node with a zero
+                embedding (its cosine is undefined). On a GPU this and the solver's health are read together: one wait.
+        """
+        _check_shapes(embeddings, proximity, present)
+        names = list(embeddings)
+        dtype = torch.float32
+        for z in embeddings.values():
+            dtype = torch.promote_types(dtype, z.dtype)
+        masks = torch.stack([_mask(embeddings[name], present, name) for name in names])
+        checks = DoorChecks()
+        for name, mask in zip(names, masks, strict=True):
+            _check_values(checks, name, embeddings[name], mask)
+        checks.refuse_non_finite(proximity, "proximity")
+        checks.refuse_if((proximity < 0).any(), lambda: "proximity has negative values; PPR is at least 0")
+
+        with torch.autocast(proximity.device.type, enabled=False):
+            C_m = torch.stack(
+                [cosine_cost(embeddings[name].to(dtype), mask) for name, mask in zip(names, masks, strict=True)]
+            )
+            C_G = graph_cost(proximity.detach().to(dtype), self.delta)
+            anyone = masks.any(1)
+            solution = self._solve(C_m.detach(), C_G, masks, checks)
+            structure = self.alpha * structure_term(C_m, C_G[None], solution.plan)
+            constant = solution.objective - solution.parts["quadratic"]
+            value = torch.where(anyone, structure + constant, 0.0)
+        self._last = UFGWDiagnostics(
+            kept_mass=dict(zip(names, torch.where(masks, solution.kept_mass, torch.nan), strict=True)),
+            received_mass=dict(zip(names, torch.where(masks, solution.received_mass, torch.nan), strict=True)),
+            parts={
+                name: {part: torch.where(anyone[i], x[i], 0.0) for part, x in solution.parts.items()}
+                for i, name in enumerate(names)
+            },
+            status=solution.status,
+        )
+        return self.weight * value.sum()
+
+    def diagnostics(self) -> UFGWDiagnostics:
+        """What the last call of the module found.
+
+        Raises:
+            RuntimeError: it has not been called yet.
+        """
+        if self._last is None:
+            raise RuntimeError("no diagnostics yet: call the regulariser on a group of nodes first")
+        return self._last
+
+    @torch.no_grad()
+    def _solve(self, C_m: Tensor, C_G: Tensor, masks: Tensor, checks: DoorChecks) -> UFGWSolution:
+        # A modality that nobody has is solved over everybody, and its value dropped: no branch on a device value.
+        weights = (masks | ~masks.any(1, keepdim=True)).to(C_m.dtype)
+        marginal = weights / weights.sum(1, keepdim=True)
+        M = anchor_prior(C_G, self.tau, kind=self.prior)
+        shift = C_G.mean()
+        problem = UFGWProblem(
+            C_m - shift, C_G[None] - shift, M[None], marginal, marginal, self.alpha, self.rho, self.epsilon
+        )
+        budget = Budget(self.n_outer, self.n_sinkhorn)
+        return report(problem, solve(problem, budget, checks), budget)
+
+
+def _mask(z: Tensor, present: Mapping[str, Tensor] | None, name: str) -> Tensor:
+    if present is None or name not in present:
+        return torch.ones(len(z), dtype=torch.bool, device=z.device)
+    return present[name]
+
+
+def _check_shapes(embeddings: Mapping[str, Tensor], proximity: Tensor, present: Mapping[str, Tensor] | None) -> None:
+    if not isinstance(embeddings, Mapping) or not embeddings:
+        raise ValueError("embeddings: needed a mapping of modality names to (N, d) tensors, with at least one entry")
+    if proximity.ndim != 2 or proximity.shape[0] != proximity.shape[1] or not len(proximity):
+        raise ValueError(f"proximity: got shape {tuple(proximity.shape)}, needed (N, N) with N ≥ 1")
+    nodes = len(proximity)
+    for name, z in embeddings.items():
+        if z.ndim != 2 or len(z) != nodes or z.shape[1] == 0:
+            raise ValueError(f"embeddings[{name!r}]: got shape {tuple(z.shape)}, needed ({nodes}, d) as proximity has")
+        if not z.is_floating_point():
+            raise ValueError(f"embeddings[{name!r}]: got {z.dtype}, needed floating point")
+        if z.device != proximity.device:
+            raise ValueError(
+                f"embeddings[{name!r}] is on {z.device}, proximity on {proximity.device}; needed one device"
+            )
+    for name, mask in (present or {}).items():
+        if name not in embeddings:
+            raise ValueError(f"present[{name!r}]: no such modality; embeddings has {', '.join(map(repr, embeddings))}")
+        if mask.dtype != torch.bool or mask.shape != (nodes,):
+            raise ValueError(
+                f"present[{name!r}]: got {mask.dtype} of shape {tuple(mask.shape)}, needed bool of shape ({nodes},)"
+            )
+        if mask.device != proximity.device:
+            raise ValueError(
+                f"present[{name!r}] is on {mask.device}, proximity on {proximity.device}; needed one device"
+            )
+
+
+def _check_values(checks: DoorChecks, name: str, z: Tensor, mask: Tensor) -> None:
+    values = z.detach()
+    bad = mask & ~values.isfinite().all(1)
+    zero = mask & (values == 0).all(1)
+    checks.refuse_if(
+        bad.any(), lambda: f"embeddings[{name!r}]: row {int(bad.nonzero()[0])} of {int(bad.sum())} has NaN or infinity"
+    )
+    checks.refuse_if(
+        zero.any(),
+        lambda: (
+            f"embeddings[{name!r}]: row {int(zero.nonzero()[0])} is zero ({int(zero.sum())} in all), so its cosine "
+            "is undefined; mark nodes without this modality absent through `present`"
+        ),
+    )
