@@ -1,0 +1,136 @@
+"""Which nodes train together: every step's seed groups, as a pure function of (seed, epoch, step).
+
+A group is one transport problem. With uniformly drawn seeds from a large graph Π_B is almost diagonal and says nothing
+about structure, so a group's anchors (its supervised nodes) bring their strongest PPR neighbours with them:
+influence-based batching (Gasteiger et al., arXiv 2212.09083).
+
+The groups of a step are the same whatever the number of workers; workers share them out. That is what makes the
+gradient of a step independent of the number of workers.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from optimag_dist.options import Options
+from optimag_dist.ppr import PPRArtefact
+from optimag_dist.types import InputError, SeedGroup
+
+
+class SamplingOptions(Options):
+    """How batches are drawn.
+
+    Attributes:
+        batcher: ``ppr`` fills a group with its anchors' strongest PPR neighbours, ``uniform`` with random nodes.
+        groups: seed groups (transport problems) per optimiser step, over all workers together.
+        anchors: supervised nodes per group, at most.
+        group_size: N, nodes per group (anchors included); capped at the number of nodes of the graph.
+        fanouts: neighbours sampled per node, one entry per message-passing layer, input side first; -1 takes all.
+        eval_fanouts: the same for evaluation; None takes all neighbours.
+    """
+
+    batcher: Literal["ppr", "uniform"] = "ppr"
+    groups: int = Field(2, ge=1)
+    anchors: int = Field(64, ge=2)
+    group_size: int = Field(256, ge=2)
+    fanouts: tuple[int, ...] = Field((10, 10), min_length=1)
+    eval_fanouts: tuple[int, ...] | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "SamplingOptions":
+        if self.anchors > self.group_size:
+            raise ValueError(f"anchors ({self.anchors}) must not exceed group_size ({self.group_size})")
+        for name in ("fanouts", "eval_fanouts"):
+            if any(f < -1 or f == 0 for f in getattr(self, name) or ()):
+                raise ValueError(f"{name} must be positive, or -1 for all neighbours")
+        if self.eval_fanouts is not None and len(self.eval_fanouts) != len(self.fanouts):
+            raise ValueError(f"eval_fanouts needs {len(self.fanouts)} entries, one per layer, like fanouts")
+        return self
+
+
+class SeedBatcher:
+    """Cuts ``nodes`` into seed groups, every node the anchor of exactly one group per epoch.
+
+    Args:
+        nodes: (T,) int64 ids of the nodes to cover (the training nodes).
+        num_nodes: nodes of the whole graph, from which groups are filled.
+        ppr: artefact with a row for every node; needed when groups are filled by PPR.
+        options: group sizes and batcher.
+        seed: together with the epoch and step it determines every group.
+        fill: whether groups are filled up to ``group_size``; without a regulariser only the anchors are of use.
+
+    Raises:
+        InputError: no nodes, or fewer nodes than groups per step.
+    """
+
+    def __init__(
+        self,
+        nodes: np.ndarray,
+        num_nodes: int,
+        ppr: PPRArtefact | None,
+        options: SamplingOptions,
+        *,
+        seed: int,
+        fill: bool = True,
+    ) -> None:
+        if len(nodes) < options.groups:
+            raise InputError(
+                f"{len(nodes)} training nodes cannot fill sampling.groups={options.groups} groups per step; "
+                f"label more nodes or lower sampling.groups"
+            )
+        if fill and options.batcher == "ppr" and ppr is None:
+            raise InputError("sampling.batcher=ppr needs a PPR artefact; compute one with: optimag ppr STORE")
+        self._nodes = np.asarray(nodes, dtype=np.int64)
+        self._num_nodes = num_nodes
+        self._ppr = ppr
+        self._options = options
+        self._seed = seed
+        self._target = min(options.group_size, num_nodes) if fill else 0
+
+    @property
+    def steps_per_epoch(self) -> int:
+        per_step = self._options.groups * self._options.anchors
+        return -(-len(self._nodes) // per_step)
+
+    def anchors(self, epoch: int) -> list[list[np.ndarray]]:
+        """Step → group → anchors of one epoch; sizes differ by at most one."""
+        order = np.random.default_rng((self._seed, epoch)).permutation(self._nodes)
+        groups = self._options.groups
+        pieces = np.array_split(order, self.steps_per_epoch * groups)
+        return [pieces[i : i + groups] for i in range(0, len(pieces), groups)]
+
+    def group(self, anchors: np.ndarray, *, key: Sequence[int]) -> SeedGroup:
+        """The group around ``anchors``; ``key`` (epoch, step, group) seeds what is drawn at random."""
+        seeds = anchors
+        if self._options.batcher == "ppr" and self._ppr is not None:
+            # A second round from what the first brought in, for anchors with few neighbours of their own.
+            for _ in range(2):
+                seeds = self._add_ppr_neighbours(self._ppr, seeds)
+        missing = self._target - len(seeds)
+        if missing > 0:
+            rng = np.random.default_rng((self._seed, *key))
+            seeds = np.concatenate([seeds, _draw_others(rng, self._num_nodes, seeds, missing)])
+        return SeedGroup(seeds=seeds, num_anchors=len(anchors))
+
+    def _add_ppr_neighbours(self, ppr: PPRArtefact, seeds: np.ndarray) -> np.ndarray:
+        missing = self._target - len(seeds)
+        if missing <= 0:
+            return seeds
+        _, columns, values = ppr.rows(seeds)
+        outside = ~np.isin(columns, seeds)
+        candidates, inverse = np.unique(columns[outside], return_inverse=True)
+        influence = np.bincount(inverse, weights=values[outside], minlength=len(candidates))
+        # Candidates are ascending, so a stable sort breaks ties by id.
+        best = candidates[np.argsort(-influence, kind="stable")[:missing]]
+        return np.concatenate([seeds, best])
+
+
+def _draw_others(rng: np.random.Generator, num_nodes: int, taken: np.ndarray, count: int) -> np.ndarray:
+    """``count`` distinct nodes not in ``taken``, touching O(count + len(taken)) memory."""
+    free = num_nodes - len(taken)
+    # The i-th free node is i plus the number of taken nodes at or below it.
+    picks = rng.choice(free, size=count, replace=False)
+    ordered = np.sort(taken)
+    return picks + np.searchsorted(ordered - np.arange(len(ordered)), picks, side="right")
