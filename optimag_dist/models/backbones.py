@@ -1,0 +1,83 @@
+"""Backbones over sampled blocks: each turns the input nodes' vectors into the destinations' hidden states.
+
+A backbone is a module with ``forward(x, blocks, degrees) -> Tensor``: x (U, width) for the batch's nodes, blocks input
+side first (destinations are the first rows of the sources), degrees (U,) in the whole graph; the result has one row per
+destination of the last block. ``passes_messages`` says whether it wants blocks at all.
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from optimag_dist.sparse import spmm
+from optimag_dist.types import Block
+
+
+class MLP(nn.Module):
+    """The same depth without the graph: what the features alone can do."""
+
+    passes_messages = False
+
+    def __init__(self, width: int, hidden: int, num_layers: int, dropout: float) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(width if i == 0 else hidden, hidden) for i in range(num_layers))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, blocks: Sequence[Block], degrees: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = self.dropout(layer(x).relu())
+        return x
+
+
+class SAGE(nn.Module):
+    """GraphSAGE with the mean aggregator (Hamilton et al., arXiv 1706.02216, algorithm 2)."""
+
+    passes_messages = True
+
+    def __init__(self, width: int, hidden: int, num_layers: int, dropout: float) -> None:
+        super().__init__()
+        widths = [width] + [hidden] * (num_layers - 1)
+        self.own = nn.ModuleList(nn.Linear(w, hidden) for w in widths)
+        self.neighbours = nn.ModuleList(nn.Linear(w, hidden, bias=False) for w in widths)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, blocks: Sequence[Block], degrees: Tensor) -> Tensor:
+        for own, neighbours, block in zip(self.own, self.neighbours, blocks, strict=True):
+            sources = x[: block.num_src]
+            sampled = block.indptr.diff().to(x.dtype)
+            mean = spmm(block.indptr, block.indices, None, sources) / sampled.clamp(min=1)[:, None]
+            x = self.dropout((own(sources[: block.num_dst]) + neighbours(mean)).relu())
+        return x
+
+
+class GCN(nn.Module):
+    """Graph convolution with symmetric normalisation and self loops (Kipf and Welling, arXiv 1609.02907).
+
+    On sampled neighbours the sum over all neighbours is estimated without bias: each sampled one stands for
+    degree / sampled of them, with the degrees of the whole graph.
+    """
+
+    passes_messages = True
+
+    def __init__(self, width: int, hidden: int, num_layers: int, dropout: float) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(width if i == 0 else hidden, hidden) for i in range(num_layers))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, blocks: Sequence[Block], degrees: Tensor) -> Tensor:
+        scale = (degrees.to(x.dtype) + 1).rsqrt()[:, None]
+        for layer, block in zip(self.layers, blocks, strict=True):
+            x = layer(x[: block.num_src]) * scale[: block.num_src]
+            sampled = block.indptr.diff().to(x.dtype).clamp(min=1)
+            stands_for = (degrees[: block.num_dst].to(x.dtype) / sampled)[:, None]
+            total = spmm(block.indptr, block.indices, None, x) * stands_for + x[: block.num_dst]
+            x = self.dropout((total * scale[: block.num_dst]).relu())
+        return x
+
+
+BACKBONES: dict[str, type[MLP] | type[SAGE] | type[GCN]] = {"mlp": MLP, "sage": SAGE, "gcn": GCN}
+
+
+def make_backbone(name: str, width: int, hidden: int, num_layers: int, dropout: float) -> MLP | SAGE | GCN:
+    """The backbone called ``name`` with ``num_layers`` layers of ``hidden`` units on (U, ``width``) inputs."""
+    return BACKBONES[name](width, hidden, num_layers, dropout)
