@@ -1,0 +1,53 @@
+"""What a fit leaves behind while it runs: one JSON line per epoch, and the same for TensorBoard."""
+
+import json
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+from optimag_dist.files import atomic
+
+
+class FitLog:
+    """Appends to ``metrics.jsonl`` and ``tensorboard/`` of a fit; use as a context manager.
+
+    Args:
+        directory: of the fit; made if missing.
+        first_epoch: a resumed fit's first epoch; records from there on (of a life that was cut short) are dropped.
+    """
+
+    def __init__(self, directory: Path, first_epoch: int) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        path = directory / "metrics.jsonl"
+        kept = [r for r in read_records(path) if r["epoch"] < first_epoch]
+        with atomic(path) as temporary:
+            temporary.write_text("".join(json.dumps(r) + "\n" for r in kept), encoding="utf-8")
+        self._file = path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=first_epoch)
+
+    def __enter__(self) -> "FitLog":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+        self._board.close()
+
+    def write(self, record: dict[str, Any]) -> None:
+        """One epoch's numbers; ``record["epoch"]`` counts from 0."""
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+        for name, value in record.items():
+            if name != "epoch":
+                self._board.add_scalar(name, value, record["epoch"])
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The epochs in a ``metrics.jsonl``; a last line cut short by a kill is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]

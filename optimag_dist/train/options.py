@@ -1,0 +1,167 @@
+"""The configuration of a run: the parts' own options joined, and the variants it compares."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from optimag_dist.models import ModelOptions
+from optimag_dist.options import Options, validate_options
+from optimag_dist.ppr import PPROptions
+from optimag_dist.sampling import SamplingOptions
+from optimag_dist.tasks import NodeClassificationOptions
+
+
+class RegulariserOptions(Options):
+    """The UFGW regulariser; see :class:`optimag_dist.ufgw.UFGWRegulariser` for the mathematics.
+
+    Attributes:
+        weight: λ, factor of the regulariser in the loss; 0 trains without it.
+        alpha: weight of structure against anchors, 0 to 1.
+        rho: weight of the marginals; small lets conflicting nodes lose mass.
+        tau: width of the anchor prior.
+        epsilon: entropy.
+        delta: floor under PPR values in the graph cost.
+        prior: ``ppr`` anchors nodes to their PPR neighbours, ``identity`` to themselves alone.
+        n_outer, n_sinkhorn: linearisations, and Sinkhorn iterations in each.
+    """
+
+    weight: float = Field(1.0, ge=0)
+    alpha: float = Field(0.6, ge=0, le=1)
+    rho: float = Field(0.1, gt=0)
+    tau: float = Field(0.5, gt=0)
+    epsilon: float = Field(0.01, gt=0)
+    delta: float = Field(1e-5, gt=0)
+    prior: Literal["ppr", "identity"] = "ppr"
+    n_outer: int = Field(5, ge=1)
+    n_sinkhorn: int = Field(20, ge=1)
+
+
+class TrainOptions(Options):
+    """How weights are fitted.
+
+    Attributes:
+        workers: DDP workers; groups of a step are shared out among them.
+        cpus_per_worker: CPUs that Ray sets aside for each, and threads each uses.
+        device: ``cuda`` gives each worker a GPU; ``auto`` does so where the cluster has enough.
+        epochs: at most; one epoch anchors every training node once.
+        patience: evaluations without a better validation metric before training stops.
+        eval_every: epochs between evaluations.
+        checkpoint_every: epochs between checkpoints; a killed run loses at most these.
+        max_failures: how often Ray may restart the workers after a crash; they go on from the last checkpoint.
+    """
+
+    workers: int = Field(2, ge=1)
+    cpus_per_worker: int = Field(1, ge=1)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    epochs: int = Field(100, ge=1)
+    lr: float = Field(3e-3, gt=0)
+    weight_decay: float = Field(1e-4, ge=0)
+    patience: int = Field(15, ge=1)
+    eval_every: int = Field(1, ge=1)
+    checkpoint_every: int = Field(10, ge=1)
+    max_failures: int = Field(1, ge=0)
+
+
+class VariantConfig(Options):
+    """What one variant trains with: everything but the seeds and the names."""
+
+    ppr: PPROptions = PPROptions()
+    sampling: SamplingOptions = SamplingOptions()
+    model: ModelOptions = ModelOptions()
+    regulariser: RegulariserOptions = RegulariserOptions()
+    task: NodeClassificationOptions = NodeClassificationOptions()
+    train: TrainOptions = TrainOptions()
+
+    @property
+    def needs_ppr(self) -> bool:
+        """Without the regulariser groups are not filled and no prior is read."""
+        return self.regulariser.weight > 0
+
+
+class RunConfig(VariantConfig):
+    """One ``optimag train``: a store, one or more variants of the configuration, and the seeds each is fitted with.
+
+    Attributes:
+        name: the run's directory under ``out``.
+        store: directory of the graph store.
+        out: where run directories lie.
+        seeds: one fit per variant and seed; the seed decides split, initial weights, batches and dropout.
+        variants: name → changes to the sections, as dotted keys or nested mappings; none means one variant of
+            the configuration as it stands.
+        compare_to: variant → the variant the report pairs it with, seed by seed; without it, all are paired with the
+            first.
+    """
+
+    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")
+    store: Path
+    out: Path = Path("runs")
+    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    variants: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    compare_to: dict[str, str] = Field(default_factory=dict)
+
+    @field_validator("seeds")
+    @classmethod
+    def _usable_seeds(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(seeds)) < len(seeds) or min(seeds) < 0:
+            raise ValueError("seeds must be distinct and not negative")
+        return seeds
+
+    @model_validator(mode="after")
+    def _variants_fit(self) -> "RunConfig":
+        for name in self.variants:
+            if not name.replace("-", "").replace("+", "").replace("_", "").replace(".", "").isalnum():
+                raise ValueError(f"variant name {name!r} must be letters, digits and -+_. (it names a directory)")
+        for name in {*self.compare_to, *self.compare_to.values()}:
+            if name not in self.variants:
+                raise ValueError(f"compare_to names {name!r}, which is none of the variants {list(self.variants)}")
+        resolved = self.resolve()
+        if len({(v.train.workers, v.train.cpus_per_worker, v.train.device) for v in resolved.values()}) > 1:
+            raise ValueError("variants share one group of workers: workers, cpus_per_worker and device cannot differ")
+        return self
+
+    @property
+    def directory(self) -> Path:
+        return self.out / self.name
+
+    def baseline_of(self, variant: str) -> str | None:
+        """What ``variant`` is compared with; None where that is nothing, or itself."""
+        first = next(iter(self.variants), variant)
+        baseline = self.compare_to.get(variant, None if self.compare_to else first)
+        return None if baseline == variant else baseline
+
+    def resolve(self) -> dict[str, VariantConfig]:
+        """Variant name → its full configuration.
+
+        Raises:
+            InputError: a variant changes a key that does not exist, or to a value that does not fit.
+        """
+        base = {name: getattr(self, name).model_dump(mode="json") for name in VariantConfig.model_fields}
+        if not self.variants:
+            return {"default": VariantConfig.model_validate(base)}
+        return {
+            name: validate_options(VariantConfig, _merge(base, changes), source=f"variants.{name}")
+            for name, changes in self.variants.items()
+        }
+
+
+def fingerprint(config: VariantConfig, seed: int) -> str:
+    """Hash of all that decides the weights, to tell whether a checkpoint belongs to this fit.
+
+    How long to train and how workers are placed may change between a run and its resumption.
+    """
+    free = {"workers", "cpus_per_worker", "device", "epochs", "patience", "checkpoint_every", "max_failures"}
+    content = config.model_dump(mode="json", exclude={"train": free})
+    return hashlib.sha256(json.dumps([content, seed], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for dotted, value in changes.items():
+        key, _, rest = dotted.partition(".")
+        nested = {rest: value} if rest else value
+        below = merged.get(key)
+        merged[key] = _merge(below, nested) if isinstance(below, dict) and isinstance(nested, dict) else nested
+    return merged

@@ -1,0 +1,119 @@
+"""Progress of a run in the driver's terminal: workers tell an actor, the driver draws what the actor knows.
+
+Bars drawn by the workers themselves would be mixed up with each other and with Ray's own lines. Where the output is no
+terminal (a job's log, CI) every finished fit is one line instead.
+"""
+
+import threading
+from types import TracebackType
+from typing import Any
+
+import ray
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+_POLL_S = 0.3
+
+
+class ProgressBoard:
+    """Holds the latest word from the workers; runs as a Ray actor."""
+
+    def __init__(self) -> None:
+        self._current: dict[str, Any] = {}
+        self._finished: list[dict[str, Any]] = []
+
+    def epoch(self, fit: str, record: dict[str, Any], epochs: int) -> None:
+        """``fit`` has ended an epoch."""
+        self._current = {"fit": fit, "record": record, "epochs": epochs}
+
+    def finished(self, result: dict[str, Any]) -> None:
+        """A fit has ended, or was found finished; restarted workers tell again of those that ended before."""
+        if result not in self._finished:
+            self._finished.append(result)
+
+    def read(self, seen: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """The current fit's state and the results after the first ``seen``."""
+        return self._current, self._finished[seen:]
+
+
+class ProgressView:
+    """Draws a :class:`ProgressBoard` until the ``with`` block ends.
+
+    Args:
+        num_fits: how many fits the run has in all.
+        console: where to draw; default is standard output.
+    """
+
+    def __init__(self, num_fits: int, console: Console | None = None) -> None:
+        self.board: Any = ray.remote(num_cpus=0)(ProgressBoard).remote()
+        self._console = console or Console()
+        self._num_fits = num_fits
+        self._seen = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._draw, daemon=True)
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+            console=self._console,
+            transient=True,
+            disable=not self._console.is_terminal,
+        )
+
+    def __enter__(self) -> "ProgressView":
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join(timeout=10)
+
+    def _draw(self) -> None:
+        with self._bars:
+            fits = self._bars.add_task("fits", total=self._num_fits, note="starting workers")
+            epochs = self._bars.add_task("", total=None, note="", visible=False)
+            while not self._stop.wait(_POLL_S):
+                if not self._poll(fits, epochs):
+                    return
+            self._poll(fits, epochs)
+
+    def _poll(self, fits: TaskID, epochs: TaskID) -> bool:
+        try:
+            current, finished = ray.get(self.board.read.remote(self._seen), timeout=5)
+        except ray.exceptions.GetTimeoutError:
+            return True
+        except Exception:
+            # The session is going down, with or without an error of its own: the driver's main thread tells.
+            return False
+        for result in finished:
+            self._seen += 1
+            metrics = "  ".join(
+                f"{name.removeprefix('test/')} {value:.3f}"
+                for name, value in result.items()
+                if name.startswith("test/")
+            )
+            self._bars.console.print(
+                f"  {self._seen:>3}/{self._num_fits}  {result['variant']:<14} seed {result['seed']:<2}  {metrics}  "
+                f"epoch {result['best_epoch'] + 1}/{result['epochs']}",
+                highlight=False,
+                soft_wrap=True,
+            )
+        self._bars.update(fits, completed=self._seen, note="")
+        if current:
+            record = current["record"]
+            note = f"loss {record['loss']:.3f}" + (
+                f"  val {record['val/accuracy']:.3f}" if "val/accuracy" in record else ""
+            )
+            self._bars.update(
+                epochs,
+                description=current["fit"],
+                completed=record["epoch"] + 1,
+                total=current["epochs"],
+                note=note,
+                visible=True,
+            )
+        return True

@@ -1,0 +1,51 @@
+"""One optimiser step's loss on one rank.
+
+    loss = mean over all ranks' anchors of the task's loss + mean over all ranks' groups of λ Σ_m UFGW(π*_m)
+
+DDP averages gradients over ranks, so each rank's share is scaled by the number of ranks: the gradient of a step is
+that of its global batch, whatever the number of workers.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from optimag_dist.models import MultimodalModel
+from optimag_dist.tasks import NodeClassification
+from optimag_dist.types import StepBatch
+from optimag_dist.ufgw import UFGWRegulariser
+
+
+class StepLoss(nn.Module):
+    """The module that DDP wraps, so that a step is one forward and one backward however many groups it has."""
+
+    def __init__(
+        self, model: MultimodalModel, regulariser: UFGWRegulariser | None, task: NodeClassification, world_size: int
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.regulariser = regulariser
+        self._task = task
+        self._world_size = world_size
+
+    def forward(self, batch: StepBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """This rank's scaled loss, and its detached shares of the step's figures, which add up over ranks.
+
+        Figures: ``task_loss`` and ``alignment`` (means over the step); per modality ``kept/m``, the kept mass summed
+        over the nodes of the groups that have it, and ``nodes/m``, how many these are.
+        """
+        device = batch.groups[0].labels.device
+        task_loss = alignment = torch.zeros((), device=device)
+        figures: dict[str, Tensor] = {}
+        for group in batch.groups:
+            embeddings = self.model.encode(group.features)
+            logits = self.model.predict(embeddings, group)
+            task_loss = task_loss + self._task.loss(logits, group.labels) / batch.num_anchors
+            if self.regulariser is not None and group.proximity is not None:
+                seeds = {m: z[group.seed_rows] for m, z in embeddings.items()}
+                present = {m: mask[group.seed_rows] for m, mask in group.present.items()}
+                alignment = alignment + self.regulariser(seeds, group.proximity, present) / batch.num_groups
+                for m, kept in self.regulariser.diagnostics().kept_mass.items():
+                    figures[f"kept/{m}"] = figures.get(f"kept/{m}", 0) + kept.nansum()
+                    figures[f"nodes/{m}"] = figures.get(f"nodes/{m}", 0) + present[m].sum()
+        figures |= {"task_loss": task_loss.detach(), "alignment": alignment.detach()}
+        return (task_loss + alignment) * self._world_size, figures
