@@ -1,0 +1,143 @@
+"""The report: one HTML file that needs no other file, no network and no script."""
+
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import yaml
+
+from optimag_dist.files import atomic
+from optimag_dist.report import figures
+from optimag_dist.report.kept_mass import Gallery, check_store, gallery, read_kept_mass
+from optimag_dist.report.run import Run, read_run
+from optimag_dist.report.statistics import METRICS, compare
+from optimag_dist.report.terminal import show, show_difference
+from optimag_dist.store import GraphStore
+from optimag_dist.tasks import NodeClassification
+from optimag_dist.types import InputError
+
+_FIT_FILES = {
+    "model.pt": "weights of the best epoch",
+    "checkpoint.pt": "state to resume from",
+    "kept_mass.parquet": "kept mass of every node",
+    "metrics.jsonl": "numbers of every epoch",
+    "result.json": "final metrics",
+    "tensorboard": "numbers of every epoch, for TensorBoard",
+}
+
+
+@dataclass(frozen=True)
+class _Graph:
+    """The trained graph in words, or why there are none."""
+
+    facts: dict[str, str]
+    store: GraphStore | None
+    trouble: str | None
+
+
+def write_report(run_dir: Path, out: Path | None = None) -> Path:
+    """Write the report of the run in ``run_dir``.
+
+    Args:
+        run_dir: as written by :func:`optimag_dist.train.launch`; may be unfinished.
+        out: the file to write; default is ``report.html`` in the run directory. An older one is replaced.
+
+    Returns:
+        The file written.
+
+    Raises:
+        InputError: there is no run, none of its fits is finished, or ``out`` is a directory.
+    """
+    run = read_run(Path(run_dir))
+    out = run.directory / "report.html" if out is None else Path(out)
+    if out.is_dir():
+        raise InputError(f"{out}: is a directory; name a file, for example {out / 'report.html'}")
+    with atomic(out) as temporary:
+        temporary.write_text(_render(run), encoding="utf-8")
+    return out
+
+
+def _render(run: Run) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    colours = figures.variant_colours(list(run.variants))
+    masses = read_kept_mass(run)
+    graph = _describe_graph(run)
+    galleries: list[Gallery] = []
+    trouble = graph.trouble
+    if graph.store is not None and masses:
+        try:
+            check_store(graph.store, run)
+            galleries = [gallery(mass, graph.store) for mass in masses]
+        except InputError as error:
+            trouble = str(error)
+    return environment.get_template("template.html.j2").render(
+        run=run,
+        facts=graph.facts | _training_facts(run),
+        table=compare(run),
+        metrics=METRICS,
+        colours=colours,
+        learning=figures.learning_curves(run, colours),
+        regulariser=figures.regulariser_curves(run, colours),
+        regularised=[name for name, variant in run.variants.items() if variant.regulariser.weight > 0],
+        histograms=figures.kept_mass_histograms(masses, colours),
+        galleries=galleries,
+        trouble=trouble,
+        random_split=any(variant.task.split != "stored" for variant in run.variants.values()),
+        config=_yaml(run.config),
+        variant_configs={name: _yaml(variant) for name, variant in run.variants.items()},
+        files=[(fit, [name for name in _FIT_FILES if (fit.directory / name).exists()]) for fit in run.fits],
+        file_meanings=_FIT_FILES,
+        show=show,
+        show_difference=show_difference,
+    )
+
+
+def _describe_graph(run: Run) -> _Graph:
+    """What the store says of itself; a store that is gone costs the report its nodes, not the numbers."""
+    try:
+        store = GraphStore.open(run.config.store)
+    except InputError as error:
+        return _Graph({"Graph": f"{run.config.store} (the store cannot be opened)"}, None, str(error))
+    edges = f"{store.num_arcs:,} directed" if store.directed else f"{store.num_arcs // 2:,}"
+    facts = {
+        "Graph": store.name,
+        "Nodes": f"{store.num_nodes:,}",
+        "Edges": edges,
+        "Modalities": ", ".join(
+            f"{m.name} ({m.width} numbers{_missing(store, m.name)})" for m in store.modalities.values()
+        ),
+        "Classes": f"{len(store.classes)}",
+    }
+    first = next(iter(run.variants.values()))
+    try:
+        task = NodeClassification(store, first.task, seed=run.config.seeds[0])
+    except InputError:  # the store has changed so much that the task is gone: no sizes to show
+        return _Graph(facts, store, None)
+    facts["Split"] = f"{len(task.train):,} train, {len(task.val):,} validation, {len(task.test):,} test"
+    facts["Split"] += ", the store's own" if first.task.split == "stored" else ", drawn anew for every seed"
+    return _Graph(facts, store, None)
+
+
+def _missing(store: GraphStore, modality: str) -> str:
+    absent = store.num_nodes - int(np.count_nonzero(store.present(modality)))
+    return f", missing in {absent:,} node{'s' * (absent > 1)}" if absent else ""
+
+
+def _training_facts(run: Run) -> dict[str, str]:
+    ended = max((fit.directory / "result.json").stat().st_mtime for fit in run.finished)
+    train = next(iter(run.variants.values())).train
+    return {
+        "Seeds": ", ".join(map(str, run.config.seeds)),
+        "Trained": f"{datetime.fromtimestamp(ended, timezone.utc):%Y-%m-%d %H:%M} UTC, workers: {train.workers}",
+    }
+
+
+def _yaml(options: Any) -> str:
+    return yaml.safe_dump(options.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
