@@ -13,8 +13,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from optimag_dist import __version__
-
 if TYPE_CHECKING:
     from optimag_dist.train.options import RunConfig
 
@@ -47,12 +45,6 @@ def main() -> None:
 def _fail(message: str, status: int) -> NoReturn:
     Console(stderr=True).print(f"[bold red]optimag:[/] {escape(message)}", highlight=False, soft_wrap=True)
     sys.exit(status)
-
-
-@app.command()
-def version() -> None:
-    """Print the version."""
-    console.print(__version__, highlight=False)
 
 
 @app.command()
@@ -158,7 +150,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="Where the store and the runs go.")] = Path("runs"),
     resume: Annotated[Path | None, typer.Option(help="Run directory of a demo that was interrupted.")] = None,
 ) -> None:
-    """Train OptiMAG on the openmoji graph beside two baselines, five seeds each, with two DDP workers."""
+    """Train on the openmoji graph, with and without the graph and the regulariser: five seeds each, two workers."""
     from optimag_dist.datasets import dataset_schema
     from optimag_dist.options import load_options
     from optimag_dist.store import ingest

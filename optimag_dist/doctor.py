@@ -81,7 +81,7 @@ def _python() -> Iterator[Finding]:
 
 
 def _packages() -> Iterator[Finding]:
-    for name in ("torch", "numpy", "pyarrow", "numba", "ray"):
+    for name in ("optimag_dist", "torch", "numpy", "pyarrow", "numba", "ray"):
         yield _imported(name, "bad", f"it does not import; reinstall: make clean setup ({name} in .ci/constraints.txt)")
     version, problem = sparse.TORCH_SPARSE, sparse.TORCH_SPARSE_PROBLEM
     yield Finding("torch-sparse", version or f"not in use: {problem}", "ok")

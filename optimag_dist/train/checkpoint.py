@@ -25,4 +25,5 @@ def load(path: Path, device: torch.device) -> dict[str, Any]:
     try:
         return torch.load(path, map_location=device, weights_only=True)
     except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
-        raise InputError(f"{path}: not a readable checkpoint ({error}); delete it to train from the start") from error
+        # torch's own words advise to unpickle what may not be trusted.
+        raise InputError(f"{path}: not a readable checkpoint, or damaged; delete it to train from the start") from error
