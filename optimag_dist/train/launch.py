@@ -21,6 +21,7 @@ from optimag_dist.files import atomic
 from optimag_dist.options import dump_options, load_options
 from optimag_dist.ppr import PPRArtefact, PPROptions, compute_ppr
 from optimag_dist.ray_session import ensure_ray
+from optimag_dist.sampling import SeedBatcher
 from optimag_dist.store import GraphStore
 from optimag_dist.tasks import NodeClassification
 from optimag_dist.train.fit import Fit, Worker, run_fit
@@ -54,16 +55,7 @@ def launch(config: RunConfig, *, resume: bool = False, address: str | None = Non
     for fit in fits:
         # The same doors the workers go through, before anything is started or written.
         task = NodeClassification(store, fit.config.task, seed=fit.seed)
-        if len(task.train) < fit.config.sampling.groups:
-            raise InputError(
-                f"{store.path}: {len(task.train)} training nodes, fewer than sampling.groups="
-                f"{fit.config.sampling.groups}; lower sampling.groups or label more nodes"
-            )
-        if fit.config.train.workers > fit.config.sampling.groups:
-            raise InputError(
-                f"train.workers={fit.config.train.workers} needs sampling.groups of at least as many, got "
-                f"{fit.config.sampling.groups}: every worker takes part in every step"
-            )
+        SeedBatcher(task.train, store.num_nodes, None, fit.config.sampling, seed=fit.seed, fill=False)
     _check_directory(config, fits, resume)
 
     options = fits[0].config.train

@@ -75,6 +75,15 @@ class VariantConfig(Options):
     task: NodeClassificationOptions = NodeClassificationOptions()
     train: TrainOptions = TrainOptions()
 
+    @model_validator(mode="after")
+    def _every_worker_has_a_group(self) -> "VariantConfig":
+        if self.train.workers > self.sampling.groups:
+            raise ValueError(
+                f"train.workers={self.train.workers} needs sampling.groups of at least as many, got "
+                f"{self.sampling.groups}: every worker takes part in every step"
+            )
+        return self
+
     @property
     def needs_ppr(self) -> bool:
         """Without the regulariser groups are not filled and no prior is read."""
