@@ -39,7 +39,10 @@ def test_a_users_own_tables_go_from_ingest_to_report(tmp_path: Path) -> None:
     assert "12 nodes" in said
     assert "sage+optimag" in said
     run = tmp_path / "runs/shop"
-    for name in re.findall(r"`([a-z_]+\.(?:html|yaml|parquet))`", (ROOT / "README.md").read_text(encoding="utf-8")):
+    table = re.findall(r"^\| (`.*?) \|", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    promised = [name for row in table for name in re.findall(r"[a-z_]+\.(?:html|yaml|parquet|pt|jsonl)", row)]
+    assert len(promised) >= 8
+    for name in promised:
         assert list(run.rglob(name)), f"the README promises {name}"
     kept = pd.read_parquet(run / "sage+optimag/seed-0/kept_mass.parquet").set_index("id")
     assert kept.loc["A-3"].isna().to_dict() == {"text": False, "facts": True}
