@@ -1,6 +1,7 @@
 """What goes in comes out: against dictionaries, sets and networkx."""
 
 import pickle
+import re
 import tempfile
 from pathlib import Path
 
@@ -57,6 +58,9 @@ def test_everything_comes_back(write_graph, ending, directed, graph):
         store = ingest(schema, Path(folder) / "store", say=lambda line: None)
         n = len(ids)
         everyone = np.arange(n)
+        if ending == "csv" and all(re.fullmatch("0|-?[1-9][0-9]{0,17}", str(i)) for i in ids):
+            # A CSV has no types: cells that are all plain integers are integers, whoever wrote them.
+            ids = [int(i) for i in ids]
         assert store.num_nodes == n
         assert store.ids(everyone) == ids
         assert np.array_equal(store.lookup(reversed(ids)), everyone[::-1])
