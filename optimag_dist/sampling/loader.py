@@ -1,7 +1,6 @@
 """Assembles batches one step ahead of training: seeds, blocks, features, prior.
 
-Every batch is a pure function of (seed, epoch, step) and of which groups this rank takes, so the position (epoch,
-step) is the loader's whole resumable state.
+Every batch is a pure function of (seed, epoch, step) and of which groups this rank takes: there is no state to resume.
 """
 
 from collections import deque
@@ -63,13 +62,9 @@ class GroupLoader:
         self._degrees = np.diff(topology.indptr)
         self._sampler = BlockSampler(topology) if messages else None
 
-    def epoch(self, batcher: SeedBatcher, epoch: int, start: int = 0) -> Iterator[StepBatch]:
-        """The steps of one epoch from ``start`` on, the same number on every rank."""
-        jobs = [
-            (self._step, batcher, epoch, step, anchors)
-            for step, anchors in enumerate(batcher.anchors(epoch))
-            if step >= start
-        ]
+    def epoch(self, batcher: SeedBatcher, epoch: int) -> Iterator[StepBatch]:
+        """The steps of one epoch, the same number on every rank."""
+        jobs = [(self._step, batcher, epoch, step, anchors) for step, anchors in enumerate(batcher.anchors(epoch))]
         return _ahead(jobs)
 
     def cover(self, nodes: np.ndarray, chunk: int) -> Iterator[GroupBatch]:

@@ -28,8 +28,8 @@ from optimag_dist.store import GraphStore
 from optimag_dist.tasks import NodeClassification
 from optimag_dist.train import checkpoint
 from optimag_dist.train.log import FitLog
-from optimag_dist.train.options import RegulariserOptions, VariantConfig, fingerprint
-from optimag_dist.train.step import StepLoss
+from optimag_dist.train.options import VariantConfig, fingerprint
+from optimag_dist.train.step import StepLoss, align
 from optimag_dist.types import InputError
 from optimag_dist.ufgw import UFGWRegulariser
 
@@ -98,15 +98,16 @@ class _Fitting:
 
     def __init__(self, fit: Fit, store: GraphStore, ppr: PPRArtefact | None, worker: Worker) -> None:
         config = fit.config
-        self._fit, self._store, self._ppr, self._worker = fit, store, ppr, worker
+        self._fit, self._store, self._worker = fit, store, worker
         self._options = config.train
         self._task = NodeClassification(store, config.task, seed=fit.seed)
         torch.manual_seed(fit.seed)
         self._widths = {name: modality.width for name, modality in store.modalities.items()}
         self._model = MultimodalModel(self._widths, self._task.num_outputs, len(config.sampling.fanouts), config.model)
-        regulariser = make_regulariser(config.regulariser) if config.regulariser.weight > 0 else None
+        regulariser = UFGWRegulariser(**config.regulariser.model_dump()) if config.needs_ppr else None
         if regulariser is not None and ppr is None:
             raise InputError("the regulariser needs a PPR artefact; compute one with: optimag ppr STORE")
+        self._ppr = ppr if config.needs_ppr else None
         self._step_loss = StepLoss(self._model, regulariser, self._task, worker.world_size).to(worker.device)
         self._parallel: torch.nn.Module = self._step_loss
         if worker.world_size > 1:
@@ -125,7 +126,7 @@ class _Fitting:
     def _make_loader(self, *, messages: bool) -> GroupLoader:
         return GroupLoader(
             self._store,
-            self._ppr if self._step_loss.regulariser is not None else None,
+            self._ppr,
             self._task.labels,
             self._fit.config.sampling,
             seed=self._fit.seed,
@@ -142,7 +143,7 @@ class _Fitting:
             self._ppr,
             self._fit.config.sampling,
             seed=self._fit.seed,
-            fill=self._step_loss.regulariser is not None,
+            fill=self._ppr is not None,
         )
 
     # -- training ------------------------------------------------------------------------------------------------
@@ -293,13 +294,10 @@ class _Fitting:
         for batch in self._make_loader(messages=False).epoch(batcher, epoch=0):
             for group in batch.to(self._worker.device).groups:
                 seeds = group.node_ids[group.seed_rows]
-                embeddings = {m: z[group.seed_rows] for m, z in self._model.encode(group.features).items()}
-                present = {m: mask[group.seed_rows] for m, mask in group.present.items()}
-                regulariser(embeddings, group.proximity, present)
+                _, kept_mass = align(regulariser, self._model.encode(group.features), group)
                 for m, name in enumerate(names):
-                    kept = regulariser.diagnostics().kept_mass[name]
-                    totals[m].index_add_(0, seeds, kept.nan_to_num().double())
-                    totals[len(names) + m].index_add_(0, seeds, present[name].double())
+                    totals[m].index_add_(0, seeds, kept_mass[name].nan_to_num().double())
+                    totals[len(names) + m].index_add_(0, seeds, kept_mass[name].isfinite().double())
         totals = self._sum(totals)
         means = (totals[: len(names)] / totals[len(names) :]).float().cpu().numpy()
         return dict(zip(names, means, strict=True))
@@ -308,11 +306,6 @@ class _Fitting:
         if self._worker.world_size > 1:
             dist.all_reduce(tensor)
         return tensor
-
-
-def make_regulariser(options: RegulariserOptions) -> UFGWRegulariser:
-    """The regulariser that ``options`` describe."""
-    return UFGWRegulariser(**options.model_dump())
 
 
 def _mix(*key: int) -> int:

@@ -6,12 +6,14 @@ DDP averages gradients over ranks, so each rank's share is scaled by the number 
 that of its global batch, whatever the number of workers.
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
 from optimag_dist.models import MultimodalModel
 from optimag_dist.tasks import NodeClassification
-from optimag_dist.types import StepBatch
+from optimag_dist.types import GroupBatch, StepBatch
 from optimag_dist.ufgw import UFGWRegulariser
 
 
@@ -40,12 +42,25 @@ class StepLoss(nn.Module):
             embeddings = self.model.encode(group.features)
             logits = self.model.predict(embeddings, group)
             task_loss = task_loss + self._task.loss(logits, group.labels) / batch.num_anchors
-            if self.regulariser is not None and group.proximity is not None:
-                seeds = {m: z[group.seed_rows] for m, z in embeddings.items()}
-                present = {m: mask[group.seed_rows] for m, mask in group.present.items()}
-                alignment = alignment + self.regulariser(seeds, group.proximity, present) / batch.num_groups
-                for m, kept in self.regulariser.diagnostics().kept_mass.items():
+            if self.regulariser is not None:
+                value, kept_mass = align(self.regulariser, embeddings, group)
+                alignment = alignment + value / batch.num_groups
+                for m, kept in kept_mass.items():
                     figures[f"kept/{m}"] = figures.get(f"kept/{m}", 0) + kept.nansum()
-                    figures[f"nodes/{m}"] = figures.get(f"nodes/{m}", 0) + present[m].sum()
+                    figures[f"nodes/{m}"] = figures.get(f"nodes/{m}", 0) + kept.isfinite().sum()
         figures |= {"task_loss": task_loss.detach(), "alignment": alignment.detach()}
         return (task_loss + alignment) * self._world_size, figures
+
+
+def align(
+    regulariser: UFGWRegulariser, embeddings: Mapping[str, Tensor], group: GroupBatch
+) -> tuple[Tensor, Mapping[str, Tensor]]:
+    """The regulariser over a group's seeds, given the embeddings of all its nodes.
+
+    Returns:
+        Its value, and modality → (N,) kept mass of the seeds, NaN where absent.
+    """
+    seeds = {m: z[group.seed_rows] for m, z in embeddings.items()}
+    present = {m: mask[group.seed_rows] for m, mask in group.present.items()}
+    value = regulariser(seeds, group.proximity, present)
+    return value, regulariser.diagnostics().kept_mass
