@@ -3,7 +3,7 @@
 import numpy as np
 from numba import carray, types
 
-from optimag_dist.ppr.jit import intrinsic, jit
+from optimag_dist.jit import intrinsic, jit
 
 # Multiplier of Fibonacci hashing: 2⁶⁴ / golden ratio.
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)

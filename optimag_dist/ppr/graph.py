@@ -4,7 +4,7 @@ import hashlib
 
 import numpy as np
 
-from optimag_dist.ppr.jit import jit
+from optimag_dist.jit import jit
 from optimag_dist.types import CSR, InputError
 
 _HASH_CHUNK = 1 << 22

@@ -27,7 +27,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from optimag_dist.ppr.jit import intrinsic, jit
+from optimag_dist.jit import intrinsic, jit
 
 _LAST_SLOT = np.iinfo(np.int32).max
 # Arcs whose records are requested before the first of them is used; about what a core keeps in flight.
