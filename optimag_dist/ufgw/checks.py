@@ -23,11 +23,25 @@ class DoorChecks:
         self._bad.append(bad)
         self._explain.append(explain)
 
-    def refuse_non_finite(self, x: Tensor, name: str) -> None:
-        def explain() -> str:
-            return f"{name} holds {int((~x.isfinite()).sum())} NaN or infinite values; needed finite numbers"
+    def refuse_outside(
+        self, name: str, x: Tensor, *, low: float, what: str, note: str = "", tolerance: float = 0.0
+    ) -> Tensor:
+        """Note values that are NaN, infinite or below ``low``, by one sweep; returns the largest (0-dim).
 
-        self.refuse_if(~x.isfinite().all(), explain)
+        Args:
+            tolerance: how far below ``low`` counts as rounding, as a share of the largest value.
+        """
+        smallest, largest = torch.aminmax(x) if x.numel() else (x.new_zeros(()), x.new_zeros(()))
+
+        def explain() -> str:
+            if count := int((~x.isfinite()).sum()):
+                return f"{name} holds {count} NaN or infinite values; needed finite numbers"
+            return f"{name} has a minimum of {float(smallest):.3g}; needed {what} of at least {low:g}{note}"
+
+        # NaN passes no comparison.
+        fine = (smallest >= low - tolerance * largest) & (largest < math.inf)
+        self.refuse_if(~fine, explain)
+        return largest
 
     def settle(self, healthy: Tensor) -> list[bool]:
         """Read all flags and ``healthy`` (any shape, bool) in one transfer; returns ``healthy`` as a flat list.
@@ -43,14 +57,20 @@ class DoorChecks:
         return values[len(self._bad) :]
 
 
-def check_weights(alpha: float, rho: float, epsilon: float, n_outer: int, n_sinkhorn: int) -> None:
-    """Raise ValueError unless the objective's weights and the solver's budget make sense."""
+def check_weights(alpha: float, epsilon: float) -> None:
+    """Raise ValueError unless the objective's weights make sense."""
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha={alpha!r}: needed a structure weight between 0 and 1")
-    require_positive(rho=rho, epsilon=epsilon)
+    require_positive(epsilon=epsilon)
+
+
+def check_budget(n_outer: int, n_sinkhorn: int, tol: float | None = None) -> None:
+    """Raise ValueError unless the numbers of iterations and the tolerance make sense."""
     for name, value in (("n_outer", n_outer), ("n_sinkhorn", n_sinkhorn)):
         if int(value) != value or value < 1:
             raise ValueError(f"{name}={value!r}: needed a whole number of iterations, at least 1")
+    if tol is not None:
+        require_positive(tol=tol)
 
 
 def require_positive(**values: float) -> None:

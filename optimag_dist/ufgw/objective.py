@@ -1,17 +1,23 @@
-"""The objective, written once, and its gradient to the modality cost.
+"""The objective, written once, and its gradient to the modality's embeddings.
 
-UFGW(π) = (1−α) Σ_ij M_ij π_ij  +  α Σ_ijkl |C̄_m(i,k) − C̄_G(j,l)|² π_ij π_kl
-          + ρ KL(π1 ‖ μ) + ρ KL(πᵀ1 ‖ ν)  +  ε KL(π ‖ μ⊗ν)          KL(a ‖ b) = Σ a log(a/b) − a + b
+    UFGW(π) = (1−α) Σ_ij M_ij π_ij  +  α Σ_ijkl |C̄_m(i,k) − C̄_G(j,l)|² π_ij π_kl  +  penalties
+    kl         Σ_i ρ_i kl(r_i, μ_i) + Σ_j ρ_j kl(c_j, ν_j) + ε KL(π ‖ μ⊗ν)
+    kl_tensor  ρ KL(r⊗r ‖ μ⊗μ) + ρ KL(c⊗c ‖ ν⊗ν) + ε KL(π⊗π ‖ (μ⊗ν)⊗(μ⊗ν))      (Séjourné, Vialard & Peyré 2021)
+
+with r = π1, c = πᵀ1 and kl(x, y) = x log(x/y) − x + y. A mass that ρ = ∞ pins costs nothing here: the solver keeps it.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from optimag_dist.ufgw.problem import UFGWProblem
+from optimag_dist.ufgw.backend import compiled_for
+from optimag_dist.ufgw.costs import CosineCost
+from optimag_dist.ufgw.plan import Plan
+from optimag_dist.ufgw.problem import Linearised, UFGWProblem
 
 
 @dataclass(frozen=True)
@@ -31,64 +37,128 @@ class ObjectiveParts:
         return dict(vars(self))
 
 
-def evaluate(problem: UFGWProblem, plan: Tensor, linearised: Tensor) -> ObjectiveParts:
-    """The terms at ``plan`` (b, N, N), given its L⊗π (b, N, N)."""
+def evaluate(problem: UFGWProblem, plan: Plan, linearised: Linearised, log_moment: Tensor) -> ObjectiveParts:
+    """The terms at ``plan`` (multiplied out), given its L⊗π and Σ π log π (b,)."""
     mu, nu = problem.mu, problem.nu
-    rows, columns = plan.sum(2), plan.sum(1)
-    mass = rows.sum(1)
-    # xlogy: 0 log 0 is 0, where p·log(p/q) is NaN once a plan underflows.
-    relative = torch.xlogy(plan, plan).sum((1, 2)) - torch.xlogy(rows, mu).sum(1) - torch.xlogy(columns, nu).sum(1)
+    relative = log_moment - torch.xlogy(plan.rows, mu).sum(1) - torch.xlogy(plan.columns, nu).sum(1)
+    total = mu.sum(1) * nu.sum(1)
+    mass = plan.mass
+    tensor_kl = 2 * mass * relative - mass.square() + total.square()
+    entropy = tensor_kl if problem.tensor_kl else relative - mass + total
     return ObjectiveParts(
-        linear=(1 - problem.alpha) * inner(problem.M, plan),
-        quadratic=problem.alpha * inner(linearised, plan),
-        marginal_mu=problem.rho * _kl(rows, mu),
-        marginal_nu=problem.rho * _kl(columns, nu),
-        entropy=problem.epsilon * (relative - mass + mu.sum(1) * nu.sum(1)),
+        linear=(1 - problem.alpha) * plan.inner(problem.M),
+        quadratic=problem.alpha * problem.interaction(linearised, plan, linearised),
+        marginal_mu=_marginal(plan.rows, mu, problem.rho_mu, problem.tensor_kl),
+        marginal_nu=_marginal(plan.columns, nu, problem.rho_nu, problem.tensor_kl),
+        entropy=problem.epsilon * entropy,
     )
 
 
-def inner(x: Tensor, y: Tensor) -> Tensor:
-    """⟨x, y⟩ over the last two axes: (b, N, N), (b, N, N) → (b,)."""
-    return (x * y).sum((1, 2))
+class Moments(NamedTuple):
+    """What the solver's steps need of a plan π that solved the cost linearised at π₀; (b,) each.
+
+    Attributes:
+        mass: of π.
+        own: ⟨L⊗π, π⟩.
+        across: ⟨L⊗π₀, π⟩.
+        duals: ⟨f⊕g, π⟩.
+        penalty: Σ_i ρ_i r_i log(r_i/μ_i) + Σ_j ρ_j c_j log(c_j/ν_j), without the pinned nodes.
+        penalised: Σ_i ρ_i r_i + Σ_j ρ_j c_j, likewise.
+    """
+
+    mass: Tensor
+    own: Tensor
+    across: Tensor
+    duals: Tensor
+    penalty: Tensor
+    penalised: Tensor
 
 
-def _kl(x: Tensor, reference: Tensor) -> Tensor:
-    terms = torch.xlogy(x, x) - torch.xlogy(x, reference) - x + reference
-    return terms.sum(1)
+def moment_operands(
+    problem: UFGWProblem, at: Linearised, f: Tensor, g: Tensor, plan: Plan, linearised: Linearised
+) -> tuple[Tensor, ...]:
+    """What the compiled sums run over, in their order."""
+    weights = (problem.mu, problem.nu, problem.rho_mu, problem.rho_nu)
+    first, second = (at.rows, at.columns, at.core), (linearised.rows, linearised.columns, linearised.core)
+    moved = plan.kernel if linearised.reduced is None else linearised.reduced
+    return plan.rows, plan.columns, f, g, *weights, *first, *second, moved
 
 
-def structure_term(C_m: Tensor, C_G: Tensor, plan: Tensor) -> Tensor:
-    """Σ_ijkl |C_m(i,k) − C_G(j,l)|² π_ij π_kl, differentiable in C_m with the plan held fixed.
+def moments(problem: UFGWProblem, at: Linearised, f: Tensor, g: Tensor, plan: Plan, linearised: Linearised) -> Moments:
+    """Of ``plan`` (multiplied out if A is dense) and its L⊗π, with the duals f, g (b, N) of the cost linearised ``at``
+    another."""
+    if compiled := compiled_for(f):
+        return Moments(*compiled.moments(moment_operands(problem, at, f, g, plan, linearised)))
+    rho_mu, rho_nu = free(problem.rho_mu), free(problem.rho_nu)
+    penalty = (rho_mu * relative_entropy(plan.rows, problem.mu)).sum(1)
+    return Moments(
+        mass=plan.mass,
+        own=problem.interaction(linearised, plan, linearised),
+        across=problem.interaction(at, plan, linearised),
+        duals=(f * plan.rows).sum(1) + (g * plan.columns).sum(1),
+        penalty=penalty + (rho_nu * relative_entropy(plan.columns, problem.nu)).sum(1),
+        penalised=(rho_mu * plan.rows).sum(1) + (rho_nu * plan.columns).sum(1),
+    )
 
-    Its gradient is 2 [C_m ∘ rrᵀ − π C_G πᵀ] with r = π1.
+
+def relative_entropy(x: Tensor, reference: Tensor) -> Tensor:
+    """Entrywise x log(x/reference), 0 where x is."""
+    # xlogy: 0 log 0 is 0, where x·log x is NaN.
+    return torch.xlogy(x, x) - torch.xlogy(x, reference)
+
+
+def free(rho: Tensor) -> Tensor:
+    """The weights with 0 in the place of inf: what a pinned mass is charged for."""
+    return torch.where(rho.isinf(), 0.0, rho)
+
+
+def _marginal(x: Tensor, reference: Tensor, rho: Tensor, tensor_kl: bool) -> Tensor:
+    relative = relative_entropy(x, reference)
+    if not tensor_kl:
+        return (free(rho) * (relative - x + reference)).sum(1)
+    mass, total = x.sum(1), reference.sum(1)
+    return free(rho[:, 0]) * (2 * mass * relative.sum(1) - mass.square() + total.square())
+
+
+def structure_term(cost: CosineCost, problem: UFGWProblem, plan: Plan, linearised: Linearised) -> Tensor:
+    """Σ_ijkl |C̄_m(i,k) − C̄_G(j,l)|² π_ij π_kl (b,), differentiable in ``cost.directions`` with the plan held fixed.
+
+    Its derivative by C̄_m is E = 2 [C̄_m ∘ rrᵀ − π C̄_G πᵀ]. Only EQ is formed, with Q the (N, d+2) factor of the cost, so
+    the way back to the embeddings costs one more product of N² d, and autograd stores (N, d) numbers.
 
     Args:
-        C_m: (b, N, N) symmetric.
-        C_G: (1 or b, N, N) symmetric, constant.
-        plan: (b, N, N), constant.
-
-    Returns:
-        (b,)
+        cost: the modality cost that ``problem`` was made from.
+        problem: the problem.
+        plan: multiplied out.
+        linearised: of ``plan``.
     """
-    value: Tensor = _StructureTerm.apply(C_m, C_G, plan)
-    return value
+    directions = cost.directions
+    with torch.no_grad():
+        value = problem.interaction(linearised, plan, linearised)
+        if not directions.requires_grad:
+            return value
+        lowered = problem.A if isinstance(problem.A, CosineCost) else cost.lowered(problem.shift)
+        Q, r = lowered.factor, plan.rows[:, :, None]
+        if linearised.reduced is not None:
+            moved = linearised.core * lowered.signs[:, None]
+        else:
+            moved = problem.B.from_right(Q.mT @ plan.kernel)
+        own = r * (lowered.signed_factor @ (Q.mT @ (r * Q)))
+        gradient = lowered.pull_back(2 * (own - plan.kernel @ moved.mT))
+    attached: Tensor = _WithGradient.apply(directions, value, gradient)
+    return attached
 
 
-class _StructureTerm(torch.autograd.Function):
+class _WithGradient(torch.autograd.Function):
+    """``value`` (b,) as a function of ``x`` (b, …) with the gradient that is known already."""
+
     @staticmethod
-    def forward(ctx: Any, C_m: Tensor, C_G: Tensor, plan: Tensor) -> Tensor:
-        rows, columns = plan.sum(2), plan.sum(1)
-        # As in UFGWProblem: a common shift changes nothing but the rounding.
-        shift = C_G.mean((1, 2), keepdim=True)
-        A, B = C_m - shift, C_G - shift
-        moved = plan @ B @ plan.mT
-        r_r = rows[:, :, None] * rows[:, None, :]
-        ctx.save_for_backward(A, r_r, moved)
-        graph_part = inner(B.square(), columns[:, :, None] * columns[:, None, :])
-        return inner(A.square(), r_r) + graph_part - 2 * inner(A, moved)
+    def forward(ctx: Any, x: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
+        ctx.save_for_backward(gradient)
+        return value.clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None, None]:
-        A, r_r, moved = ctx.saved_tensors  # type: ignore[attr-defined]
-        return 2 * grad[:, None, None] * (A * r_r - moved), None, None
+        (gradient,) = ctx.saved_tensors  # type: ignore[attr-defined]
+        return grad[:, None, None] * gradient, None, None

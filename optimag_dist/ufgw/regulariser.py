@@ -2,7 +2,8 @@
 
 The gradient reaches the encoders through the modality costs alone,
 ∂/∂C̄_m(i,k) = 2α [C̄_m(i,k) r_i r_k − (π C̄_G πᵀ)_ik], r = π1: it pulls apart or together exactly the pairs whose
-distance disagrees with that of the nodes their mass was sent to, and leaves rejected nodes alone.
+distance disagrees with that of the nodes their mass was sent to, and leaves rejected nodes alone. It goes straight to
+the embeddings (:func:`~optimag_dist.ufgw.objective.structure_term`); no (N, N) matrix is in the autograd graph.
 """
 
 from collections.abc import Mapping
@@ -10,12 +11,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
-from optimag_dist.ufgw.checks import DoorChecks, check_weights, require_positive
-from optimag_dist.ufgw.costs import AnchorKind, anchor_prior, cosine_cost, graph_cost
+from optimag_dist.ufgw.checks import DoorChecks, check_budget, check_weights, require_positive
+from optimag_dist.ufgw.costs import AnchorKind, CosineCost, graph_costs
 from optimag_dist.ufgw.objective import structure_term
 from optimag_dist.ufgw.problem import UFGWProblem
-from optimag_dist.ufgw.solution import SolverStatus, UFGWSolution
+from optimag_dist.ufgw.solution import SolverStatus
 from optimag_dist.ufgw.solver import Budget, report, solve
 
 
@@ -68,8 +70,9 @@ class UFGWRegulariser(nn.Module):
         prior: AnchorKind = "ppr",
     ) -> None:
         super().__init__()
-        check_weights(alpha, rho, epsilon, n_outer, n_sinkhorn)
-        require_positive(tau=tau, delta=delta)
+        check_weights(alpha, epsilon)
+        check_budget(n_outer, n_sinkhorn)
+        require_positive(rho=rho, tau=tau, delta=delta)
         if weight != 0:
             require_positive(weight=weight)
         if prior not in ("ppr", "identity"):
@@ -109,19 +112,21 @@ class UFGWRegulariser(nn.Module):
             dtype = torch.promote_types(dtype, z.dtype)
         masks = torch.stack([_mask(embeddings[name], present, name) for name in names])
         checks = DoorChecks()
-        for name, mask in zip(names, masks, strict=True):
-            _check_values(checks, name, embeddings[name], mask)
-        checks.refuse_non_finite(proximity, "proximity")
-        checks.refuse_if((proximity < 0).any(), lambda: "proximity has negative values; PPR is at least 0")
+        checks.refuse_outside("proximity", proximity, low=0, what="PPR")
 
         with torch.autocast(proximity.device.type, enabled=False):
-            C_m = torch.stack(
-                [cosine_cost(embeddings[name].to(dtype), mask) for name, mask in zip(names, masks, strict=True)]
-            )
-            C_G = graph_cost(proximity.detach().to(dtype), self.delta)
+            # A column of zeros changes no cosine, so one tensor holds modalities of any width.
+            width = max(z.shape[1] for z in embeddings.values())
+            stacked = torch.stack([pad(z.to(dtype), (0, width - z.shape[1])) for z in embeddings.values()])
+            _check_values(checks, names, stacked.detach(), masks)
+            C_m = CosineCost.from_embeddings(stacked, masks)
             anyone = masks.any(1)
-            solution = self._solve(C_m.detach(), C_G, masks, checks)
-            structure = self.alpha * structure_term(C_m, C_G[None], solution.plan)
+            with torch.no_grad():
+                problem = self._problem(C_m, proximity.detach().to(dtype), masks)
+                budget = Budget(self.n_outer, self.n_sinkhorn)
+                state = solve(problem, budget, checks)
+                solution = report(problem, state, budget)
+            structure = self.alpha * structure_term(C_m, problem, state.plan, state.linearised)
             constant = solution.objective - solution.parts["quadratic"]
             value = torch.where(anyone, structure + constant, 0.0)
         self._last = UFGWDiagnostics(
@@ -145,18 +150,13 @@ class UFGWRegulariser(nn.Module):
             raise RuntimeError("no diagnostics yet: call the regulariser on a group of nodes first")
         return self._last
 
-    @torch.no_grad()
-    def _solve(self, C_m: Tensor, C_G: Tensor, masks: Tensor, checks: DoorChecks) -> UFGWSolution:
+    def _problem(self, C_m: CosineCost, proximity: Tensor, masks: Tensor) -> UFGWProblem:
         # A modality that nobody has is solved over everybody, and its value dropped: no branch on a device value.
         weights = (masks | ~masks.any(1, keepdim=True)).to(C_m.dtype)
         marginal = weights / weights.sum(1, keepdim=True)
-        M = anchor_prior(C_G, self.tau, kind=self.prior)
-        shift = C_G.mean()
-        problem = UFGWProblem(
-            C_m - shift, C_G[None] - shift, M[None], marginal, marginal, self.alpha, self.rho, self.epsilon
-        )
-        budget = Budget(self.n_outer, self.n_sinkhorn)
-        return report(problem, solve(problem, budget, checks), budget)
+        C_G, M = graph_costs(proximity, delta=self.delta, tau=self.tau, prior=self.prior)
+        rho = torch.full_like(marginal[:1, :1], self.rho)
+        return UFGWProblem.build(C_m, C_G, M, marginal, marginal, rho, rho, alpha=self.alpha, epsilon=self.epsilon)
 
 
 def _mask(z: Tensor, present: Mapping[str, Tensor] | None, name: str) -> Tensor:
@@ -193,17 +193,25 @@ def _check_shapes(embeddings: Mapping[str, Tensor], proximity: Tensor, present: 
             )
 
 
-def _check_values(checks: DoorChecks, name: str, z: Tensor, mask: Tensor) -> None:
-    values = z.detach()
-    bad = mask & ~values.isfinite().all(1)
-    zero = mask & (values == 0).all(1)
-    checks.refuse_if(
-        bad.any(), lambda: f"embeddings[{name!r}]: row {int(bad.nonzero()[0])} of {int(bad.sum())} has NaN or infinity"
-    )
-    checks.refuse_if(
-        zero.any(),
-        lambda: (
-            f"embeddings[{name!r}]: row {int(zero.nonzero()[0])} is zero ({int(zero.sum())} in all), so its cosine "
-            "is undefined; mark nodes without this modality absent through `present`"
-        ),
-    )
+def _check_values(checks: DoorChecks, names: list[str], stacked: Tensor, masks: Tensor) -> None:
+    lengths = torch.linalg.vector_norm(stacked, dim=2)
+    endless = masks & ~lengths.isfinite()
+    zero = masks & (lengths < torch.finfo(lengths.dtype).tiny)
+
+    def first_of(rows: Tensor) -> tuple[str, int, int]:
+        m, row = rows.nonzero()[0].tolist()
+        return f"embeddings[{names[m]!r}]", row, int(rows[m].sum())
+
+    def explain_endless() -> str:
+        name, row, count = first_of(endless)
+        return f"{name}: row {row} of {count} has NaN or infinity"
+
+    def explain_zero() -> str:
+        name, row, count = first_of(zero)
+        return (
+            f"{name}: row {row} is zero ({count} in all), so its cosine is undefined; mark nodes without this modality "
+            "absent through `present`"
+        )
+
+    checks.refuse_if(endless.any(), explain_endless)
+    checks.refuse_if(zero.any(), explain_zero)

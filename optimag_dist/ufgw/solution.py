@@ -11,6 +11,23 @@ Outcome = Literal["converged", "budget spent", "trouble"]
 # Within this share of its mass of where it is going, a plan is at rest for every use in training.
 AT_REST = 5e-3
 
+# What to change where a sign of SolverStatus.signs is there.
+REMEDIES = {
+    "diagonal": "nearly all mass is on the diagonal: every node is only matched with itself, so structure decides "
+    "nothing; raise tau (the width of the anchor prior) or alpha",
+    "uniform": "the plan is nearly uniform: the share of the information that one side could give about the other is "
+    "near 0; lower epsilon",
+    "empty": "hardly any mass is left: leaving a node out costs less than matching it, so kept mass tells nothing "
+    "apart; raise rho",
+    "log_domain": "epsilon or rho is too small for the exponential domain in this precision: solved by log-sum-exp, "
+    "several times slower; raise epsilon or rho, or pass float64",
+    "unfinished": "the solver's budget is spent before its plans are at rest: raise n_outer, n_sinkhorn or epsilon, or "
+    "lower alpha",
+}
+_ALL_ON_DIAGONAL = 0.99
+_NEARLY_INDEPENDENT = 0.01
+_NEARLY_EMPTY = 0.02
+
 
 @dataclass(frozen=True, eq=False)
 class SolverStatus:
@@ -18,19 +35,29 @@ class SolverStatus:
 
     Attributes:
         change: (b,) how far the last outer step wanted to move the plan, Σ|π − π_before|, as a share of its mass.
-        distance: (b,) the change over 1 − κ^(2·n_sinkhorn), κ = ρ/(ρ+ε): an estimate of how far the plan is from
-            rest that does not mistake slow Sinkhorn iterations (ρ ≫ ε) for convergence.
+        marginal_error: (b,) how far its row masses were from those that are optimal at its dual, as a share likewise.
+        distance: (b,) the change over 1 − κ^(2·iterations), κ = ρ/(ρ+ε): an estimate of how far the plan is from
+            rest that does not mistake slow Sinkhorn iterations (ρ ≫ ε) for convergence. Where ρ = ∞, the larger of
+            change and marginal error.
         healthy: (b,) bool, the plan is finite and has mass.
         log_domain: (b,) bool, float arithmetic gave out in the exponential domain and the problem was solved again by
             log-sum-exp.
+        diagonal: (b,) share of the plan's mass on its diagonal.
+        information: (b,) mutual information of the two sides under the plan over log N: 0 where either side says
+            nothing about the other, 1 where it names its partner.
+        mass: (b,) of the plan, 1 where it is that of the marginals.
         threshold: distance up to which a problem counts as converged.
         n_outer: outer steps taken.
     """
 
     change: Tensor
+    marginal_error: Tensor
     distance: Tensor
     healthy: Tensor
     log_domain: Tensor
+    diagonal: Tensor
+    information: Tensor
+    mass: Tensor
     threshold: float
     n_outer: int
 
@@ -55,7 +82,7 @@ class SolverStatus:
 
     @property
     def remedy(self) -> str:
-        """What to do about it, empty where nothing needs doing."""
+        """What to do about the outcome, empty where nothing needs doing."""
         if self.outcome == "trouble":
             return (
                 "the plan lost all its mass or is not finite: the costs are large against rho (row mass falls as "
@@ -68,13 +95,43 @@ class SolverStatus:
             )
         return ""
 
+    @property
+    def signs(self) -> dict[str, Tensor]:
+        """What a plan can be although it is converged, and still be of no use: name → (b,) bool, on the device.
+
+        ``diagonal``: every node is only matched with itself. ``uniform``: either side says nothing about the other.
+        ``empty``: nearly all mass is left out. ``log_domain``: solved by log-sum-exp. ``unfinished``: budget spent.
+        """
+        return {
+            "diagonal": self.healthy & (self.diagonal > _ALL_ON_DIAGONAL),
+            "uniform": self.healthy & (self.information < _NEARLY_INDEPENDENT),
+            "empty": self.healthy & (self.mass < _NEARLY_EMPTY),
+            "log_domain": self.log_domain,
+            "unfinished": self.healthy & (self.distance > self.threshold),
+        }
+
+    @cached_property
+    def warnings(self) -> tuple[str, ...]:
+        """The signs that are there, budget spent aside, each with what to change."""
+        numbers = {"diagonal": self.diagonal, "uniform": self.information, "empty": self.mass}
+        found = []
+        for sign, flags in self.signs.items():
+            if sign == "unfinished" or not bool(flags.any()):
+                continue
+            text = REMEDIES[sign]
+            if sign in numbers:
+                text += f" (here {float(numbers[sign][flags].mean()):.2g})"
+            if len(flags) > 1:
+                text += f" ({int(flags.sum())} of {len(flags)} problems)"
+            found.append(text)
+        return tuple(found)
+
     def __str__(self) -> str:
         kinds = dict.fromkeys(self.outcomes)
         counts = ", ".join(f"{self.outcomes.count(kind)} {kind}" for kind in kinds) if len(kinds) > 1 else self.outcome
-        redone = int(self.log_domain.sum())
         text = f"{counts} after {self.n_outer} outer steps"
-        text += f", {redone} in the log domain" if redone else ""
-        return f"{text}: {self.remedy}" if self.remedy else text
+        text += f": {self.remedy}" if self.remedy else ""
+        return "\n".join((text, *self.warnings))
 
 
 @dataclass(frozen=True, eq=False)

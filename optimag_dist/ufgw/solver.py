@@ -12,25 +12,33 @@ not in the published algorithm. A plan that is too heavy makes the next cost too
 without line 5 that swing dies out slowly at best, and at small ρ with α near 1 it never does. Where C_m and C_G have
 little in common, plans can also alternate between two matchings, each the answer to the other; line 6 ends that, as in
 generalised conditional gradient (Bredies, Lorenz & Maass 2009). Both leave the stationary points as they are: there
-s = 1 and nothing rises.
+s = 1 and nothing rises. A node whose mass is pinned (ρ = ∞) pins s at 1.
+
+With ``kl_tensor`` the steps are those of POT and fugw (Séjourné, Vialard & Peyré 2021; Thual et al. 2022), so that the
+plans can be compared after any number of steps: in line 3 the weights ε and ρ are multiplied by 2m(π) and the cost by
+nothing but a constant more, and line 5 is s² = m(π before)/m(π). Line 6 is left out.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from optimag_dist.ufgw.checks import DoorChecks, check_weights, require_positive
-from optimag_dist.ufgw.objective import evaluate, inner
-from optimag_dist.ufgw.problem import MARGINALS, UFGWProblem, build_problem
-from optimag_dist.ufgw.sinkhorn import SinkhornResult, sinkhorn_exp, sinkhorn_log
+from optimag_dist.ufgw.capture import replayed
+from optimag_dist.ufgw.checks import DoorChecks, check_budget
+from optimag_dist.ufgw.costs import CosineCost, Cost, DenseCost, SparseCost
+from optimag_dist.ufgw.door import Rho, build_problem
+from optimag_dist.ufgw.objective import evaluate, free, moments
+from optimag_dist.ufgw.plan import Plan
+from optimag_dist.ufgw.precision import full_precision
+from optimag_dist.ufgw.problem import Linearised, UFGWProblem
+from optimag_dist.ufgw.sinkhorn import Entropic, SinkhornResult, sinkhorn_exp, sinkhorn_log
 from optimag_dist.ufgw.solution import AT_REST, SolverStatus, UFGWSolution
+from optimag_dist.ufgw.step import step_length
 
-# A step this short still moves the duals on, whatever rounding or an unfinished Sinkhorn made of the step's length.
-_SHORTEST_STEP = 0.1
-
-Sinkhorn = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, float, float, int], SinkhornResult]
+# With a tolerance, Sinkhorn's iterations of one outer step end once one of them moves less than this share of it.
+_STILL = 0.1
 
 
 @dataclass(frozen=True)
@@ -43,29 +51,52 @@ class Budget:
     tol: float | None = None
 
 
+class Sinkhorn(Protocol):
+    def __call__(
+        self, cost: Tensor, x: Tensor, y: Tensor, f: Tensor, g: Tensor, entropic: Entropic, n_iter: int, still: float
+    ) -> SinkhornResult: ...
+
+
 @dataclass
 class SolverState:
-    """What travels through the outer steps; all but ``steps`` have the batch as first axis."""
+    """What travels through the outer steps; tensors have the batch as first axis.
 
-    plan: Tensor
-    linearised: Tensor
+    Attributes:
+        plan, linearised: π and its L⊗π.
+        spare: (b, N, N) memory for the next cost.
+        f, g: (b, N) duals.
+        value, quadratic: (b,) objective up to a constant, and its quadratic term.
+        constant: (b,) 2 [ρ Σ r log(r/μ) + ρ Σ c log(c/ν) + ε Σ π log(π/μν)], what the plan costs every unit of the
+            next one's mass with ``kl_tensor``.
+        change, marginal_error: (b,) see :class:`SolverStatus`.
+        iterations: (b,) Sinkhorn iterations of the last outer step.
+        healthy, log_domain: (b,) bool.
+        steps: outer steps taken.
+    """
+
+    plan: Plan
+    linearised: Linearised
+    spare: Tensor
     f: Tensor
     g: Tensor
-    value: Tensor  # (b,) upper bound of the objective, less its constants; exact where the last step was whole
-    quadratic: Tensor  # (b,) α ⟨L⊗π, π⟩
-    healthy: Tensor
+    value: Tensor
+    quadratic: Tensor
+    constant: Tensor
     change: Tensor
+    marginal_error: Tensor
+    iterations: Tensor
+    healthy: Tensor
     log_domain: Tensor
     steps: int = 0
 
 
 def solve_ufgw(
-    C_m: Tensor,
-    C_G: Tensor,
-    M: Tensor,
+    C_m: Tensor | Cost,
+    C_G: Tensor | Cost,
+    M: Tensor | Cost,
     *,
     alpha: float = 0.6,
-    rho: float = 0.1,
+    rho: Rho = 0.1,
     epsilon: float = 0.01,
     mu: Tensor | None = None,
     nu: Tensor | None = None,
@@ -80,77 +111,131 @@ def solve_ufgw(
                   + ρ KL(π1 ‖ μ) + ρ KL(πᵀ1 ‖ ν)  +  ε KL(π ‖ μ⊗ν)
 
     The problem is not convex: the answer is a stationary point reached from π = μ⊗ν. Nothing here is differentiated;
-    the gradient to C_m at a fixed plan is in :class:`~optimag_dist.ufgw.UFGWRegulariser`.
+    the gradient to the embeddings at a fixed plan is in :class:`~optimag_dist.ufgw.UFGWRegulariser`.
 
     Args:
-        C_m: (N, N) or (batch, N, N), symmetric, ≥ 0, float32 or float64 (half precision is computed in float32).
-        C_G: likewise; an operand without batch axis (or with 1 there) is shared by the whole batch.
-        M: likewise, not necessarily symmetric.
+        C_m: structure of the modality. A tensor (N, N) or (batch, N, N), symmetric, ≥ 0, float32 or float64 (half
+            precision is computed in float32), or a :class:`~optimag_dist.ufgw.CosineCost`, which is several times
+            faster.
+        C_G: structure of the graph, likewise, or a :class:`~optimag_dist.ufgw.SparseCost`. An operand without batch
+            axis (or with 1 there) is shared by the whole batch.
+        M: likewise; a tensor need not be symmetric.
         alpha: weight of structure against M, in [0, 1].
-        rho: weight of the marginals, > 0. Small: cheap to leave a node out.
+        rho: weight of the marginals, > 0. Small: cheap to leave a node out; ``math.inf``: not possible (the balanced
+            problem). One number, or (N,) or (batch, N) of them, one per node, or a pair of these for the modality's
+            and the graph's side.
         epsilon: weight of the entropy, > 0.
         mu: (N,) or (batch, N) masses of the modality side, ≥ 0, default 1/N. A 0 takes the node out of the problem
             exactly (its costs must still be finite).
         nu: likewise, of the graph side.
-        marginal: ``kl`` (plain KL of the marginals, as in arXiv 2601.22856).
-        n_outer: outer steps.
-        n_sinkhorn: Sinkhorn iterations in each.
+        marginal: ``kl`` (plain KL of the marginals, as in arXiv 2601.22856) or ``kl_tensor`` (KL of product measures,
+            the problem that POT and fugw solve; see ``docs/ufgw.md`` for the mapping of their weights).
+        n_outer: outer steps, at most.
+        n_sinkhorn: Sinkhorn iterations in each, at most.
         tol: stop early once every plan of the batch is within this share of its mass of rest, estimated as in
-            :attr:`SolverStatus.distance`. Asking waits for the device once per outer step; without it a solve waits
-            once, at its end.
+            :attr:`SolverStatus.distance`. Asking waits for a GPU once per outer step; without it a solve waits once,
+            at its end.
 
     Returns:
         Plan, objective and its parts, kept and received mass, status; constants to autograd.
 
     Raises:
-        ValueError: NaN or infinite values, negative costs or masses, an asymmetric C_m or C_G, a fully masked
-            problem, shapes or devices that do not fit, or weights out of range.
+        ValueError: NaN or infinite values, negative costs or masses, an asymmetric C_m or C_G, zero embeddings, a fully
+            masked problem, shapes or devices that do not fit, or weights out of range.
     """
-    if marginal not in MARGINALS:
-        raise ValueError(f"marginal={marginal!r}: needed one of {', '.join(map(repr, MARGINALS))}")
-    check_weights(alpha, rho, epsilon, n_outer, n_sinkhorn)
-    if tol is not None:
-        require_positive(tol=tol)
+    check_budget(n_outer, n_sinkhorn, tol)
+    if isinstance(C_G, CosineCost) and not isinstance(C_m, CosineCost):
+        # The factor is used on the modality's side; the problem is the same with its sides exchanged.
+        turned = M.mT if isinstance(M, Tensor) else DenseCost(M.values.mT) if isinstance(M, DenseCost) else M
+        solution = solve_ufgw(
+            C_G,
+            C_m,
+            turned,
+            alpha=alpha,
+            rho=(rho[1], rho[0]) if isinstance(rho, tuple) else rho,
+            epsilon=epsilon,
+            mu=nu,
+            nu=mu,
+            marginal=marginal,
+            n_outer=n_outer,
+            n_sinkhorn=n_sinkhorn,
+            tol=tol,
+        )
+        return _sides_exchanged(solution)
     checks = DoorChecks()
-    device = C_m.device.type if isinstance(C_m, Tensor) else "cpu"
+    device = C_m.device.type if isinstance(C_m, (Tensor, Cost)) else "cpu"
     with torch.no_grad(), torch.autocast(device, enabled=False):
-        problem = build_problem(C_m, C_G, M, mu, nu, alpha=alpha, rho=rho, epsilon=epsilon, checks=checks)
+        problem = build_problem(
+            C_m, C_G, M, mu, nu, alpha=alpha, rho=rho, epsilon=epsilon, marginal=marginal, checks=checks
+        )
         budget = Budget(n_outer, n_sinkhorn, tol)
         state = solve(problem, budget, checks)
         solution = report(problem, state, budget)
-    batched = any(x.ndim == 3 for x in (C_m, C_G, M)) or any(x is not None and x.ndim == 2 for x in (mu, nu))
+    matrices, vectors = (C_m, C_G, M), (mu, nu, *(rho if isinstance(rho, tuple) else (rho,)))
+    batched = (
+        problem.batch_size > 1
+        or any(isinstance(x, Tensor) and x.ndim == 3 for x in matrices)
+        or any(isinstance(x, Tensor) and x.ndim == 2 for x in vectors)
+    )
     return solution if batched else _without_batch(solution)
 
 
 def solve(problem: UFGWProblem, budget: Budget, checks: DoorChecks) -> SolverState:
     """Run the outer steps, settle ``checks``, and solve again by log-sum-exp what the exponential domain lost."""
-    state = _run(problem, budget, sinkhorn_exp)
-    held = checks.settle(state.healthy)
-    lost = [entry for entry, ok in enumerate(held) if not ok]
-    if lost:
-        entries = torch.tensor(lost, device=state.plan.device)
-        again = _run(problem.select(entries), budget, sinkhorn_log)
-        again.log_domain.fill_(True)
-        for name in ("plan", "linearised", "healthy", "change", "log_domain"):
-            getattr(state, name).index_copy_(0, entries, getattr(again, name))
-        state.steps = max(state.steps, again.steps)
+    with full_precision(problem.mu.device):
+        state = _run_fast(problem, budget)
+        held = checks.settle(state.healthy)
+        lost = [entry for entry, ok in enumerate(held) if not ok]
+        if lost:
+            entries = torch.tensor(lost, device=problem.mu.device)
+            again = _run(problem.select(entries), budget, sinkhorn_log)
+            again.log_domain.fill_(True)
+            _put_back(state, entries, again)
     return state
 
 
+def _run_fast(problem: UFGWProblem, budget: Budget) -> SolverState:
+    """In the exponential domain; on a GPU from a recording, unless a tolerance or a sparse cost asks for values."""
+    waits = budget.tol is not None or any(isinstance(x, SparseCost) for x in (problem.B, problem.M))
+    if problem.mu.device.type != "cuda" or waits:
+        return _run(problem, budget, sinkhorn_exp)
+    options = budget, problem.alpha, problem.epsilon, problem.tensor_kl, *(type(x) for x in (problem.A, problem.B))
+    return replayed(lambda inputs: _run(inputs, budget, sinkhorn_exp), problem, options)
+
+
+def _put_back(state: SolverState, entries: Tensor, again: SolverState) -> None:
+    for mine, theirs in ((state.plan, again.plan), (state.linearised, again.linearised), (state, again)):
+        for name, x in vars(mine).items():
+            if isinstance(x, Tensor) and name != "spare":
+                x.index_copy_(0, entries, getattr(theirs, name))
+    state.steps = max(state.steps, again.steps)
+
+
 def report(problem: UFGWProblem, state: SolverState, budget: Budget) -> UFGWSolution:
-    """The state as the user's answer, with a batch axis throughout."""
-    parts = evaluate(problem, state.plan, state.linearised)
+    """The state as the user's answer, with a batch axis throughout. The state's plan is multiplied out."""
+    with full_precision(problem.mu.device):
+        state.plan, log_moment = state.plan.log_moment_()
+        parts = evaluate(problem, state.plan, state.linearised, log_moment)
+    plan = state.plan
+    mass = plan.mass
+    independent = torch.xlogy(plan.rows, plan.rows).sum(1) + torch.xlogy(plan.columns, plan.columns).sum(1)
+    independent = independent - torch.xlogy(mass, mass)
+    present = torch.minimum((problem.mu > 0).sum(1), (problem.nu > 0).sum(1))
     return UFGWSolution(
-        plan=state.plan,
+        plan=plan.kernel,
         objective=parts.total(),
         parts=parts.as_dict(),
-        kept_mass=_share(state.plan.sum(2), problem.mu),
-        received_mass=_share(state.plan.sum(1), problem.nu),
+        kept_mass=_share(plan.rows, problem.mu),
+        received_mass=_share(plan.columns, problem.nu),
         status=SolverStatus(
             change=state.change,
-            distance=state.change / _inner_progress(problem, budget),
+            marginal_error=state.marginal_error,
+            distance=_distance(problem, state),
             healthy=state.healthy,
             log_domain=state.log_domain,
+            diagonal=plan.kernel.diagonal(dim1=1, dim2=2).sum(1) / mass,
+            information=(log_moment - independent) / mass / present.to(mass.dtype).log(),
+            mass=mass / (problem.mu.sum(1) * problem.nu.sum(1)).sqrt(),
             threshold=AT_REST if budget.tol is None else budget.tol,
             n_outer=state.steps,
         ),
@@ -159,104 +244,130 @@ def report(problem: UFGWProblem, state: SolverState, budget: Budget) -> UFGWSolu
 
 def _run(problem: UFGWProblem, budget: Budget, sinkhorn: Sinkhorn) -> SolverState:
     state = _start(problem)
+    entropic = problem.entropic()
+    still = 0.0 if budget.tol is None else _STILL * budget.tol
     for step in range(1, budget.n_outer + 1):
-        cost = problem.linearised_cost(state.linearised)
-        plan, state.f, state.g, held = sinkhorn(
-            cost, state.f, state.g, problem.mu, problem.nu, problem.rho, problem.epsilon, budget.n_sinkhorn
-        )
-        state.healthy = state.healthy & held
+        cost, x, y = problem.linearised_cost(state.linearised, state.spare)
+        if problem.tensor_kl:
+            entropic = problem.entropic(2 * state.plan.mass)
+            x = x + state.constant[:, None]
+        found = sinkhorn(cost, x, y, state.f, state.g, entropic, budget.n_sinkhorn, still)
+        state.f, state.g, state.iterations = found.f, found.g, found.iterations
+        state.healthy = state.healthy & found.healthy
         state.steps = step
         last = step == budget.n_outer
-        _advance(problem, state, plan, cost, measure=last or budget.tol is not None)
-        if budget.tol is not None and not last:
-            threshold = budget.tol * _inner_progress(problem, budget)
-            if bool((state.change <= threshold).all()):
-                break
+        measure = last or budget.tol is not None
+        if measure:
+            state.marginal_error = _marginal_error(found, entropic)
+        if problem.tensor_kl:
+            _advance_tensor_kl(problem, state, found.plan, entropic, measure=measure)
+        else:
+            _advance(problem, state, found.plan, measure=measure)
+        if budget.tol is not None and not last and bool((_distance(problem, state) <= budget.tol).all()):
+            break
     return state
 
 
 def _start(problem: UFGWProblem) -> SolverState:
-    plan = problem.product_plan()
-    linearised = problem.linearise(plan)
-    nothing = plan.new_zeros(len(plan))
+    plan, linearised = problem.linearise(problem.product_plan())
+    nothing = torch.zeros_like(plan.rows)
+    m = moments(problem, linearised, nothing, nothing, plan, linearised)
+    nought = torch.zeros_like(m.mass)
+    # π = s μ⊗ν: log(π/μν) is log s everywhere
+    relative = -0.5 * m.mass * torch.log(problem.mu.sum(1) * problem.nu.sum(1))
     return SolverState(
         plan=plan,
         linearised=linearised,
-        f=plan.new_zeros(plan.shape[:2]),
-        g=plan.new_zeros(plan.shape[:2]),
-        value=torch.full_like(nothing, torch.inf),
-        quadratic=problem.alpha * inner(linearised, plan),
-        healthy=torch.ones_like(nothing, dtype=torch.bool),
-        change=nothing,
-        log_domain=torch.zeros_like(nothing, dtype=torch.bool),
+        spare=torch.empty_like(plan.kernel),
+        f=nothing,
+        g=nothing,
+        value=torch.full_like(nought, torch.inf),
+        quadratic=problem.alpha * m.own,
+        constant=2 * (m.penalty + problem.epsilon * relative),
+        change=nought,
+        marginal_error=nought,
+        iterations=nought,
+        healthy=torch.ones_like(nought, dtype=torch.bool),
+        log_domain=torch.zeros_like(nought, dtype=torch.bool),
     )
 
 
-def _advance(problem: UFGWProblem, state: SolverState, plan: Tensor, cost: Tensor, *, measure: bool) -> None:
-    """Lines 5 and 6: scale ``plan`` (b, N, N), which solved ``cost``, and move the state to it or towards it.
+def _advance(problem: UFGWProblem, state: SolverState, plan: Plan, *, measure: bool) -> None:
+    """Lines 5 and 6 for ``plan``, which solved the cost linearised at the state's."""
+    plan, linearised = problem.linearise(plan)
+    step = step_length(problem, state.value, state.quadratic, state.linearised, state.f, state.g, plan, linearised)
+    state.value, state.quadratic = step.value, step.quadratic
+    state.healthy = state.healthy & step.fine
+    _move(problem, state, plan.scaled_(step.scale), linearised.scaled_(step.scale), step.share, measure=measure)
 
-    Along s·π the objective is, up to a constant, F(s) = a s + b s²/2 + c (s log s − s); on the way from the last plan
-    π₀ to s·π it is at most (1−t) F₀ + t F₁ − t(1−t) q, where q is the quadratic term of their difference, and the
-    other terms are convex. All five numbers come from inner products of what is there already.
-    """
-    alpha, rho, epsilon = problem.alpha, problem.rho, problem.epsilon
-    linearised = problem.linearise(plan)
-    rows, columns = plan.sum(2), plan.sum(1)
-    linear = (1 - alpha) * inner(problem.M, plan)
-    transport = inner(cost, plan)
-    # ε Σ π log(π/μν), from the duals: no logarithm over the whole plan
-    entropy = (state.f * rows).sum(1) + (state.g * columns).sum(1) - transport
-    a = linear + rho * (_cross_entropy(rows, problem.mu) + _cross_entropy(columns, problem.nu)) + entropy
-    b = 2 * alpha * inner(linearised, plan).clamp_min(0)
-    c = (2 * rho + epsilon) * rows.sum(1)
-    scale, log_scale = _best_scale(a, b, c)
-    value = a * scale + b / 2 * scale.square() + c * (scale * log_scale - scale)
 
-    quadratic = b / 2 * scale.square()
-    q = quadratic + state.quadratic - scale * (transport - linear)
-    step = ((q + state.value - value) / (2 * q)).clamp(_SHORTEST_STEP, 1)
-    rounding = 8 * torch.finfo(plan.dtype).eps * (a.abs() * scale + quadratic + c * scale)
-    step = torch.where((value <= state.value + rounding) | (q <= 0), 1.0, step)
-    gain = step * (1 - step) * q
-    # inf · 0 is NaN, hence not the convex combination as such where nothing came before
-    state.value = torch.where(step == 1, value, (1 - step) * state.value + step * value - gain)
-    state.quadratic = (1 - step) * state.quadratic + step * quadratic - gain
+def _advance_tensor_kl(
+    problem: UFGWProblem, state: SolverState, plan: Plan, entropic: Entropic, *, measure: bool
+) -> None:
+    plan, linearised = problem.linearise(plan)
+    m = moments(problem, state.linearised, state.f, state.g, plan, linearised)
+    linear = (1 - problem.alpha) * plan.inner(problem.M)
+    cost = linear + 2 * problem.alpha * m.across + state.constant * m.mass
+    relative = (m.duals - cost) / entropic.epsilon
+    scale = (state.plan.mass / m.mass).sqrt()
+    grown = scale * scale.log()
+    penalty = scale * m.penalty + grown * m.penalised
+    state.constant = 2 * (penalty + problem.epsilon * (scale * relative + grown * m.mass))
+    state.healthy = state.healthy & scale.isfinite() & (scale > 0)
+    _move(problem, state, plan.scaled_(scale), linearised.scaled_(scale), None, measure=measure)
 
-    plan = plan.mul_(scale[:, None, None])
+
+def _move(
+    problem: UFGWProblem, state: SolverState, plan: Plan, linearised: Linearised, share: Tensor | None, *, measure: bool
+) -> None:
+    """The state goes ``share`` (b,) of the way to ``plan``, all of it where None; the other plan's memory is spare."""
     if measure:
-        state.change = (plan - state.plan).abs_().sum((1, 2)) / plan.sum((1, 2))
-    state.plan = state.plan.lerp_(plan, step[:, None, None])
-    state.linearised = state.linearised.lerp_(linearised.mul_(scale[:, None, None]), step[:, None, None])
-    state.healthy = state.healthy & value.isfinite() & (scale > 0)
+        state.change = plan.distance(state.plan) / plan.mass
+    # On the CPU looking is free; on a GPU it would wait for the device, so there the combination is always formed.
+    if share is None or (share.device.type == "cpu" and bool((share == 1).all())):
+        state.plan, state.spare = plan, state.plan.kernel
+        state.linearised = linearised
+    else:
+        state.spare = plan.kernel
+        state.plan = state.plan.mixed_(plan, share)
+        state.linearised = state.linearised.mixed(linearised, share)
 
 
-def _best_scale(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-    """s > 0 with a + b·s + c·log s = 0, and log s, for b ≥ 0 and c > 0.
+def _distance(problem: UFGWProblem, state: SolverState) -> Tensor:
+    """(b,) how far the plan is from rest; see :class:`SolverStatus`.
 
-    In t = log s the left side is increasing and convex: one root, which Newton's iteration approaches from above
-    without overshooting, if started above.
+    One outer step covers at least 1 − κ^(2·iterations) of the way, as far as Sinkhorn decides it: each iteration
+    contracts the duals by κ² or better (Séjourné et al. 2019), which is slow where ρ ≫ ε. Where ρ = ∞ that says
+    nothing, and the marginals themselves are looked at.
     """
-    above_one = torch.minimum(-(a + b) / c, torch.log(-a / b))
-    t = torch.where(a + b < 0, above_one, (-a / c).clamp_max(0))
-    for _ in range(8):
-        rising = b * t.exp()
-        t = t - (a + rising + c * t) / (rising + c)
-    return t.exp(), t
+    rho = torch.maximum(free(problem.rho_mu).amax(1), free(problem.rho_nu).amax(1))
+    kappa = rho / (rho + problem.epsilon)
+    return torch.maximum(
+        state.change / (1 - kappa.pow(2 * state.iterations)), torch.where(problem.pinned, state.marginal_error, 0.0)
+    )
 
 
-def _inner_progress(problem: UFGWProblem, budget: Budget) -> float:
-    """Share of the distance to rest that one outer step covers at least, as far as Sinkhorn's iteration decides it:
-    each iteration contracts the duals by κ² or better (Séjourné et al. 2019), which is slow where ρ ≫ ε."""
-    kappa = problem.rho / (problem.rho + problem.epsilon)
-    return 1 - kappa ** (2 * budget.n_sinkhorn)
-
-
-def _cross_entropy(x: Tensor, reference: Tensor) -> Tensor:
-    return (torch.xlogy(x, x) - torch.xlogy(x, reference)).sum(1)
+def _marginal_error(found: SinkhornResult, entropic: Entropic) -> Tensor:
+    """(b,) Σ |r − μ exp(−f/ρ)| over the mass: what the next iteration would still change. After an update of g the
+    columns have their optimal mass."""
+    rows = found.plan.rows
+    return (rows - entropic.mu * torch.exp(-found.f / entropic.rho_mu)).abs().sum(1) / rows.sum(1)
 
 
 def _share(mass: Tensor, marginal: Tensor) -> Tensor:
     return torch.where(marginal > 0, mass / marginal, torch.nan)
+
+
+def _sides_exchanged(solution: UFGWSolution) -> UFGWSolution:
+    parts = dict(solution.parts)
+    parts["marginal_mu"], parts["marginal_nu"] = parts["marginal_nu"], parts["marginal_mu"]
+    return replace(
+        solution,
+        plan=solution.plan.mT,
+        parts=parts,
+        kept_mass=solution.received_mass,
+        received_mass=solution.kept_mass,
+    )
 
 
 def _without_batch(solution: UFGWSolution) -> UFGWSolution:

@@ -1,0 +1,113 @@
+"""exp and log in a form that the compiler vectorises; libm's are called entry by entry."""
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import overload
+
+from optimag_dist.jit import intrinsic, jit
+
+
+@intrinsic
+def _as_float32(typingctx, bits):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        return builder.bitcast(args[0], ir.FloatType())
+
+    return types.float32(types.int32), codegen
+
+
+@intrinsic
+def _as_float64(typingctx, bits):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        return builder.bitcast(args[0], ir.DoubleType())
+
+    return types.float64(types.int64), codegen
+
+
+@intrinsic
+def _bits_of(typingctx, x):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        return builder.bitcast(args[0], ir.IntType(32))
+
+    return types.int32(types.float32), codegen
+
+
+def exp(x):  # type: ignore[no-untyped-def]
+    """exp for normal results (no overflow, no denormals), in a form that vectorises: libm's is called entry by entry.
+
+    exp(x) = 2ⁿ exp(r), n = ⌊x log₂e + ½⌉, |r| ≤ ½ log 2, with log 2 in two parts so that r is exact, and Taylor's
+    polynomial of a degree whose remainder is below the rounding.
+    """
+    raise NotImplementedError("compiled code only")
+
+
+@jit(fastmath={"contract"})
+def _exp32(x):  # type: ignore[no-untyped-def]
+    n = np.floor(x * np.float32(1.44269504) + np.float32(0.5))
+    r = x - n * np.float32(0.693145752)
+    r = r - n * np.float32(1.42860677e-6)
+    y = np.float32(1 / 5040)
+    y = y * r + np.float32(1 / 720)
+    y = y * r + np.float32(1 / 120)
+    y = y * r + np.float32(1 / 24)
+    y = y * r + np.float32(1 / 6)
+    y = y * r + np.float32(1 / 2)
+    y = y * r + np.float32(1)
+    y = y * r + np.float32(1)
+    return y * _as_float32((np.int32(n) + np.int32(127)) << np.int32(23))
+
+
+@jit(fastmath={"contract"})
+def _exp64(x):  # type: ignore[no-untyped-def]
+    n = np.floor(x * 1.4426950408889634 + 0.5)
+    r = x - n * 0.693147180369123816490
+    r = r - n * 1.90821492927058770002e-10
+    y = 1 / 6227020800
+    y = y * r + 1 / 479001600
+    y = y * r + 1 / 39916800
+    y = y * r + 1 / 3628800
+    y = y * r + 1 / 362880
+    y = y * r + 1 / 40320
+    y = y * r + 1 / 5040
+    y = y * r + 1 / 720
+    y = y * r + 1 / 120
+    y = y * r + 1 / 24
+    y = y * r + 1 / 6
+    y = y * r + 0.5
+    y = y * r + 1.0
+    y = y * r + 1.0
+    return y * _as_float64((np.int64(n) + np.int64(1023)) << np.int64(52))
+
+
+@jit(fastmath={"contract"})
+def _log32(x):  # type: ignore[no-untyped-def]
+    bits = _bits_of(x)
+    exponent = (bits - np.int32(0x3F3504F3)) >> np.int32(23)
+    mantissa = _as_float32(bits - (exponent << np.int32(23)))
+    z = (mantissa - np.float32(1)) / (mantissa + np.float32(1))
+    w = z * z
+    y = np.float32(2 / 9)
+    y = y * w + np.float32(2 / 7)
+    y = y * w + np.float32(2 / 5)
+    y = y * w + np.float32(2 / 3)
+    y = y * w + np.float32(2)
+    return np.float32(exponent) * np.float32(0.69314718) + z * y
+
+
+def log(x):  # type: ignore[no-untyped-def]
+    """log of normal positive numbers: of the power of two, and of a mantissa between √½ and √2 by its atanh series."""
+    raise NotImplementedError("compiled code only")
+
+
+@overload(log)
+def _overload_log(x):  # type: ignore[no-untyped-def]
+    if x == types.float32:
+        return lambda x: _log32(x)
+    return lambda x: np.log(x)
+
+
+@overload(exp)
+def _overload_exp(x):  # type: ignore[no-untyped-def]
+    if x == types.float32:
+        return lambda x: _exp32(x)
+    return lambda x: _exp64(x)

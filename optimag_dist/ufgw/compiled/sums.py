@@ -1,0 +1,183 @@
+"""Sums over plans: how far apart two are, their entropy, and what decides the next step."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from optimag_dist.jit import jit
+from optimag_dist.ufgw.compiled.elementary import log
+from optimag_dist.ufgw.compiled.threads import REORDER, for_each_problem
+
+
+@jit(fastmath=REORDER, nogil=True, error_model="numpy")
+def _distance(first, last, kernel, a, b, other, other_a, other_b, out):  # type: ignore[no-untyped-def]
+    n = a.shape[1]
+    for p in range(first, last):
+        total = 0.0
+        for i in range(n):
+            row = kernel.dtype.type(0)
+            for j in range(n):
+                row += abs(a[p, i] * kernel[p, i, j] * b[p, j] - other_a[p, i] * other[p, i, j] * other_b[p, j])
+            total += row
+        out[p] = total
+
+
+@jit(fastmath=REORDER, nogil=True, error_model="numpy")
+def _multiply_out(first, last, kernel, a, b, out):  # type: ignore[no-untyped-def]
+    n = a.shape[1]
+    zero = kernel.dtype.type(0)
+    smallest = kernel.dtype.type(np.finfo(kernel.dtype).tiny)
+    for p in range(first, last):
+        total = 0.0
+        for i in range(n):
+            row = zero
+            for j in range(n):
+                x = a[p, i] * kernel[p, i, j] * b[p, j]
+                kernel[p, i, j] = x
+                # 0 log 0 = 0, and what is below the normal numbers counts as 0
+                row += x * log(max(x, smallest))
+            total += row
+        out[p] = total
+
+
+@jit(fastmath=REORDER, nogil=True, error_model="numpy")
+def _inner(x, y):  # type: ignore[no-untyped-def]
+    total = 0.0
+    for i in range(x.shape[0]):
+        row = x.dtype.type(0)
+        for j in range(x.shape[1]):
+            row += x[i, j] * y[i, j]
+        total += row
+    return total
+
+
+@jit(nogil=True, error_model="numpy")
+def _side(x, reference, rho, dual, at, own):  # type: ignore[no-untyped-def]
+    """Sums over one side's masses: mass, ⟨own, x⟩, ⟨at, x⟩, ⟨dual, x⟩, Σ ρ x log(x/reference), Σ ρ x."""
+    mass, own_sum, at_sum, dual_sum, penalty, penalised = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+    for i in range(len(x)):
+        mass += x[i]
+        own_sum += own[i] * x[i]
+        at_sum += at[i] * x[i]
+        dual_sum += dual[i] * x[i]
+        if rho[i] < np.inf and x[i] > 0:
+            penalty += rho[i] * x[i] * np.log(x[i] / reference[i])
+            penalised += rho[i] * x[i]
+    return mass, own_sum, at_sum, dual_sum, penalty, penalised
+
+
+@jit(nogil=True, error_model="numpy")
+def _moments(  # type: ignore[no-untyped-def]
+    first,
+    last,
+    rows,
+    columns,
+    f,
+    g,
+    mu,
+    nu,
+    rho_mu,
+    rho_nu,
+    at_rows,
+    at_columns,
+    at_core,
+    own_rows,
+    own_columns,
+    own_core,
+    moved,
+    out,
+):
+    for p in range(first, last):
+        r = _side(rows[p], mu[p], rho_mu[p], f[p], at_rows[p], own_rows[p])
+        c = _side(columns[p], nu[p], rho_nu[p], g[p], at_columns[p], own_columns[p])
+        out[0, p] = r[0]
+        out[1, p] = r[1] + c[1] - 2 * _inner(own_core[p], moved[p])
+        out[2, p] = r[2] + c[2] - 2 * _inner(at_core[p], moved[p])
+        out[3, p] = r[3] + c[3]
+        out[4, p] = r[4] + c[4]
+        out[5, p] = r[5] + c[5]
+
+
+@jit(error_model="numpy")
+def _best_scale(a, b, c):  # type: ignore[no-untyped-def]
+    """log s with a + b·s + c·log s = 0, as in :mod:`optimag_dist.ufgw.step`."""
+    t = min(-(a + b) / c, np.log(-a / b)) if a + b < 0 else min(-a / c, 0.0)
+    for _ in range(20):
+        rising = b * np.exp(t)
+        step = (a + rising + c * t) / (rising + c)
+        t -= step
+        if not abs(step) > 1e-15 * (1 + abs(t)):
+            break
+    return t
+
+
+@jit(nogil=True, error_model="numpy")
+def _step_length(m, value, quadratic, pinned, alpha, epsilon, shortest, unit, out):  # type: ignore[no-untyped-def]
+    for p in range(len(value)):
+        mass, own, across, duals, penalty, penalised = m[0, p], m[1, p], m[2, p], m[3, p], m[4, p], m[5, p]
+        across *= 2 * alpha
+        a = penalty + duals - across
+        b = 2 * alpha * max(own, 0.0)
+        c = penalised + epsilon * mass
+        log_scale = 0.0 if pinned[p] else _best_scale(a, b, c)
+        scale = np.exp(log_scale)
+        there = a * scale + b / 2 * scale**2 + c * (scale * log_scale - scale)
+        its_quadratic = b / 2 * scale**2
+        q = its_quadratic + quadratic[p] - scale * across
+        share, arrived, its = 1.0, there, its_quadratic
+        if there > value[p] + 8 * unit * (abs(a) * scale + its_quadratic + c * scale) and q > 0:
+            share = min(max((q + value[p] - there) / (2 * q), shortest), 1.0)
+            gain = share * (1 - share) * q
+            arrived = (1 - share) * value[p] + share * there - gain
+            its = (1 - share) * quadratic[p] + share * its_quadratic - gain
+        out[0, p], out[1, p], out[2, p], out[3, p] = scale, share, arrived, its
+        out[4, p] = 1.0 if abs(there) < np.inf and scale > 0 else 0.0
+
+
+def distance(kernel: Tensor, a: Tensor, b: Tensor, other: Tensor, other_a: Tensor, other_b: Tensor) -> Tensor:
+    """(b,) Σ |a_i K_ij b_j − a'_i K'_ij b'_j|."""
+    out = torch.empty(len(kernel), dtype=kernel.dtype)
+    arrays = [t.numpy() for t in (kernel, a, b, other, other_a, other_b, out)]
+    for_each_problem(kernel, lambda first, last: _distance(first, last, *arrays))
+    return out
+
+
+def moments(operands: Sequence[Tensor]) -> Tensor:
+    """(6, b) mass, own, across, duals, penalty, penalised of :class:`optimag_dist.ufgw.objective.Moments`.
+
+    Args:
+        operands: rows, columns, f, g, mu, nu, rho_mu, rho_nu (b, N); then of the earlier linearisation and of the
+            plan's own rows, columns (b, N) and core (b, r, N); then what the cores are multiplied with (b, r, N).
+    """
+    rows = operands[0]
+    out = torch.empty(6, len(rows), dtype=rows.dtype)
+    arrays = [x.numpy() for x in (*operands, out)]
+    for_each_problem(operands[-1], lambda first, last: _moments(first, last, *arrays))
+    return out
+
+
+def step_length(
+    operands: Sequence[Tensor],
+    value: Tensor,
+    quadratic: Tensor,
+    pinned: Tensor,
+    alpha: float,
+    epsilon: float,
+    shortest: float,
+) -> Tensor:
+    """(5, b) the fields of :class:`optimag_dist.ufgw.step.Step`, from the operands of :func:`moments`."""
+    found = moments(operands)
+    out = torch.empty(5, len(value), dtype=value.dtype)
+    arrays = [x.numpy() for x in (found, value, quadratic, pinned)]
+    _step_length(*arrays, alpha, epsilon, shortest, torch.finfo(value.dtype).eps, out.numpy())
+    return out
+
+
+def multiply_out(kernel: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """K ← diag(a) K diag(b) in place; returns Σ π log π (b,)."""
+    out = torch.empty(len(kernel), dtype=kernel.dtype)
+    arrays = [t.numpy() for t in (kernel, a, b, out)]
+    for_each_problem(kernel, lambda first, last: _multiply_out(first, last, *arrays))
+    return out

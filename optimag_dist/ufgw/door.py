@@ -1,0 +1,180 @@
+"""What comes in becomes a :class:`UFGWProblem`, or a ValueError that says what came and what was needed.
+
+Shapes are looked at right away. Values are noted as flags that stay on the device and are read once, with the solver's
+own health (:mod:`optimag_dist.ufgw.checks`); they cost one or two sweeps over each matrix.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from optimag_dist.ufgw.checks import DoorChecks, check_weights
+from optimag_dist.ufgw.costs import CosineCost, Cost, DenseCost, SparseCost
+from optimag_dist.ufgw.problem import UFGWProblem
+
+MARGINALS = ("kl", "kl_tensor")
+
+# One weight for all nodes, or (N,) or (batch, N) of them; a pair is of the two sides.
+OneSide = float | Tensor
+Rho = OneSide | tuple[OneSide, OneSide]
+
+
+def build_problem(
+    C_m: Cost | Tensor,
+    C_G: Cost | Tensor,
+    M: Cost | Tensor,
+    mu: Tensor | None,
+    nu: Tensor | None,
+    *,
+    alpha: float,
+    rho: Rho,
+    epsilon: float,
+    marginal: str,
+    checks: DoorChecks,
+) -> UFGWProblem:
+    """Check shapes at once and values through ``checks``, and bring everything to the solver's form.
+
+    Raises:
+        ValueError: shapes, dtypes, devices or weights do not fit.
+    """
+    if marginal not in MARGINALS:
+        raise ValueError(f"marginal={marginal!r}: needed one of {', '.join(map(repr, MARGINALS))}")
+    check_weights(alpha, epsilon)
+    costs = {name: _as_cost(name, x) for name, x in (("C_m", C_m), ("C_G", C_G), ("M", M))}
+    reference = costs["C_m"]
+    for name, cost in costs.items():
+        _check_same_nodes(name, cost.nodes, cost.device, reference)
+    uniform = torch.full((1, reference.nodes), 1 / reference.nodes, dtype=reference.dtype, device=reference.device)
+    masses = {name: uniform if x is None else _as_vectors(name, x, reference) for name, x in (("mu", mu), ("nu", nu))}
+    weights = _as_rho(rho, reference, marginal)
+    sizes = {cost.batch_size for cost in costs.values()}
+    sizes |= {len(x) for x in (*masses.values(), *weights.values())}
+    if 0 in sizes or len(sizes - {1}) > 1:
+        raise ValueError(f"batch sizes {sorted(sizes)} do not go together; needed one size, or 1 to share an operand")
+
+    for name, cost in costs.items():
+        _check_cost(checks, name, cost, symmetric=name != "M")
+    for name, x in masses.items():
+        if x is not uniform:
+            _check_masses(checks, name, x)
+    for name, x in weights.items():
+        _check_rho(checks, name, x)
+    return UFGWProblem.build(
+        costs["C_m"],
+        costs["C_G"],
+        costs["M"],
+        masses["mu"],
+        masses["nu"],
+        weights["rho (mu)"],
+        weights["rho (nu)"],
+        alpha=alpha,
+        epsilon=epsilon,
+        tensor_kl=marginal == "kl_tensor",
+    )
+
+
+def _as_cost(name: str, cost: Cost | Tensor) -> Cost:
+    if isinstance(cost, Cost):
+        return cost
+    if not isinstance(cost, Tensor) or not cost.is_floating_point():
+        kind = cost.dtype if isinstance(cost, Tensor) else type(cost).__name__
+        raise ValueError(
+            f"{name}: got {kind}, needed a floating point torch.Tensor (torch.as_tensor converts) or a structured cost"
+        )
+    if cost.ndim not in (2, 3) or cost.shape[-1] != cost.shape[-2] or cost.shape[-1] == 0:
+        raise ValueError(f"{name}: got shape {tuple(cost.shape)}, needed (N, N) or (batch, N, N) with N ≥ 1")
+    cost = cost.detach().to(torch.promote_types(cost.dtype, torch.float32))
+    return DenseCost(cost if cost.ndim == 3 else cost[None])
+
+
+def _as_vectors(name: str, x: Tensor, reference: Cost) -> Tensor:
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"{name}: got {kind}, needed a floating point torch.Tensor")
+    if x.ndim not in (1, 2):
+        raise ValueError(f"{name}: got shape {tuple(x.shape)}, needed (N,) or (batch, N)")
+    _check_same_nodes(name, x.shape[-1], x.device, reference)
+    return x.detach() if x.ndim == 2 else x.detach()[None]
+
+
+def _check_same_nodes(name: str, nodes: int, device: torch.device, reference: Cost) -> None:
+    if device != reference.device:
+        raise ValueError(f"{name} is on {device} and C_m on {reference.device}; needed one device")
+    if nodes != reference.nodes:
+        raise ValueError(f"{name}: got {nodes} nodes where C_m has {reference.nodes}; both sides are the same nodes")
+
+
+def _as_rho(rho: Rho, reference: Cost, marginal: str) -> dict[str, Tensor]:
+    if isinstance(rho, tuple) and len(rho) != 2:
+        raise ValueError(f"rho: got a tuple of {len(rho)}, needed one weight or the pair (of mu, of nu)")
+    sides = dict(zip(("rho (mu)", "rho (nu)"), rho, strict=True)) if isinstance(rho, tuple) else {"rho": rho}
+    vectors = {}
+    for name, side in sides.items():
+        if isinstance(side, Tensor):
+            if marginal == "kl_tensor":
+                raise ValueError(f"{name}: got one weight per node with marginal='kl_tensor', which knows one per side")
+            vectors[name] = _as_vectors(name, side, reference)
+        else:
+            if math.isnan(side) or side <= 0:
+                raise ValueError(f"{name}={side!r}: needed a number above 0 (math.inf keeps the marginals)")
+            vectors[name] = torch.full((1, 1), side, dtype=reference.dtype, device=reference.device)
+    return vectors if len(vectors) == 2 else {"rho (mu)": vectors["rho"], "rho (nu)": vectors["rho"]}
+
+
+def _check_cost(checks: DoorChecks, name: str, cost: Cost, *, symmetric: bool) -> None:
+    if isinstance(cost, DenseCost):
+        values = cost.values
+        # The square root of the rounding unit: what 1 − zᵀz, or a product whose halves were summed in another order,
+        # shows.
+        unit = torch.finfo(values.dtype).eps ** 0.5
+        high = checks.refuse_outside(name, values, low=0, what="costs", tolerance=unit)
+        if symmetric:
+            # Two products with a vector of random signs see what is not symmetric in one sweep each, where comparing
+            # with the transpose reads memory across its grain.
+            signs = torch.randint(2, values.shape[::2], device=values.device).to(values.dtype).mul_(2).sub_(1)
+            across = (signs[:, None, :] @ values)[:, 0] - (signs[:, None, :] @ values.mT)[:, 0]
+
+            def asymmetric() -> str:
+                gap = float((values - values.mT).abs().max())
+                return (
+                    f"{name} differs from its transpose by up to {gap:.3g}; "
+                    f"needed a symmetric cost, ½({name} + {name}ᵀ)"
+                )
+
+            checks.refuse_if(across.abs().amax() > unit * high * cost.nodes**0.5, asymmetric)
+    elif isinstance(cost, SparseCost):
+        checks.refuse_outside(f"the constant of {name}", cost.constant, low=0, what="costs")
+        checks.refuse_outside(f"S of {name}", cost.values, low=0, what="entries")
+        checks.refuse_if(
+            (cost.values > cost.constant_of_entries * (1 + 1e-3)).any(),
+            lambda: f"{name} = constant − S is negative where S is above its constant; needed costs of at least 0",
+        )
+    elif isinstance(cost, CosineCost):
+        lengths = cost.directions.detach().square().sum(2)
+        # Of unit length, or NaN, or a zero that cannot be normalised.
+        bad = (cost.weights > 0) & ~((lengths - 1).abs() < 0.1)
+        checks.refuse_if(
+            bad.any(),
+            lambda: (
+                f"{name}: embedding {int(bad.nonzero()[0, 1])} of problem {int(bad.nonzero()[0, 0])} is zero or not "
+                f"finite ({int(bad.sum())} in all), so its cosine is undefined; mark nodes without this modality absent"
+            ),
+        )
+
+
+def _check_masses(checks: DoorChecks, name: str, masses: Tensor) -> None:
+    checks.refuse_outside(name, masses, low=0, what="masses", note=" (0: node absent)")
+
+    def empty() -> str:
+        entry = int((masses.sum(1) <= 0).nonzero()[0])
+        return f"{name}: all nodes of problem {entry} are masked; needed at least one with mass above 0"
+
+    checks.refuse_if((masses.amax(1) <= 0).any(), empty)
+
+
+def _check_rho(checks: DoorChecks, name: str, rho: Tensor) -> None:
+    checks.refuse_if(
+        ~(rho > 0).all(),
+        lambda: f"{name}: {int((~(rho > 0)).sum())} weights are NaN or not above 0; math.inf keeps a node's mass",
+    )

@@ -1,0 +1,102 @@
+"""How heavy the next plan is made and how far the state goes towards it: lines 5 and 6 of the solver.
+
+Along s·π the objective is, up to a constant, F(s) = a s + b s²/2 + c (s log s − s). On the way from the last plan π₀ to
+s·π it is at most (1−t) F₀ + t F₁ − t(1−t) q, where q is the quadratic term of their difference and the other terms are
+convex. All five numbers come from inner products of what is there already.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from optimag_dist.ufgw.backend import compiled_for
+from optimag_dist.ufgw.objective import moment_operands, moments
+from optimag_dist.ufgw.plan import Plan
+from optimag_dist.ufgw.problem import Linearised, UFGWProblem
+
+# A step this short still moves the duals on, whatever rounding or an unfinished Sinkhorn made of the step's length.
+_SHORTEST = 0.1
+
+
+class Step(NamedTuple):
+    """(b,) each.
+
+    Attributes:
+        scale: s, what the plan is multiplied by.
+        share: t in (0, 1], how far the state goes to s·π.
+        value, quadratic: of the plan arrived at, the objective up to a constant and its quadratic term.
+        fine: bool, the numbers are finite.
+    """
+
+    scale: Tensor
+    share: Tensor
+    value: Tensor
+    quadratic: Tensor
+    fine: Tensor
+
+
+def step_length(
+    problem: UFGWProblem,
+    value: Tensor,
+    quadratic: Tensor,
+    at: Linearised,
+    f: Tensor,
+    g: Tensor,
+    plan: Plan,
+    linearised: Linearised,
+) -> Step:
+    """The step to ``plan``.
+
+    Args:
+        problem: the problem.
+        value, quadratic: (b,) of the state's plan, as in :class:`Step`; inf where there is none to compare with.
+        at: the linearisation whose cost ``plan`` solved.
+        f, g: (b, N) duals of that.
+        plan, linearised: where to go, multiplied out if A is dense, and its L⊗π.
+    """
+    if compiled := compiled_for(f):
+        operands = moment_operands(problem, at, f, g, plan, linearised)
+        scale, share, arrived, its_quadratic, fine = compiled.step_length(
+            operands, value, quadratic, problem.pinned, problem.alpha, problem.epsilon, _SHORTEST
+        )
+        return Step(scale, share, arrived, its_quadratic, fine > 0)
+    m = moments(problem, at, f, g, plan, linearised)
+    across = 2 * problem.alpha * m.across
+    # The entropy ε Σ π log(π/μν) is ⟨f⊕g − C, π⟩: no logarithm over the whole plan, and its ⟨M, π⟩ cancels the linear
+    # term's.
+    a = m.penalty + m.duals - across
+    b = 2 * problem.alpha * m.own.clamp_min(0)
+    c = m.penalised + problem.epsilon * m.mass
+    scale, log_scale = _best_scale(a, b, c)
+    scale, log_scale = torch.where(problem.pinned, 1.0, scale), torch.where(problem.pinned, 0.0, log_scale)
+    there = a * scale + b / 2 * scale.square() + c * (scale * log_scale - scale)
+
+    its_quadratic = b / 2 * scale.square()
+    q = its_quadratic + quadratic - scale * across
+    share = ((q + value - there) / (2 * q)).clamp(_SHORTEST, 1)
+    rounding = 8 * torch.finfo(f.dtype).eps * (a.abs() * scale + its_quadratic + c * scale)
+    share = torch.where((there <= value + rounding) | (q <= 0), 1.0, share)
+    gain = share * (1 - share) * q
+    return Step(
+        scale,
+        share,
+        # inf · 0 is NaN, hence not the convex combination as such where nothing came before
+        torch.where(share == 1, there, (1 - share) * value + share * there - gain),
+        (1 - share) * quadratic + share * its_quadratic - gain,
+        there.isfinite() & (scale > 0),
+    )
+
+
+def _best_scale(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    """s > 0 with a + b·s + c·log s = 0, and log s, for b ≥ 0 and c > 0.
+
+    In t = log s the left side is increasing and convex: one root, which Newton's iteration approaches from above
+    without overshooting, if started above.
+    """
+    above_one = torch.minimum(-(a + b) / c, torch.log(-a / b))
+    t = torch.where(a + b < 0, above_one, (-a / c).clamp_max(0))
+    for _ in range(8):
+        rising = b * t.exp()
+        t = t - (a + rising + c * t) / (rising + c)
+    return t.exp(), t
