@@ -31,9 +31,11 @@ from optimag_dist.train.log import FitLog
 from optimag_dist.train.options import VariantConfig, fingerprint
 from optimag_dist.train.step import StepLoss, align
 from optimag_dist.types import InputError
-from optimag_dist.ufgw import UFGWRegulariser
+from optimag_dist.ufgw import REMEDIES, UFGWRegulariser
 
 _EVALUATION_CHUNK = 512
+# A sign of useless plans seen in more than this share of an epoch's transport problems is told with the result.
+_WORTH_TELLING = 0.5
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,7 @@ class _Fitting:
         self.epoch = 0
         self._best: dict[str, Any] = {"metrics": None, "epoch": -1, "weights": None}
         self._evaluations_since_best = 0
+        self._advice: list[str] = []
         self._fingerprint = fingerprint(config, fit.seed)
 
     def _make_loader(self, *, messages: bool) -> GroupLoader:
@@ -165,7 +168,7 @@ class _Fitting:
     def _train_epoch(self) -> dict[str, Any]:
         self._step_loss.train()
         start, anchors = time.perf_counter(), 0
-        steps, kept_ppr = 0, 0.0
+        steps, groups, kept_ppr = 0, 0, 0.0
         totals: dict[str, Tensor] = {}
         for cpu_batch in self._loader.epoch(self._batcher, self.epoch):
             batch = cpu_batch.to(self._worker.device)
@@ -178,6 +181,7 @@ class _Fitting:
             totals = {name: totals.get(name, 0) + value for name, value in figures.items()}
             kept_ppr += sum(group.kept_ppr for group in batch.groups) / batch.num_groups
             anchors += batch.num_anchors
+            groups += batch.num_groups
             steps += 1
         totals["kept_ppr"] = torch.tensor(kept_ppr, device=self._worker.device)
         # One wait for the device per epoch, none per step.
@@ -195,6 +199,9 @@ class _Fitting:
             record |= {
                 f"kept_mass/{m}": sums[f"kept/{m}"] / sums[f"nodes/{m}"] for m in self._widths if sums[f"nodes/{m}"]
             }
+            signs = {sign: sums[f"sign/{sign}"] / groups for sign in REMEDIES}
+            record |= {f"transport/{sign}": share for sign, share in signs.items()}
+            self._advice = [REMEDIES[sign] for sign, share in signs.items() if share > _WORTH_TELLING]
         return record
 
     @torch.no_grad()
@@ -237,6 +244,7 @@ class _Fitting:
         self._optimiser.load_state_dict(state["optimiser"])
         self.epoch, self._best = state["epoch"], state["best"]
         self._evaluations_since_best = state["evaluations_since_best"]
+        self._advice = state["advice"]
 
     def _save(self) -> None:
         if self._worker.rank == 0:
@@ -248,6 +256,7 @@ class _Fitting:
                 "epoch": self.epoch,
                 "best": self._best,
                 "evaluations_since_best": self._evaluations_since_best,
+                "advice": self._advice,
             }
             checkpoint.save(self._fit.directory / "checkpoint.pt", state)
         # No rank may run ahead of the checkpoint it would be resumed from.
@@ -278,6 +287,7 @@ class _Fitting:
             "best_epoch": self._best["epoch"],
             **{f"val/{name}": value for name, value in self._best["metrics"].items()},
             **{f"test/{name}": value for name, value in test.items()},
+            "advice": "\n".join(self._advice),
         }
 
     @torch.no_grad()

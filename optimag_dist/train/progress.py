@@ -49,6 +49,7 @@ class ProgressView:
         self._console = console or Console()
         self._num_fits = num_fits
         self._seen = 0
+        self._told: set[str] = set()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._draw, daemon=True)
         self._bars = Progress(
@@ -102,6 +103,10 @@ class ProgressView:
                 highlight=False,
                 soft_wrap=True,
             )
+            for advice in filter(None, result["advice"].split("\n")):
+                if advice not in self._told:
+                    self._told.add(advice)
+                    self._bars.console.print(f"           transport: {advice}", highlight=False, soft_wrap=True)
         self._bars.update(fits, completed=self._seen, note="")
         if current:
             record = current["record"]

@@ -33,7 +33,8 @@ class StepLoss(nn.Module):
         """This rank's scaled loss, and its detached shares of the step's figures, which add up over ranks.
 
         Figures: ``task_loss`` and ``alignment`` (means over the step); per modality ``kept/m``, the kept mass summed
-        over the nodes of the groups that have it, and ``nodes/m``, how many these are.
+        over the nodes of the groups that have it, and ``nodes/m``, how many these are; per sign of a useless plan
+        ``sign/…``, in what share of a group's modalities it was seen, summed over groups.
         """
         device = batch.groups[0].labels.device
         task_loss = alignment = torch.zeros((), device=device)
@@ -44,6 +45,8 @@ class StepLoss(nn.Module):
             task_loss = task_loss + self._task.loss(logits, group.labels) / batch.num_anchors
             if self.regulariser is not None:
                 value, kept_mass = align(self.regulariser, embeddings, group)
+                for sign, flags in self.regulariser.diagnostics().status.signs.items():
+                    figures[f"sign/{sign}"] = figures.get(f"sign/{sign}", 0) + flags.float().mean()
                 alignment = alignment + value / batch.num_groups
                 for m, kept in kept_mass.items():
                     figures[f"kept/{m}"] = figures.get(f"kept/{m}", 0) + kept.nansum()
