@@ -60,18 +60,20 @@ def build_problem(
             _check_masses(checks, name, x)
     for name, x in weights.items():
         _check_rho(checks, name, x)
+    sides = [(costs["C_m"], masses["mu"], weights["rho (mu)"]), (costs["C_G"], masses["nu"], weights["rho (nu)"])]
+    prior = costs["M"]
+    if exchanges_sides(C_m, C_G):
+        sides.reverse()
+        prior = DenseCost(prior.values.mT) if isinstance(prior, DenseCost) else prior
+    (A, mu, rho_mu), (B, nu, rho_nu) = sides
     return UFGWProblem.build(
-        costs["C_m"],
-        costs["C_G"],
-        costs["M"],
-        masses["mu"],
-        masses["nu"],
-        weights["rho (mu)"],
-        weights["rho (nu)"],
-        alpha=alpha,
-        epsilon=epsilon,
-        tensor_kl=marginal == "kl_tensor",
+        A, B, prior, mu, nu, rho_mu, rho_nu, alpha=alpha, epsilon=epsilon, tensor_kl=marginal == "kl_tensor"
     )
+
+
+def exchanges_sides(C_m: Cost | Tensor, C_G: Cost | Tensor) -> bool:
+    """Whether the problem is built with its sides exchanged: the factor of a cosine cost is used on the modality's."""
+    return isinstance(C_G, CosineCost) and not isinstance(C_m, CosineCost)
 
 
 def _as_cost(name: str, cost: Cost | Tensor) -> Cost:
@@ -130,10 +132,11 @@ def _check_cost(checks: DoorChecks, name: str, cost: Cost, *, symmetric: bool) -
         unit = torch.finfo(values.dtype).eps ** 0.5
         high = checks.refuse_outside(name, values, low=0, what="costs", tolerance=unit)
         if symmetric:
-            # Two products with a vector of random signs see what is not symmetric in one sweep each, where comparing
-            # with the transpose reads memory across its grain.
-            signs = torch.randint(2, values.shape[::2], device=values.device).to(values.dtype).mul_(2).sub_(1)
-            across = (signs[:, None, :] @ values)[:, 0] - (signs[:, None, :] @ values.mT)[:, 0]
+            # Two products with a vector of no pattern see what is not symmetric in one sweep each, where comparing with
+            # the transpose reads memory across its grain: multiples of the golden ratio, evenly spread over [−1, 1].
+            steps = torch.arange(1, cost.nodes + 1, dtype=torch.float64, device=values.device)
+            vector = (2 * (steps * ((5**0.5 - 1) / 2)).frac() - 1).to(values.dtype)[None, None, :]
+            across = (vector @ values)[:, 0] - (vector @ values.mT)[:, 0]
 
             def asymmetric() -> str:
                 gap = float((values - values.mT).abs().max())

@@ -60,6 +60,7 @@ class Moments(NamedTuple):
     Attributes:
         mass: of π.
         own: ⟨L⊗π, π⟩.
+        own_size: of the numbers that it is a difference of.
         across: ⟨L⊗π₀, π⟩.
         duals: ⟨f⊕g, π⟩.
         penalty: Σ_i ρ_i r_i log(r_i/μ_i) + Σ_j ρ_j c_j log(c_j/ν_j), without the pinned nodes.
@@ -68,6 +69,7 @@ class Moments(NamedTuple):
 
     mass: Tensor
     own: Tensor
+    own_size: Tensor
     across: Tensor
     duals: Tensor
     penalty: Tensor
@@ -94,6 +96,7 @@ def moments(problem: UFGWProblem, at: Linearised, f: Tensor, g: Tensor, plan: Pl
     return Moments(
         mass=plan.mass,
         own=problem.interaction(linearised, plan, linearised),
+        own_size=(linearised.rows * plan.rows).sum(1) + (linearised.columns * plan.columns).sum(1),
         across=problem.interaction(at, plan, linearised),
         duals=(f * plan.rows).sum(1) + (g * plan.columns).sum(1),
         penalty=penalty + (rho_nu * relative_entropy(plan.columns, problem.nu)).sum(1),

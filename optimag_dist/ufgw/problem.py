@@ -131,12 +131,27 @@ class UFGWProblem:
         """(b,) bool: some node's mass is fixed by ρ = ∞, and with it that of the whole plan."""
         return (self.rho_mu.isinf() | self.rho_nu.isinf()).any(1)
 
-    def product_plan(self) -> Plan:
-        """μ⊗ν, scaled to the geometric mean of the two masses."""
-        batch, nodes = self.mu.shape
+    def product_plan(self) -> tuple[Tensor, Tensor]:
+        """a, b (b, N) with a⊗b = μ⊗ν scaled to the geometric mean of the two masses, and b summing to 1."""
         mu_mass, nu_mass = self.mu.sum(1, keepdim=True), self.nu.sum(1, keepdim=True)
-        a, b = self.mu / (mu_mass * nu_mass).sqrt(), self.nu
-        return Plan(a.new_ones(batch, nodes, nodes), a, b, a * nu_mass, b * (mu_mass / nu_mass).sqrt())
+        return self.mu * (nu_mass / mu_mass).sqrt(), self.nu / nu_mass
+
+    def linearise_product(self, a: Tensor, b: Tensor) -> tuple[Linearised, Tensor]:
+        """L⊗π of π = a⊗b, of which nothing (N, N) has to be formed, and ⟨L⊗π, π⟩ (b,)."""
+        mass = a.sum(1, keepdim=True)
+        rows, columns = self.A.squared_times(a), self.B.squared_times(b * mass)
+        right = self.B.from_right(b[:, None, :])
+        reduced = None
+        if isinstance(self.A, CosineCost):
+            left = (a[:, None, :] @ self.A.factor).mT
+            reduced = left * b[:, None, :]
+            left = left * self.A.signs[:, None]
+            quadratic = (left.square() * self.A.signs[:, None]).sum((1, 2))
+        else:
+            left = self.A.from_right(a[:, None, :]).mT
+            quadratic = (left[:, :, 0] * a).sum(1)
+        own = (rows * a).sum(1) + (columns * b * mass).sum(1) - 2 * quadratic * (right[:, 0] * b).sum(1)
+        return Linearised(rows, columns, left * right, reduced), own
 
     def linearise(self, plan: Plan) -> tuple[Plan, Linearised]:
         """L⊗π, and the plan to go on with: where A is dense, multiplied out in its own memory."""

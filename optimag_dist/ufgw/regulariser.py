@@ -126,6 +126,7 @@ class UFGWRegulariser(nn.Module):
                 budget = Budget(self.n_outer, self.n_sinkhorn)
                 state = solve(problem, budget, checks)
                 solution = report(problem, state, budget)
+            assert state.plan is not None  # at least one step was taken
             structure = self.alpha * structure_term(C_m, problem, state.plan, state.linearised)
             constant = solution.objective - solution.parts["quadratic"]
             value = torch.where(anyone, structure + constant, 0.0)

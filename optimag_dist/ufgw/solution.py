@@ -88,6 +88,8 @@ class SolverStatus:
                 "the plan lost all its mass or is not finite: the costs are large against rho (row mass falls as "
                 "exp(-cost/rho)), so raise rho, or scale the costs to a mean near 1"
             )
+        if self.outcome == "budget spent" and self.n_outer == 1:
+            return "one outer step has nothing to be compared with: raise n_outer"
         if self.outcome == "budget spent":
             return (
                 f"about {float(self.distance.max()):.1e} of the plan's mass has still to move after {self.n_outer} "
@@ -103,7 +105,8 @@ class SolverStatus:
         ``empty``: nearly all mass is left out. ``log_domain``: solved by log-sum-exp. ``unfinished``: budget spent.
         """
         return {
-            "diagonal": self.healthy & (self.diagonal > _ALL_ON_DIAGONAL),
+            # A single node, of which there is no information to give, has nowhere else to go.
+            "diagonal": self.healthy & (self.diagonal > _ALL_ON_DIAGONAL) & ~self.information.isnan(),
             "uniform": self.healthy & (self.information < _NEARLY_INDEPENDENT),
             "empty": self.healthy & (self.mass < _NEARLY_EMPTY),
             "log_domain": self.log_domain,

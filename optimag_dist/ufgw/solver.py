@@ -14,8 +14,8 @@ little in common, plans can also alternate between two matchings, each the answe
 generalised conditional gradient (Bredies, Lorenz & Maass 2009). Both leave the stationary points as they are: there
 s = 1 and nothing rises. A node whose mass is pinned (ρ = ∞) pins s at 1.
 
-With ``kl_tensor`` the steps are those of POT and fugw (Séjourné, Vialard & Peyré 2021; Thual et al. 2022), so that the
-plans can be compared after any number of steps: in line 3 the weights ε and ρ are multiplied by 2m(π) and the cost by
+With ``kl_tensor`` the steps are those of POT and fugw (Séjourné, Vialard & Peyré 2021; Thual et al. 2022), and the same
+where Sinkhorn runs to its end: in line 3 the weights ε and ρ are multiplied by 2m(π) and the cost by
 nothing but a constant more, and line 5 is s² = m(π before)/m(π). Line 6 is left out.
 """
 
@@ -27,9 +27,9 @@ from torch import Tensor
 
 from optimag_dist.ufgw.capture import replayed
 from optimag_dist.ufgw.checks import DoorChecks, check_budget
-from optimag_dist.ufgw.costs import CosineCost, Cost, DenseCost, SparseCost
-from optimag_dist.ufgw.door import Rho, build_problem
-from optimag_dist.ufgw.objective import evaluate, free, moments
+from optimag_dist.ufgw.costs import Cost, SparseCost
+from optimag_dist.ufgw.door import Rho, build_problem, exchanges_sides
+from optimag_dist.ufgw.objective import evaluate, free, moments, relative_entropy
 from optimag_dist.ufgw.plan import Plan
 from optimag_dist.ufgw.precision import full_precision
 from optimag_dist.ufgw.problem import Linearised, UFGWProblem
@@ -62,8 +62,9 @@ class SolverState:
     """What travels through the outer steps; tensors have the batch as first axis.
 
     Attributes:
-        plan, linearised: π and its L⊗π.
-        spare: (b, N, N) memory for the next cost.
+        plan, linearised: π and its L⊗π. The first plan, μ⊗ν, is never written out: None.
+        mass: (b,) of the plan.
+        spare: (b, N, N) memory for the next cost, where there is some.
         f, g: (b, N) duals.
         value, quadratic: (b,) objective up to a constant, and its quadratic term.
         constant: (b,) 2 [ρ Σ r log(r/μ) + ρ Σ c log(c/ν) + ε Σ π log(π/μν)], what the plan costs every unit of the
@@ -74,9 +75,10 @@ class SolverState:
         steps: outer steps taken.
     """
 
-    plan: Plan
+    plan: Plan | None
+    mass: Tensor
     linearised: Linearised
-    spare: Tensor
+    spare: Tensor | None
     f: Tensor
     g: Tensor
     value: Tensor
@@ -144,24 +146,6 @@ def solve_ufgw(
             masked problem, shapes or devices that do not fit, or weights out of range.
     """
     check_budget(n_outer, n_sinkhorn, tol)
-    if isinstance(C_G, CosineCost) and not isinstance(C_m, CosineCost):
-        # The factor is used on the modality's side; the problem is the same with its sides exchanged.
-        turned = M.mT if isinstance(M, Tensor) else DenseCost(M.values.mT) if isinstance(M, DenseCost) else M
-        solution = solve_ufgw(
-            C_G,
-            C_m,
-            turned,
-            alpha=alpha,
-            rho=(rho[1], rho[0]) if isinstance(rho, tuple) else rho,
-            epsilon=epsilon,
-            mu=nu,
-            nu=mu,
-            marginal=marginal,
-            n_outer=n_outer,
-            n_sinkhorn=n_sinkhorn,
-            tol=tol,
-        )
-        return _sides_exchanged(solution)
     checks = DoorChecks()
     device = C_m.device.type if isinstance(C_m, (Tensor, Cost)) else "cpu"
     with torch.no_grad(), torch.autocast(device, enabled=False):
@@ -171,6 +155,8 @@ def solve_ufgw(
         budget = Budget(n_outer, n_sinkhorn, tol)
         state = solve(problem, budget, checks)
         solution = report(problem, state, budget)
+    if exchanges_sides(C_m, C_G):
+        solution = _sides_exchanged(solution)
     matrices, vectors = (C_m, C_G, M), (mu, nu, *(rho if isinstance(rho, tuple) else (rho,)))
     batched = (
         problem.batch_size > 1
@@ -214,6 +200,7 @@ def _put_back(state: SolverState, entries: Tensor, again: SolverState) -> None:
 def report(problem: UFGWProblem, state: SolverState, budget: Budget) -> UFGWSolution:
     """The state as the user's answer, with a batch axis throughout. The state's plan is multiplied out."""
     with full_precision(problem.mu.device):
+        assert state.plan is not None  # at least one step was taken
         state.plan, log_moment = state.plan.log_moment_()
         parts = evaluate(problem, state.plan, state.linearised, log_moment)
     plan = state.plan
@@ -247,9 +234,15 @@ def _run(problem: UFGWProblem, budget: Budget, sinkhorn: Sinkhorn) -> SolverStat
     entropic = problem.entropic()
     still = 0.0 if budget.tol is None else _STILL * budget.tol
     for step in range(1, budget.n_outer + 1):
-        cost, x, y = problem.linearised_cost(state.linearised, state.spare)
+        memory = state.mass.new_empty(len(state.f), *state.f.shape[1:] * 2) if state.spare is None else state.spare
+        cost, x, y = problem.linearised_cost(state.linearised, memory)
         if problem.tensor_kl:
-            entropic = problem.entropic(2 * state.plan.mass)
+            before = entropic.epsilon
+            entropic = problem.entropic(2 * state.mass)
+            # Duals that fitted the last step's ε fit this one's as the same scalings, f/ε.
+            if step > 1:
+                ratio = (entropic.epsilon / before)[:, None]
+                state.f, state.g = state.f * ratio, state.g * ratio
             x = x + state.constant[:, None]
         found = sinkhorn(cost, x, y, state.f, state.g, entropic, budget.n_sinkhorn, still)
         state.f, state.g, state.iterations = found.f, found.g, found.iterations
@@ -265,26 +258,30 @@ def _run(problem: UFGWProblem, budget: Budget, sinkhorn: Sinkhorn) -> SolverStat
             _advance(problem, state, found.plan, measure=measure)
         if budget.tol is not None and not last and bool((_distance(problem, state) <= budget.tol).all()):
             break
+    state.spare = None
     return state
 
 
 def _start(problem: UFGWProblem) -> SolverState:
-    plan, linearised = problem.linearise(problem.product_plan())
-    nothing = torch.zeros_like(plan.rows)
-    m = moments(problem, linearised, nothing, nothing, plan, linearised)
-    nought = torch.zeros_like(m.mass)
+    a, b = problem.product_plan()
+    mass = a.sum(1)
+    linearised, own = problem.linearise_product(a, b)
+    nought = torch.zeros_like(mass)
+    penalty = (free(problem.rho_mu) * relative_entropy(a, problem.mu)).sum(1)
+    penalty = penalty + (free(problem.rho_nu) * relative_entropy(b * mass[:, None], problem.nu)).sum(1)
     # π = s μ⊗ν: log(π/μν) is log s everywhere
-    relative = -0.5 * m.mass * torch.log(problem.mu.sum(1) * problem.nu.sum(1))
+    relative = -0.5 * mass * torch.log(problem.mu.sum(1) * problem.nu.sum(1))
     return SolverState(
-        plan=plan,
+        plan=None,
+        mass=mass,
         linearised=linearised,
-        spare=torch.empty_like(plan.kernel),
-        f=nothing,
-        g=nothing,
+        spare=None,
+        f=torch.zeros_like(a),
+        g=torch.zeros_like(a),
         value=torch.full_like(nought, torch.inf),
-        quadratic=problem.alpha * m.own,
-        constant=2 * (m.penalty + problem.epsilon * relative),
-        change=nought,
+        quadratic=problem.alpha * own,
+        constant=2 * (penalty + problem.epsilon * relative),
+        change=torch.full_like(nought, torch.inf),
         marginal_error=nought,
         iterations=nought,
         healthy=torch.ones_like(nought, dtype=torch.bool),
@@ -309,7 +306,7 @@ def _advance_tensor_kl(
     linear = (1 - problem.alpha) * plan.inner(problem.M)
     cost = linear + 2 * problem.alpha * m.across + state.constant * m.mass
     relative = (m.duals - cost) / entropic.epsilon
-    scale = (state.plan.mass / m.mass).sqrt()
+    scale = (state.mass / m.mass).sqrt()
     grown = scale * scale.log()
     penalty = scale * m.penalty + grown * m.penalised
     state.constant = 2 * (penalty + problem.epsilon * (scale * relative + grown * m.mass))
@@ -321,15 +318,17 @@ def _move(
     problem: UFGWProblem, state: SolverState, plan: Plan, linearised: Linearised, share: Tensor | None, *, measure: bool
 ) -> None:
     """The state goes ``share`` (b,) of the way to ``plan``, all of it where None; the other plan's memory is spare."""
-    if measure:
-        state.change = plan.distance(state.plan) / plan.mass
+    before = state.plan
+    state.mass = plan.mass
+    if measure and before is not None:
+        state.change = plan.distance(before) / state.mass
     # On the CPU looking is free; on a GPU it would wait for the device, so there the combination is always formed.
-    if share is None or (share.device.type == "cpu" and bool((share == 1).all())):
-        state.plan, state.spare = plan, state.plan.kernel
-        state.linearised = linearised
+    whole = share is None or (share.device.type == "cpu" and bool((share == 1).all()))
+    if whole or before is None or share is None:
+        state.plan, state.spare, state.linearised = plan, None if before is None else before.kernel, linearised
     else:
-        state.spare = plan.kernel
-        state.plan = state.plan.mixed_(plan, share)
+        state.plan, state.spare = before.mixed_(plan, share), plan.kernel
+        state.mass = state.plan.mass
         state.linearised = state.linearised.mixed(linearised, share)
 
 

@@ -75,8 +75,14 @@ def step_length(
     its_quadratic = b / 2 * scale.square()
     q = its_quadratic + quadratic - scale * across
     share = ((q + value - there) / (2 * q)).clamp(_SHORTEST, 1)
-    rounding = 8 * torch.finfo(f.dtype).eps * (a.abs() * scale + its_quadratic + c * scale)
-    share = torch.where((there <= value + rounding) | (q <= 0), 1.0, share)
+    # Rounding must decide neither whether the objective rose, nor whether there is a q to speak of.
+    unit = 8 * torch.finfo(f.dtype).eps
+    not_risen = there <= value + unit * (a.abs() * scale + its_quadratic + c * scale)
+    straight = q <= unit * problem.alpha * m.own_size * scale.square()
+    # A plan that solves its linearised problem rises by q at most. One that keeps pinned masses not yet, and the plan
+    # before it still less, cannot be compared by a value that does not count what is missing.
+    infeasible = problem.pinned & (there - value > q)
+    share = torch.where(not_risen | straight | infeasible, 1.0, share)
     gain = share * (1 - share) * q
     return Step(
         scale,

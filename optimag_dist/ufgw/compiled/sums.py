@@ -94,10 +94,11 @@ def _moments(  # type: ignore[no-untyped-def]
         c = _side(columns[p], nu[p], rho_nu[p], g[p], at_columns[p], own_columns[p])
         out[0, p] = r[0]
         out[1, p] = r[1] + c[1] - 2 * _inner(own_core[p], moved[p])
-        out[2, p] = r[2] + c[2] - 2 * _inner(at_core[p], moved[p])
-        out[3, p] = r[3] + c[3]
-        out[4, p] = r[4] + c[4]
-        out[5, p] = r[5] + c[5]
+        out[2, p] = r[1] + c[1]
+        out[3, p] = r[2] + c[2] - 2 * _inner(at_core[p], moved[p])
+        out[4, p] = r[3] + c[3]
+        out[5, p] = r[4] + c[4]
+        out[6, p] = r[5] + c[5]
 
 
 @jit(error_model="numpy")
@@ -116,7 +117,8 @@ def _best_scale(a, b, c):  # type: ignore[no-untyped-def]
 @jit(nogil=True, error_model="numpy")
 def _step_length(m, value, quadratic, pinned, alpha, epsilon, shortest, unit, out):  # type: ignore[no-untyped-def]
     for p in range(len(value)):
-        mass, own, across, duals, penalty, penalised = m[0, p], m[1, p], m[2, p], m[3, p], m[4, p], m[5, p]
+        mass, own, own_size, across = m[0, p], m[1, p], m[2, p], m[3, p]
+        duals, penalty, penalised = m[4, p], m[5, p], m[6, p]
         across *= 2 * alpha
         a = penalty + duals - across
         b = 2 * alpha * max(own, 0.0)
@@ -127,7 +129,9 @@ def _step_length(m, value, quadratic, pinned, alpha, epsilon, shortest, unit, ou
         its_quadratic = b / 2 * scale**2
         q = its_quadratic + quadratic[p] - scale * across
         share, arrived, its = 1.0, there, its_quadratic
-        if there > value[p] + 8 * unit * (abs(a) * scale + its_quadratic + c * scale) and q > 0:
+        risen = there > value[p] + 8 * unit * (abs(a) * scale + its_quadratic + c * scale)
+        infeasible = pinned[p] and there - value[p] > q
+        if risen and not infeasible and q > 8 * unit * alpha * own_size * scale**2:
             share = min(max((q + value[p] - there) / (2 * q), shortest), 1.0)
             gain = share * (1 - share) * q
             arrived = (1 - share) * value[p] + share * there - gain
@@ -145,14 +149,14 @@ def distance(kernel: Tensor, a: Tensor, b: Tensor, other: Tensor, other_a: Tenso
 
 
 def moments(operands: Sequence[Tensor]) -> Tensor:
-    """(6, b) mass, own, across, duals, penalty, penalised of :class:`optimag_dist.ufgw.objective.Moments`.
+    """(7, b) the fields of :class:`optimag_dist.ufgw.objective.Moments`.
 
     Args:
         operands: rows, columns, f, g, mu, nu, rho_mu, rho_nu (b, N); then of the earlier linearisation and of the
             plan's own rows, columns (b, N) and core (b, r, N); then what the cores are multiplied with (b, r, N).
     """
     rows = operands[0]
-    out = torch.empty(6, len(rows), dtype=rows.dtype)
+    out = torch.empty(7, len(rows), dtype=rows.dtype)
     arrays = [x.numpy() for x in (*operands, out)]
     for_each_problem(operands[-1], lambda first, last: _moments(first, last, *arrays))
     return out
