@@ -1,4 +1,4 @@
-"""The README's own words, run as a new user would."""
+"""The README's and the documents' own words, run as a new user would."""
 
 import os
 import re
@@ -12,10 +12,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-def _blocks(heading: str, language: str) -> list[str]:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    section = text.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
-    return re.findall(rf"^```{language}\n(.*?)^```", section, flags=re.DOTALL | re.MULTILINE)
+def _blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
 
 
 def _run(program: str, cwd: Path) -> str:
@@ -34,12 +32,14 @@ def _run(program: str, cwd: Path) -> str:
 
 
 def test_a_users_own_tables_go_from_ingest_to_report(tmp_path: Path) -> None:
-    (program,) = _blocks("Your own graph", "bash")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    section = readme.partition("\n## Your own graph\n")[2].partition("\n## ")[0]
+    (program,) = _blocks(section, "bash")
     said = _run(program, tmp_path)
     assert "12 nodes" in said
     assert "sage+optimag" in said
     run = tmp_path / "runs/shop"
-    table = re.findall(r"^\| (`.*?) \|", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    table = re.findall(r"^\| (`.*?) \|", readme, flags=re.MULTILINE)
     promised = [name for row in table for name in re.findall(r"[a-z_]+\.(?:html|yaml|parquet|pt|jsonl)", row)]
     assert len(promised) >= 8
     for name in promised:
@@ -47,6 +47,15 @@ def test_a_users_own_tables_go_from_ingest_to_report(tmp_path: Path) -> None:
     kept = pd.read_parquet(run / "sage+optimag/seed-0/kept_mass.parquet").set_index("id")
     assert kept.loc["A-3"].isna().to_dict() == {"text": False, "facts": True}
     assert "A-3" in (run / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_solvers_document_runs_as_it_reads(tmp_path: Path) -> None:
+    script = tmp_path / "solve.py"
+    script.write_text("\n".join(_blocks((ROOT / "docs/ufgw.md").read_text(encoding="utf-8"), "python")))
+    solved, regularised = _run(f"python {script}", tmp_path).splitlines()
+    assert solved.startswith("torch.Size([400, 400]) ")
+    assert solved.endswith("converged after 10 outer steps")
+    assert regularised.startswith("torch.Size([400, 64]) ")
 
 
 @pytest.mark.slow
