@@ -64,8 +64,10 @@ def test_every_requirement_of_the_setup_is_pinned_within_its_range(python: str) 
 
 def test_ufgw_imports_torch_and_the_standard_library_only() -> None:
     allowed = {"torch", *sys.stdlib_module_names}
-    files = sorted((ROOT / "optimag_dist" / "ufgw").rglob("*.py"))
-    assert files
+    # What is taken where numba or Triton is there; that nothing else needs it is shown in tests/ufgw/test_imports.py.
+    optional = ("compiled", "sweep.py")
+    files = [f for f in (ROOT / "optimag_dist" / "ufgw").rglob("*.py") if not set(f.parts) & set(optional)]
+    assert len(files) > 10
     for path in files:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):
