@@ -313,7 +313,8 @@ def choices(sizes: Sequence[int]) -> Iterable[Table]:
         def whole() -> float:
             return seconds(lambda: [c.squared_times(v) for c in [CosineCost(directions, v)] for _ in range(OUTER + 1)])
 
-        return switched(costs, "_WRITE_SQUARE_OUT", 0, 1e9, whole)
+        with patch.object(costs, "_WRITE_SQUARE_OUT_UP_TO", 0):
+            return switched(costs, "_WRITE_SQUARE_OUT", 0, 1e9, whole)
 
     shares = (1, 2, 4, 6, 8, 12, 16, 32)
     rows = ((f"N {N}", [square(N, s) for s in shares]) for N in sizes)
@@ -324,12 +325,13 @@ def choices(sizes: Sequence[int]) -> Iterable[Table]:
         core = left.mT.contiguous()
         to_few = partial(products.product_to_few, left, matrix)
         call = to_few if few else partial(products.product_to_many, left, core, out)
-        return switched(products, "_BLOCKS_FROM", 0, 1 << 30, partial(seconds, call))
+        with patch.object(products, "_BLOCKS_UP_TO_COLUMNS", r):
+            return switched(products, "_FEW_FROM" if few else "_MANY_FROM", 0, 1 << 30, partial(seconds, call))
 
     kinds = [(r, few) for few in (True, False) for r in (34, 66, 130, 258)]
     rows = ((f"N {N}", [blocks(N, *kind) for kind in kinds]) for N in sorted({768, 1536, 3072, *sizes}))
     names = [f"r {r} to {'few' if few else 'many'}" for r, few in kinds]
-    yield filled("_BLOCKS_FROM: product in one piece / in blocks", rows, names)
+    yield filled("_FEW_FROM, _MANY_FROM: product in one piece / in blocks", rows, names)
 
 
 def peak_memory(instance: Instance, *, dense: bool) -> float:

@@ -25,10 +25,12 @@ from optimag_dist.ufgw.checks import require_positive
 AnchorKind = Literal["ppr", "identity"]
 
 # Share of stored entries up to which a sparse product is worth it on the CPU (measured: docs/ufgw.md).
-_SPARSE_UP_TO = 0.25
+_SPARSE_UP_TO = 0.2
 # (C∘C)v takes 4 r² N operations by the factor, and one read of N² once the square is written out: that is worth it
-# where r² is above this many N (measured likewise).
+# where r² is above this many N, and always up to this N (measured likewise).
 _WRITE_SQUARE_OUT = 6
+_WRITE_SQUARE_OUT_UP_TO = 512
+_BLOCK = 128
 
 
 class Cost(ABC):
@@ -84,9 +86,16 @@ class DenseCost(Cost):
 
     Attributes:
         values: (b, N, N) floating point.
+
+    Raises:
+        ValueError: another shape.
     """
 
     values: Tensor
+
+    def __post_init__(self) -> None:
+        if self.values.ndim != 3 or self.values.shape[1] != self.values.shape[2]:
+            raise ValueError(f"DenseCost: got shape {tuple(self.values.shape)}, needed (batch, N, N); x[None] adds one")
 
     @property
     def batch_size(self) -> int:
@@ -123,7 +132,13 @@ class DenseCost(Cost):
         return x @ self.values[0] if self.batch_size == 1 else x @ self.values
 
     def squared_times(self, v: Tensor) -> Tensor:
-        return _rows_times(v, self._square)
+        if self.nodes <= _WRITE_SQUARE_OUT_UP_TO:
+            return _rows_times(v, self._square)
+        # Block by block: the square as a whole would be another N² numbers.
+        out = torch.zeros_like(v)
+        for part, rows in zip(v.split(_BLOCK, 1), self.values.split(_BLOCK, 1), strict=True):
+            out += _rows_times(part, rows.square())
+        return out
 
     @cached_property
     def _square(self) -> Tensor:
@@ -256,7 +271,8 @@ class CosineCost(Cost):
 
     @cached_property
     def _square(self) -> Tensor | None:
-        return self.dense().square_() if self.rank**2 > _WRITE_SQUARE_OUT * self.nodes else None
+        small = self.nodes <= _WRITE_SQUARE_OUT_UP_TO
+        return self.dense().square_() if small or self.rank**2 > _WRITE_SQUARE_OUT * self.nodes else None
 
     def pull_back(self, slope: Tensor) -> Tensor:
         """Gradient to :attr:`directions` of a function whose derivative by C̄ is a symmetric E, the mean included:
@@ -281,12 +297,14 @@ class SparseCost(Cost):
         indptr: (b·N + 1,) int32, S as CSR, the problems of a batch below one another.
         indices: (nnz,) int32 columns within the problem, 0 ≤ j < N.
         values: (nnz,) float32 or float64.
+        sound: made here, so that the solver need not look at the places of the entries and their symmetry.
     """
 
     constant: Tensor
     indptr: Tensor
     indices: Tensor
     values: Tensor
+    sound: bool = False
 
     @staticmethod
     def from_proximity(proximity: Tensor, delta: float = 1e-5) -> "SparseCost":
@@ -310,14 +328,14 @@ class SparseCost(Cost):
         mean = torch.where(mean > 16 * torch.finfo(mean.dtype).eps * constant, mean, torch.inf)
         counts = torch.bincount(problem * nodes + row, minlength=problems * nodes)
         indptr = torch.cat((counts.new_zeros(1), counts.cumsum(0)))
-        return SparseCost(constant / mean, indptr.int(), column.int(), values / mean[problem])
+        return SparseCost(constant / mean, indptr.int(), column.int(), values / mean[problem], sound=True)
 
     @staticmethod
     def all_but_self(nodes: int, *, dtype: torch.dtype, device: torch.device) -> "SparseCost":
         """11ᵀ − I."""
         places = torch.arange(nodes + 1, dtype=torch.int32, device=device)
         ones = torch.ones(nodes, dtype=dtype, device=device)
-        return SparseCost(ones[:1], places, places[:-1], ones)
+        return SparseCost(ones[:1], places, places[:-1], ones, sound=True)
 
     def anchor_prior(self, tau: float = 0.5) -> "SparseCost":
         """M = 1 − exp(−C̄_G/τ) of this graph cost, on the same entries; see :func:`anchor_prior`."""
@@ -377,7 +395,7 @@ class SparseCost(Cost):
         counts = self.indptr.diff().view(-1, self.nodes)
         kept = torch.cat([(self._problem == entry).nonzero()[:, 0] for entry in entries])
         indptr = torch.cat((counts.new_zeros(1), counts[entries].flatten().cumsum(0))).int()
-        return SparseCost(self.constant[entries], indptr, self.indices[kept], self.values[kept])
+        return SparseCost(self.constant[entries], indptr, self.indices[kept], self.values[kept], self.sound)
 
     def lowered(self, shift: Tensor) -> "SparseCost":
         return replace(self, constant=self.constant - shift)
@@ -405,6 +423,13 @@ class SparseCost(Cost):
             return self._problem, self._row % self.nodes, self.indices, self.values
         problem = torch.arange(problems, device=self.device).repeat_interleave(len(self.indices))
         return problem, self._row.repeat(problems), self.indices.repeat(problems), self.values.repeat(problems)
+
+    def asymmetry(self, v: Tensor) -> Tensor:
+        """(N,) → (S − Sᵀ)v (b, N)."""
+        column = self._problem * self.nodes + self.indices
+        out = v.new_zeros(len(self.indptr) - 1).index_add_(0, self._row, self.values * v[self.indices])
+        out.index_add_(0, column, self.values * v[self._row % self.nodes], alpha=-1)
+        return out.view(-1, self.nodes)
 
     def take_off_entries(self, cost: Tensor, weight: float) -> None:
         """``cost`` (b, N, N) ← cost − weight · S in place; b may be more than the batch of a shared S."""
@@ -435,7 +460,7 @@ def graph_costs(
 ) -> tuple[Cost, Cost]:
     """C̄_G and M of one group of nodes, in the form that is fastest for the solver where they are.
 
-    On the CPU that is sparse up to a quarter of the entries; on a GPU dense: its dense products are fast, and sparse
+    On the CPU that is sparse up to a fifth of the entries; on a GPU dense: its dense products are fast, and sparse
     ones would have to wait for the number of entries.
 
     Args:
@@ -531,8 +556,8 @@ def _check_kind(kind: str) -> None:
 
 
 def _rows_times(v: Tensor, matrix: Tensor) -> Tensor:
-    """Symmetric (1 or b, N, N) times (b, N). As rows from the left: torch's batched product is several times slower
-    on (N, 1) columns than on (1, N) rows."""
+    """(b, K) times (1 or b, K, N). Symmetric matrices too are multiplied from the left: torch's batched product is
+    several times slower on (N, 1) columns than on (1, N) rows."""
     if len(matrix) == 1:
         return v @ matrix[0]
     return (v[:, None, :] @ matrix)[:, 0]

@@ -5,6 +5,7 @@ own health (:mod:`optimag_dist.ufgw.checks`); they cost one or two sweeps over e
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -40,6 +41,7 @@ def build_problem(
     """
     if marginal not in MARGINALS:
         raise ValueError(f"marginal={marginal!r}: needed one of {', '.join(map(repr, MARGINALS))}")
+    alpha, epsilon = float(alpha), float(epsilon)
     check_weights(alpha, epsilon)
     costs = {name: _as_cost(name, x) for name, x in (("C_m", C_m), ("C_G", C_G), ("M", M))}
     reference = costs["C_m"]
@@ -58,8 +60,12 @@ def build_problem(
     for name, x in masses.items():
         if x is not uniform:
             _check_masses(checks, name, x)
-    for name, x in weights.items():
-        _check_rho(checks, name, x)
+    if weights["rho (mu)"] is weights["rho (nu)"]:
+        _check_rho(checks, "rho", weights["rho (mu)"])
+    else:
+        for name, x in weights.items():
+            _check_rho(checks, name, x)
+    _check_balance(checks, masses, weights)
     sides = [(costs["C_m"], masses["mu"], weights["rho (mu)"]), (costs["C_G"], masses["nu"], weights["rho (nu)"])]
     prior = costs["M"]
     if exchanges_sides(C_m, C_G):
@@ -127,32 +133,13 @@ def _as_rho(rho: Rho, reference: Cost, marginal: str) -> dict[str, Tensor]:
 def _check_cost(checks: DoorChecks, name: str, cost: Cost, *, symmetric: bool) -> None:
     if isinstance(cost, DenseCost):
         values = cost.values
-        # The square root of the rounding unit: what 1 − zᵀz, or a product whose halves were summed in another order,
-        # shows.
-        unit = torch.finfo(values.dtype).eps ** 0.5
-        high = checks.refuse_outside(name, values, low=0, what="costs", tolerance=unit)
+        high = checks.refuse_outside(name, values, low=0, what="costs", tolerance=_rounding(values))
         if symmetric:
-            # Two products with a vector of no pattern see what is not symmetric in one sweep each, where comparing with
-            # the transpose reads memory across its grain: multiples of the golden ratio, evenly spread over [−1, 1].
-            steps = torch.arange(1, cost.nodes + 1, dtype=torch.float64, device=values.device)
-            vector = (2 * (steps * ((5**0.5 - 1) / 2)).frac() - 1).to(values.dtype)[None, None, :]
+            vector = _no_pattern(cost.nodes, values)[None, None, :]
             across = (vector @ values)[:, 0] - (vector @ values.mT)[:, 0]
-
-            def asymmetric() -> str:
-                gap = float((values - values.mT).abs().max())
-                return (
-                    f"{name} differs from its transpose by up to {gap:.3g}; "
-                    f"needed a symmetric cost, ½({name} + {name}ᵀ)"
-                )
-
-            checks.refuse_if(across.abs().amax() > unit * high * cost.nodes**0.5, asymmetric)
+            _refuse_asymmetric(checks, name, across, high, lambda: float((values - values.mT).abs().max()))
     elif isinstance(cost, SparseCost):
-        checks.refuse_outside(f"the constant of {name}", cost.constant, low=0, what="costs")
-        checks.refuse_outside(f"S of {name}", cost.values, low=0, what="entries")
-        checks.refuse_if(
-            (cost.values > cost.constant_of_entries * (1 + 1e-3)).any(),
-            lambda: f"{name} = constant − S is negative where S is above its constant; needed costs of at least 0",
-        )
+        _check_sparse(checks, name, cost)
     elif isinstance(cost, CosineCost):
         lengths = cost.directions.detach().square().sum(2)
         # Of unit length, or NaN, or a zero that cannot be normalised.
@@ -164,6 +151,54 @@ def _check_cost(checks: DoorChecks, name: str, cost: Cost, *, symmetric: bool) -
                 f"finite ({int(bad.sum())} in all), so its cosine is undefined; mark nodes without this modality absent"
             ),
         )
+
+
+def _check_sparse(checks: DoorChecks, name: str, cost: SparseCost) -> None:
+    constant, indptr, indices, values = cost.constant, cost.indptr, cost.indices, cost.values
+    rows, stored = len(indptr) - 1, len(values)
+    if rows < 1 or rows % len(constant) or len(indices) != stored:
+        raise ValueError(
+            f"{name}: got {len(constant)} constants, an indptr of {len(indptr)}, {len(indices)} indices and {stored} "
+            "values; needed a multiple of the constants plus 1 in indptr, and as many indices as values"
+        )
+    if values.device.type == "cpu" and not cost.sound:
+        # At once: the kernels would read and write wherever the indices point.
+        ends, counts = (int(indptr[0]), int(indptr[-1])), indptr.diff()
+        if ends != (0, stored) or int(counts.amin()) < 0:
+            raise ValueError(f"{name}: indptr goes from {ends[0]} to {ends[1]}; needed 0 to {stored} without falling")
+        low, high = (int(x) for x in indices.aminmax()) if stored else (0, 0)
+        if low < 0 or high >= cost.nodes:
+            raise ValueError(f"{name}: indices from {low} to {high}; needed columns from 0 to {cost.nodes - 1}")
+    checks.refuse_outside(f"the constant of {name}", constant, low=0, what="costs")
+    highest = checks.refuse_outside(f"S of {name}", values, low=0, what="entries")
+    checks.refuse_if(
+        (values > cost.constant_of_entries * (1 + 1e-3)).any(),
+        lambda: f"{name} = constant − S is negative where S is above its constant; needed costs of at least 0",
+    )
+    if not cost.sound:
+        across = cost.asymmetry(_no_pattern(cost.nodes, values))
+        _refuse_asymmetric(checks, name, across, highest, lambda: float((cost.dense() - cost.dense().mT).abs().max()))
+
+
+def _refuse_asymmetric(checks: DoorChecks, name: str, across: Tensor, high: Tensor, gap: Callable[[], float]) -> None:
+    """``across`` (b, N) is (C − Cᵀ)v of a vector of no pattern: two products see what is not symmetric in one sweep
+    each, where comparing with the transpose reads memory across its grain."""
+    checks.refuse_if(
+        across.abs().amax() > _rounding(across) * high * across.shape[1] ** 0.5,
+        lambda: f"{name} differs from its transpose by up to {gap():.3g}; needed a symmetric cost, ½({name} + {name}ᵀ)",
+    )
+
+
+def _no_pattern(nodes: int, like: Tensor) -> Tensor:
+    """(N,) multiples of the golden ratio, evenly spread over [−1, 1]."""
+    steps = torch.arange(1, nodes + 1, dtype=torch.float64, device=like.device)
+    return (2 * (steps * ((5**0.5 - 1) / 2)).frac() - 1).to(like.dtype)
+
+
+def _rounding(x: Tensor) -> float:
+    """The square root of the rounding unit: what 1 − zᵀz, or a product whose halves were summed in another order,
+    shows."""
+    return float(torch.finfo(x.dtype).eps ** 0.5)
 
 
 def _check_masses(checks: DoorChecks, name: str, masses: Tensor) -> None:
@@ -180,4 +215,20 @@ def _check_rho(checks: DoorChecks, name: str, rho: Tensor) -> None:
     checks.refuse_if(
         ~(rho > 0).all(),
         lambda: f"{name}: {int((~(rho > 0)).sum())} weights are NaN or not above 0; math.inf keeps a node's mass",
+    )
+
+
+def _check_balance(checks: DoorChecks, masses: dict[str, Tensor], weights: dict[str, Tensor]) -> None:
+    """No plan has two given marginals of unequal mass."""
+    mu, nu = masses["mu"], masses["nu"]
+    if mu is nu:
+        return
+    pinned = (weights["rho (mu)"].isinf() | (mu == 0)).all(1) & (weights["rho (nu)"].isinf() | (nu == 0)).all(1)
+    of_mu, of_nu = mu.sum(1), nu.sum(1)
+    checks.refuse_if(
+        (pinned & ((of_mu - of_nu).abs() > 1e-3 * torch.maximum(of_mu, of_nu))).any(),
+        lambda: (
+            f"mu sums to {of_mu.tolist()} and nu to {of_nu.tolist()} where rho=inf keeps both; "
+            "needed equal sums, or a finite rho on one side"
+        ),
     )

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from optimag_dist.ufgw.costs import CosineCost, Cost, DenseCost, SparseCost
 from optimag_dist.ufgw.plan import Plan
-from optimag_dist.ufgw.products import product_to_few, product_to_many
+from optimag_dist.ufgw.products import product_between, product_to_few, product_to_many
 from optimag_dist.ufgw.sinkhorn import Entropic
 
 # A factor of more columns than this share of N makes the dense products the cheaper ones (measured: docs/ufgw.md).
-_FACTOR_UP_TO = 0.75
+_FACTOR_UP_TO = 0.55
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,18 +50,15 @@ class Linearised:
             self.reduced.mul_(s[:, :, None])
         return self
 
-    def mixed(self, other: "Linearised", share: Tensor) -> "Linearised":
-        """That of (1 − share) π + share π', ``share`` (b,)."""
+    def mixed_(self, other: "Linearised", share: Tensor) -> "Linearised":
+        """That of (1 − share) π + share π', ``share`` (b,), in place."""
         s = share[:, None]
-        reduced = None
+        self.rows.lerp_(other.rows, s)
+        self.columns.lerp_(other.columns, s)
+        self.core.lerp_(other.core, s[:, :, None])
         if self.reduced is not None and other.reduced is not None:
-            reduced = self.reduced.lerp(other.reduced, s[:, :, None])
-        return Linearised(
-            self.rows.lerp(other.rows, s),
-            self.columns.lerp(other.columns, s),
-            self.core.lerp(other.core, s[:, :, None]),
-            reduced,
-        )
+            self.reduced.lerp_(other.reduced, s[:, :, None])
+        return self
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,7 +158,7 @@ class UFGWProblem:
             core = self.B.from_right(reduced) * self.A.signs[:, None]
         else:
             plan = plan.multiplied_out_()
-            core = self.A.values @ self.B.from_right(plan.kernel)
+            core = product_between(self.A.values, plan.kernel, self.B)
         rows, columns = self.A.squared_times(plan.rows), self.B.squared_times(plan.columns)
         return plan, Linearised(rows, columns, core, reduced)
 
@@ -169,19 +166,15 @@ class UFGWProblem:
         """Cost of the entropic problem, (1−α)M + 2α L⊗π, as a matrix (b, N, N) in ``out`` and its additions to rows
         and columns (b, N). The 2 belongs to the objective: the gradient of ⟨L⊗π, π⟩ is 2 L⊗π."""
         x, y = 2 * self.alpha * at.rows, 2 * self.alpha * at.columns
-        core = at.core * (-4 * self.alpha)
-        sparse = self.M if isinstance(self.M, SparseCost) else None
         if isinstance(self.A, CosineCost):
-            product_to_many(self.A.factor.expand(len(out), -1, -1), core, out)
-            if not sparse:
-                out.add_(self.M.dense(), alpha=1 - self.alpha)
-        elif sparse:
-            out.copy_(core)
+            product_to_many(self.A.factor.expand(len(out), -1, -1), at.core * (-4 * self.alpha), out)
         else:
-            torch.add(core, self.M.dense(), alpha=1 - self.alpha, out=out)
-        if sparse:
-            x = x + ((1 - self.alpha) * sparse.constant)[:, None]
-            sparse.take_off_entries(out, 1 - self.alpha)
+            torch.mul(at.core, -4 * self.alpha, out=out)
+        if isinstance(self.M, SparseCost):
+            x = x + ((1 - self.alpha) * self.M.constant)[:, None]
+            self.M.take_off_entries(out, 1 - self.alpha)
+        else:
+            out.add_(self.M.dense(), alpha=1 - self.alpha)
         return out, x, y
 
     def interaction(self, at: Linearised, plan: Plan, of_plan: Linearised) -> Tensor:

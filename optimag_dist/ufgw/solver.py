@@ -329,7 +329,7 @@ def _move(
     else:
         state.plan, state.spare = before.mixed_(plan, share), plan.kernel
         state.mass = state.plan.mass
-        state.linearised = state.linearised.mixed(linearised, share)
+        state.linearised = state.linearised.mixed_(linearised, share)
 
 
 def _distance(problem: UFGWProblem, state: SolverState) -> Tensor:

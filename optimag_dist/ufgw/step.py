@@ -98,11 +98,13 @@ def _best_scale(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     """s > 0 with a + b·s + c·log s = 0, and log s, for b ≥ 0 and c > 0.
 
     In t = log s the left side is increasing and convex: one root, which Newton's iteration approaches from above
-    without overshooting, if started above.
+    without overshooting, if started above. The root is −a/c − W(e^z) with Lambert's W and z = log(b/c) − a/c; W is at
+    least 0, and at least z − log z where z > 1.
     """
-    above_one = torch.minimum(-(a + b) / c, torch.log(-a / b))
-    t = torch.where(a + b < 0, above_one, (-a / c).clamp_max(0))
-    for _ in range(8):
+    log_ratio = torch.log(b / c)
+    z = log_ratio - a / c
+    t = torch.where(z > 1, z.clamp_min(1).log() - log_ratio, -a / c)
+    for _ in range(6):
         rising = b * t.exp()
         t = t - (a + rising + c * t) / (rising + c)
     return t.exp(), t

@@ -30,6 +30,12 @@ def sparse(values: list[float], constant: float = 1.0) -> SparseCost:
     return SparseCost(torch.tensor([constant]), places, places[:-1], torch.tensor(values))
 
 
+def hand_made(columns: list[int], indptr: tuple[int, ...] = (0, 1, 2, 3, 4), entries: int = 4) -> SparseCost:
+    """1 − S with entries of ½ where told."""
+    places = (torch.tensor(x, dtype=torch.int32) for x in (indptr, columns))
+    return SparseCost(torch.ones(1), *places, torch.full((entries,), 0.5))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -72,6 +78,14 @@ def sparse(values: list[float], constant: float = 1.0) -> SparseCost:
         ({"M": sparse([0.0] * 4, -1.0)}, "the constant of M has a minimum of -1"),
         ({"M": SparseCost.all_but_self(5, dtype=torch.float32, device=torch.device("cpu"))}, "M: got 5 nodes"),
         ({"M": DenseCost(torch.full((1, 4, 4), math.nan))}, "M holds 16 NaN"),
+        ({"C_G": hand_made([0, 1, 2, 4])}, "C_G: indices from 0 to 4; needed columns from 0 to 3"),
+        ({"C_G": hand_made([-1, 1, 2, 3])}, "C_G: indices from -1"),
+        ({"M": hand_made([0, 1, 2, 3], (0, 2, 1, 3, 4))}, "M: indptr goes from 0 to 4; needed 0 to 4 without falling"),
+        ({"M": hand_made([0, 1, 2, 3], (0, 1, 2, 3, 5))}, "M: indptr goes from 0 to 5; needed 0 to 4"),
+        ({"M": hand_made([0, 1, 2, 3], entries=3)}, "M: got 1 constants, an indptr of 5, 4 indices and 3 values"),
+        ({"C_G": hand_made([1, 1, 2, 3])}, "C_G differs from its transpose by up to 0.5"),
+        ({"rho": torch.tensor([1.0, 0.0, 1.0, 1.0])}, "^rho: 1 weights are NaN or not above 0"),
+        ({"rho": math.inf, "nu": torch.full((4,), 0.5)}, r"mu sums to \[1.0\] and nu to \[2.0\] where rho=inf"),
         ({"C_G": DenseCost(TILTED)}, "C_G differs from its transpose by up to 0.5"),
         ({"rho": (0.1, 0.2, 0.3)}, "tuple of 3.*the pair"),
         ({"rho": (0.1, -0.2)}, r"rho \(nu\)=-0.2"),
@@ -172,3 +186,21 @@ def test_a_solve_does_not_write_to_its_inputs():
         solve_ufgw(C_m, C_G, M, mu=mu, nu=mu, rho=rho)
     for x, y in zip(inputs, before, strict=True):
         assert torch.equal(x, y)
+
+
+def test_a_dense_cost_without_batch_axis_is_refused_where_it_is_made():
+    with pytest.raises(ValueError, match=r"DenseCost: got shape \(4, 4\), needed \(batch, N, N\)"):
+        DenseCost(torch.ones(4, 4))
+
+
+def test_unequal_masses_are_fine_where_one_side_is_free():
+    C = random_costs(4, seed=0)
+    solution = solve_ufgw(*C, rho=(math.inf, 1.0), nu=torch.full((4,), 0.5, dtype=torch.float64), n_sinkhorn=200)
+    assert float(solution.plan.sum()) == pytest.approx(1)
+
+
+def test_weights_may_be_tensors_of_one_number():
+    C = random_costs(4, seed=0)
+    expected = solve_ufgw(*C, alpha=0.5, epsilon=0.1)
+    found = solve_ufgw(*C, alpha=torch.tensor(0.5), epsilon=torch.tensor(0.1, dtype=torch.float64))
+    torch.testing.assert_close(found.plan, expected.plan)

@@ -104,7 +104,9 @@ def _moments(  # type: ignore[no-untyped-def]
 @jit(error_model="numpy")
 def _best_scale(a, b, c):  # type: ignore[no-untyped-def]
     """log s with a + b·s + c·log s = 0, as in :mod:`optimag_dist.ufgw.step`."""
-    t = min(-(a + b) / c, np.log(-a / b)) if a + b < 0 else min(-a / c, 0.0)
+    log_ratio = np.log(b / c)
+    z = log_ratio - a / c
+    t = np.log(z) - log_ratio if z > 1 else -a / c
     for _ in range(20):
         rising = b * np.exp(t)
         step = (a + rising + c * t) / (rising + c)
