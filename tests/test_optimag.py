@@ -66,9 +66,8 @@ def test_reads_an_artefact_by_its_path(tmp_path):
     prior, options = dense_prior(), PPROptions()
     rows, columns = np.meshgrid(np.arange(12), np.arange(12), indexing="ij")
     key = artefact_key("some graph", options)
-    checksum = write_block(
-        tmp_path / block_name(0), key, 0, np.arange(13) * 12, columns.ravel(), prior[rows, columns].numpy().ravel()
-    )
+    values, bounds = prior[rows, columns].numpy().ravel(), np.zeros(12, np.float32)
+    checksum = write_block(tmp_path / block_name(0), key, 0, np.arange(13) * 12, columns.ravel(), values, bounds)
     PPRArtefact.finish(tmp_path, 12, options, "some graph", [checksum])
     Z, ids = embeddings(4), torch.tensor([7, 2, 11, 0])
     expected = OptiMAG(prior)(Z, ids)

@@ -18,7 +18,7 @@ from optimag_dist.ppr.options import PPROptions
 from optimag_dist.ppr.topk import check_node_ids
 from optimag_dist.types import InputError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 META_NAME = "meta.json"
 
 
@@ -156,6 +156,17 @@ class PPRArtefact:
     def mass(self, node_ids: np.ndarray) -> np.ndarray:
         """(N,) float32: the part of each row's unit mass that is stored. Errors as :meth:`rows`."""
         return self._row_sizes(check_node_ids(node_ids, self.num_nodes))[1].astype(np.float32)
+
+    def bounds(self, node_ids: np.ndarray) -> np.ndarray:
+        """(N,) float32 error bound of each row: no stored entry v is further from PPR than bound·deg(v), nor is 0 where
+        v is not stored and the row is shorter than k. Errors as :meth:`rows`."""
+        nodes = check_node_ids(node_ids, self.num_nodes)
+        block, row = np.divmod(nodes, self.options.block_size)
+        out = np.empty(len(nodes), np.float32)
+        for index in np.unique(block):
+            mine = block == index
+            out[mine] = self._blocks[index].bounds[row[mine]]
+        return out
 
     def submatrix(self, node_ids: np.ndarray) -> np.ndarray:
         """(N, N) float32 Π_B: entry (i, j) is the stored π of ``node_ids[i]`` at ``node_ids[j]``, zero if not stored.

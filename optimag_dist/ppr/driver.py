@@ -131,7 +131,9 @@ def _push_block(job: BlockJob, source: TopologyStore | CSR, index: int) -> Block
         k=job.options.k,
         num_threads=1,
     )
-    checksum = write_block(job.path / block_name(index), job.key, nodes.start, rows.indptr, rows.indices, rows.values)
+    checksum = write_block(
+        job.path / block_name(index), job.key, nodes.start, rows.indptr, rows.indices, rows.values, rows.bounds
+    )
     return BlockReport(index, len(nodes), checksum, time.perf_counter() - started, rows.pushes)
 
 

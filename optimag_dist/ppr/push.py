@@ -1,5 +1,9 @@
 """Forward push for personalised PageRank: the kernel. No input, no output, no threads of its own.
 
+It reads adjacency rows from wherever the caller has put them, all of them or some: a source that needs a row which is
+not there says so and is to be pushed again once it is. So one kernel serves a topology that is mapped as a whole and
+one that is spread over hosts, and gives the same answer for both.
+
 Solves, per source s, on an undirected graph (Andersen, Chung & Lang, FOCS 2006, "Local graph partitioning using
 PageRank vectors", without the lazy step)
 
@@ -56,10 +60,11 @@ class Workspace:
     queue: np.ndarray
 
     @staticmethod
-    def allocate(indptr: np.ndarray) -> "Workspace":
-        num_nodes = len(indptr) - 1
+    def allocate(degrees: np.ndarray) -> "Workspace":
+        """For the graph whose nodes have ``degrees`` (n,)."""
+        num_nodes = len(degrees)
         record = np.zeros(2 * num_nodes, np.int32)
-        record[1::2] = np.diff(indptr)
+        record[1::2] = degrees
         return Workspace(
             record=record,
             first_slot=np.ones(1, np.int64),
@@ -132,11 +137,16 @@ def _sift_up(values, nodes, value, node, hole):  # type: ignore[no-untyped-def]
 
 @jit()
 def _drain_top(packed_node, residual, estimate, count, teleport, values, nodes):  # type: ignore[no-untyped-def]
-    """Fill ``values``, ``nodes`` with the largest p + βr, best first, ties by node id; zero the packed arrays."""
+    """Fill ``values``, ``nodes`` with the largest p + βr, best first, ties by node id; zero the packed arrays.
+
+    Returns how many there are and Σ r.
+    """
     k = len(values)
     size = 0
     worst = 0.0
+    left = 0.0
     for t in range(count):
+        left += residual[t]
         x = estimate[t] + teleport * residual[t]
         estimate[t] = 0.0
         residual[t] = 0.0
@@ -154,12 +164,13 @@ def _drain_top(packed_node, residual, estimate, count, teleport, values, nodes):
         value, v = values[last], nodes[last]
         values[last], nodes[last] = values[0], nodes[0]
         _sift_down(values, nodes, value, v, last)
-    return size
+    return size, left
 
 
 @jit(nogil=True)
 def push_top_k(  # type: ignore[no-untyped-def]
-    indptr,
+    starts,
+    stops,
     indices,
     sources,
     teleport,
@@ -170,25 +181,33 @@ def push_top_k(  # type: ignore[no-untyped-def]
     residual,
     estimate,
     queue,
+    lacking,
     out_nodes,
     out_values,
     out_size,
+    out_bound,
 ):
     """Push every source and keep the k largest entries of p + βr, rounded down to float32.
 
     Args:
-        indptr, indices: symmetric CSR without self loops or duplicates; (n + 1,) int64, (m,) int32 or int64.
+        starts, stops: (n,) int64; the neighbours of node u are ``indices[starts[u]:stops[u]]``, and ``starts[u] < 0``
+            says that they are not here. Of a CSR: ``indptr[:-1]``, ``indptr[1:]``.
+        indices: (m,) int32 or int64; the graph is symmetric, without self loops or duplicates.
         sources: (S,) int64 node ids.
         teleport, eps: β in (0, 1) and the residual allowed per degree.
         record, first_slot, node, residual, estimate, queue: a :class:`Workspace` of this graph.
-        out_nodes, out_values, out_size: (S, k) int32, (S, k) float32, (S,) int64 results, written in place.
+        lacking: (L,) int32, written: nodes whose rows were needed and not here, repeated where several sources asked.
+        out_nodes, out_values, out_size: (S, k) int32, (S, k) float32, (S,) int64 results, written in place; the size
+            is −1 where the source lacked a row.
+        out_bound: (S,) float32, written: 0 ≤ π_s(v) − value(v) ≤ bound·deg(v) before the values' rounding.
 
     Returns:
-        Pushes done and arcs read, summed over the sources.
+        Pushes done and arcs read, summed over the sources, and how many entries of ``lacking`` are filled.
     """
     n = len(node)
     pushes = 0
     arcs = 0
+    num_lacking = 0
     for i in range(len(sources)):
         if first_slot[0] > _LAST_SLOT - n:
             record[::2] = 0
@@ -196,6 +215,7 @@ def push_top_k(  # type: ignore[no-untyped-def]
         first = first_slot[0]
         source = sources[i]
         degree = record[2 * source + 1]
+        complete = True
         record[2 * source] = first
         node[0] = source
         count = 1
@@ -218,11 +238,20 @@ def push_top_k(  # type: ignore[no-untyped-def]
                 head = 0
             waiting -= 1
             if waiting > 0:
-                ahead = indptr[node[queue[head]]]
+                ahead = starts[node[queue[head]]]
                 _prefetch(indices, ahead)
                 _prefetch(indices, ahead + _CACHE_LINE)
             u = node[place]
-            start, stop = indptr[u], indptr[u + 1]
+            start, stop = starts[u], stops[u]
+            if start < 0:
+                # Going on without the row finds out what else is lacking; the source's numbers are thrown away.
+                complete = False
+                residual[place] = 0.0
+                if num_lacking == len(lacking):
+                    break
+                lacking[num_lacking] = u
+                num_lacking += 1
+                continue
             mass = residual[place]
             estimate[place] += teleport * mass
             residual[place] = 0.0
@@ -248,12 +277,16 @@ def push_top_k(  # type: ignore[no-untyped-def]
                     threshold = eps * record[np.uint64(2) * v + np.uint64(1)]
                     # A node waits in the queue exactly while its residual is above its threshold.
                     if (before <= threshold) & (after > threshold):
-                        _prefetch(indptr, v)
+                        _prefetch(starts, v)
                         queue[tail] = t
                         tail += 1
                         if tail == n:
                             tail = 0
                         waiting += 1
         first_slot[0] = first + count
-        out_size[i] = _drain_top(node, residual, estimate, count, teleport, out_values[i], out_nodes[i])
-    return pushes, arcs
+        size, left = _drain_top(node, residual, estimate, count, teleport, out_values[i], out_nodes[i])
+        out_size[i] = size if complete else -1
+        # π − p = Σ_u r(u) π_u, in which no residual is above eps·deg and no π_u(v) above 1.
+        bound = np.float32(min(eps, left))
+        out_bound[i] = bound if bound >= min(eps, left) else np.nextafter(bound, np.float32(np.inf))
+    return pushes, arcs, num_lacking

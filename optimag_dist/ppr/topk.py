@@ -23,6 +23,7 @@ class TopK:
         indptr: (S + 1,) int64.
         indices: (entries,) int32 node ids.
         values: (entries,) float32, falling within a row.
+        bounds: (S,) float32: 0 ≤ π_s(v) − value(v) ≤ bound·deg(v), at most eps.
         pushes: push operations done.
         arcs: arcs read by them.
     """
@@ -30,6 +31,7 @@ class TopK:
     indptr: np.ndarray
     indices: np.ndarray
     values: np.ndarray
+    bounds: np.ndarray
     pushes: int
     arcs: int
 
@@ -119,16 +121,19 @@ def push_sources(
     nodes = np.empty((len(sources), k), np.int32)
     values = np.empty((len(sources), k), np.float32)
     sizes = np.zeros(len(sources), np.int64)
+    bounds = np.zeros(len(sources), np.float32)
+    nothing_lacks = np.empty(0, np.int32)
     chunks = itertools.count(0, _CHUNK)
 
     def work(_: int) -> tuple[int, int]:
-        space = Workspace.allocate(indptr)
+        space = Workspace.allocate(np.diff(indptr))
         pushes = arcs = 0
         # next() on the shared counter is atomic: every chunk goes to exactly one thread.
         while (start := next(chunks)) < len(sources):
             part = slice(start, start + _CHUNK)
             done = push_top_k(
-                indptr,
+                indptr[:-1],
+                indptr[1:],
                 indices,
                 sources[part],
                 float(teleport),
@@ -139,9 +144,11 @@ def push_sources(
                 space.residual,
                 space.estimate,
                 space.queue,
+                nothing_lacks,
                 nodes[part],
                 values[part],
                 sizes[part],
+                bounds[part],
             )
             pushes, arcs = pushes + done[0], arcs + done[1]
         return pushes, arcs
@@ -157,7 +164,8 @@ def push_sources(
     kept = np.arange(k) < sizes[:, None]
     out_indptr = np.zeros(len(sources) + 1, np.int64)
     np.cumsum(sizes, out=out_indptr[1:])
-    return TopK(out_indptr, nodes[kept], values[kept], sum(d[0] for d in done), sum(d[1] for d in done))
+    pushes, arcs = (sum(counts) for counts in zip(*done, strict=True))
+    return TopK(out_indptr, nodes[kept], values[kept], bounds, pushes, arcs)
 
 
 def _read_only(array: np.ndarray) -> np.ndarray:

@@ -244,6 +244,6 @@ def test_nothing_there(tmp_path: Path) -> None:
 
 def test_other_format(artefact: PPRArtefact) -> None:
     meta = artefact.path / "meta.json"
-    meta.write_text(meta.read_text(encoding="utf-8").replace('"format": 1', '"format": 99'), encoding="utf-8")
+    meta.write_text(meta.read_text(encoding="utf-8").replace('"format": 2', '"format": 99'), encoding="utf-8")
     with pytest.raises(InputError, match="99"):
         PPRArtefact.open(artefact.path)

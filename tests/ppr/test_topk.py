@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from optimag_dist.ppr import ppr_topk
-from optimag_dist.ppr.push import Workspace
+from optimag_dist.ppr import ppr_topk, symmetrise
+from optimag_dist.ppr.push import Workspace, push_top_k
+from optimag_dist.ppr.topk import push_sources
 from optimag_dist.types import CSR, InputError
 
 from .ppr_oracle import csr_of_arcs, exact_ppr, graphs, power_law, undirected_dense
@@ -135,6 +136,47 @@ def test_bound_on_a_power_law_graph() -> None:
         assert_within_bound(all_rows(csr, eps=eps), exact, eps * adjacency.sum(1))
 
 
+@settings(deadline=None, max_examples=40)
+@given(graphs(), st.sampled_from([0.3, 1e-2, 1e-5]))
+def test_every_row_comes_with_a_bound_that_holds(csr: CSR, eps: float) -> None:
+    csr = symmetrise(csr)
+    n = csr.num_nodes
+    rows = push_sources(csr, np.arange(n), teleport=0.15, eps=eps, k=n)
+    values = dense_rows((rows.indptr, rows.indices, rows.values), n)
+    adjacency = undirected_dense(csr)
+    assert (rows.bounds <= np.nextafter(np.float32(eps), np.float32(1))).all()
+    missing = exact_ppr(adjacency, 0.15) - values
+    assert (missing <= rows.bounds[:, None] * adjacency.sum(1) + FLOAT32_BELOW * values + 1e-14).all()
+    assert (missing >= -1e-14).all()
+
+
+@settings(deadline=None, max_examples=40)
+@given(graphs(), st.integers(0, 5))
+def test_a_source_that_lacks_rows_says_which_and_the_others_are_as_ever(csr: CSR, seed: int) -> None:
+    """Rows are put there as they are asked for; in the end the answer is that of the whole graph, bit for bit."""
+    csr = symmetrise(csr)
+    n = csr.num_nodes
+    expected = push_sources(csr, np.arange(n), teleport=0.15, eps=1e-4, k=n)
+    here = np.random.default_rng(seed).random(n) < 0.5
+    sizes = np.full(n, -1)
+    nodes, values, bounds = np.empty((n, n), np.int32), np.empty((n, n), np.float32), np.empty(n, np.float32)
+    space, lacking = Workspace.allocate(np.diff(csr.indptr)), np.empty(3, np.int32)
+    for _ in range(n + 1):
+        waiting = np.flatnonzero(sizes < 0)
+        starts = np.where(here, csr.indptr[:-1], -1)
+        got = [np.empty((len(waiting), *array.shape[1:]), array.dtype) for array in (nodes, values, sizes, bounds)]
+        scratch = space.record, space.first_slot, space.node, space.residual, space.estimate, space.queue
+        _, _, count = push_top_k(starts, csr.indptr[1:], csr.indices, waiting, 0.15, 1e-4, *scratch, lacking, *got)
+        nodes[waiting], values[waiting], sizes[waiting], bounds[waiting] = got
+        assert not here[lacking[:count]].any()
+        assert (count > 0) == (sizes < 0).any()
+        here[lacking[:count]] = True
+    kept = np.arange(n) < sizes[:, None]
+    wanted = expected.indices, expected.values, expected.bounds
+    for came, needed in zip((nodes[kept], values[kept], bounds), wanted, strict=True):
+        np.testing.assert_array_equal(came, needed)
+
+
 def plain_push(adjacency: np.ndarray, source: int, teleport: float, eps: float) -> tuple[np.ndarray, np.ndarray]:
     """(n,) p and (n,) r of the first-in first-out algorithm, as it is written down."""
     n = len(adjacency)
@@ -205,8 +247,8 @@ def test_slots_start_over_without_a_trace(monkeypatch: pytest.MonkeyPatch) -> No
     expected = ppr_topk(csr.indptr, csr.indices, sources, num_threads=1)
     allocate = Workspace.allocate
 
-    def nearly_full(indptr: np.ndarray) -> Workspace:
-        space = allocate(indptr)
+    def nearly_full(degrees: np.ndarray) -> Workspace:
+        space = allocate(degrees)
         space.first_slot[0] = 2**31 - 1 - 2000
         return space
 
