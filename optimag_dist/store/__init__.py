@@ -1,7 +1,9 @@
 """The graph store: a memory-mapped directory made from a user's tables."""
 
 from optimag_dist.store.ingest import ingest
+from optimag_dist.store.partition import PartitionOptions, partition_store
 from optimag_dist.store.reader import GraphStore
 from optimag_dist.store.schema import IngestSchema
+from optimag_dist.store.shards import Partition
 
-__all__ = ["GraphStore", "IngestSchema", "ingest"]
+__all__ = ["GraphStore", "IngestSchema", "Partition", "PartitionOptions", "ingest", "partition_store"]

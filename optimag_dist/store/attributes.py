@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -12,23 +13,34 @@ from optimag_dist.store.tables import BadRows, SourceTable
 from optimag_dist.types import InputError
 
 
-def attribute_blocks(source: AttributeSource, folder: Path, nodes: SourceTable) -> Iterator[pa.Array]:
-    """The attribute as large_string (text) or large_binary (pictures) in blocks of ``ATTRIBUTE_ROWS`` rows.
+class AttributeColumn:
+    """One attribute of the node table."""
 
-    Raises:
-        InputError: the column holds something else, or a picture file cannot be read.
-    """
-    bad = BadRows(nodes.path, source.column)
-    first = 0
-    for (array,) in nodes.blocks([source.column], ATTRIBUTE_ROWS):
-        if source.kind == "text":
-            yield _text(array, nodes, source.column)
-        elif source.kind == "image":
-            yield _bytes(array, nodes, source.column)
-        else:
-            yield _pictures(_text(array, nodes, source.column), folder, first, bad)
-        first += len(array)
-    bad.raise_if_any()
+    def __init__(self, source: AttributeSource, folder: Path, nodes: SourceTable) -> None:
+        self.kind: Literal["text", "image"] = "text" if source.kind == "text" else "image"
+        self.inputs_known = source.kind != "image_path"
+        self._source = source
+        self._folder = folder
+        self._nodes = nodes
+
+    def blocks(self) -> Iterator[pa.Array]:
+        """The attribute as large_string (text) or large_binary (pictures) in blocks of ``ATTRIBUTE_ROWS`` rows.
+
+        Raises:
+            InputError: the column holds something else, or a picture file cannot be read.
+        """
+        source, nodes = self._source, self._nodes
+        bad = nodes.bad_rows(source.column)
+        first = 0
+        for (array,) in nodes.blocks([source.column], ATTRIBUTE_ROWS):
+            if source.kind == "text":
+                yield _text(array, nodes, source.column)
+            elif source.kind == "image":
+                yield _bytes(array, nodes, source.column)
+            else:
+                yield _pictures(_text(array, nodes, source.column), self._folder, first, bad)
+            first += len(array)
+        bad.raise_if_any()
 
 
 def _text(array: pa.Array, nodes: SourceTable, column: str) -> pa.Array:

@@ -1,86 +1,105 @@
-"""The edge table as an in-CSR over dense ids."""
+"""Endpoints of an edge table as dense node ids, batch by batch."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from optimag_dist.store.schema import EdgeTable
-from optimag_dist.store.tables import BadRows, SourceTable, cells, integers_if_plain, null_rows
-from optimag_dist.types import CSR, InputError
+from optimag_dist.store.tables import SourceTable, cells, integers_if_plain, null_rows
+from optimag_dist.types import InputError
 
 NO_EDGES = "a graph without edges has no structure to align with; name a table with at least one edge"
+# Rows looked up at once where ids need no lookup table.
+BATCH_EDGES = 1 << 18
 
 
-@dataclass(frozen=True)
-class ReadEdges:
-    """The topology and what was left out of it.
+def endpoint_batches(
+    edges: SourceTable, schema: EdgeTable, nodes: Path, ids: pa.Array
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(sources, targets) of the edges, each (k,) int64 positions in ``ids`` ((n,) int64 or large_string).
 
-    Attributes:
-        topology: row v holds the sources u of the arcs u→v, ascending.
-        self_loops: rows of the edge table dropped because both ends are one node.
-        duplicates: rows dropped because an earlier row says the same.
-    """
-
-    topology: CSR
-    self_loops: int
-    duplicates: int
-
-
-def read_edges(edges: SourceTable, schema: EdgeTable, nodes: SourceTable, ids: pa.Array) -> ReadEdges:
-    """Look the endpoints up among ``ids`` ((n,) int64 or large_string) and build the in-CSR.
+    ``nodes`` is where the ids stand, for messages.
 
     Raises:
-        InputError: an empty endpoint, one that is no node, endpoints of another type than the ids, or only self loops.
+        InputError: after the last batch, an empty endpoint or one that is no node; at the first, endpoints of another
+            type than the ids.
     """
-    sources = _endpoints(edges, schema.source, nodes, ids)
-    targets = _endpoints(edges, schema.target, nodes, ids)
-    proper = sources != targets
-    self_loops = len(proper) - int(np.count_nonzero(proper))
-    sources, targets = sources[proper], targets[proper]
-    if len(sources) == 0:
-        raise InputError(f"{edges.path}: all {self_loops} edges join a node to itself; {NO_EDGES}")
-    n = len(ids)
-    if not schema.directed:
-        sources, targets = np.minimum(sources, targets), np.maximum(sources, targets)
-    # Not np.unique: its hash table (numpy 2.4) took seventy times as long on two million keys.
-    keys = np.sort(targets * n + sources)
-    keys = keys[np.diff(keys, prepend=-1) > 0]
-    duplicates = len(sources) - len(keys)
-    if not schema.directed:
-        keys = np.concatenate([keys, keys % n * n + keys // n])
-        keys.sort()
-    indptr = np.zeros(n + 1, dtype=np.int64)
-    np.cumsum(np.bincount(keys // n, minlength=n), out=indptr[1:])
-    indices = (keys % n).astype(np.int32 if n < 2**31 else np.int64)
-    return ReadEdges(CSR(indptr, indices), self_loops, duplicates)
+    # A lookup builds a hash table of all ids, so it has to serve about as many rows.
+    counting = is_counting(ids)
+    rows = BATCH_EDGES if counting else max(BATCH_EDGES, len(ids) // 2)
+    columns = [_Endpoints(edges, column, nodes, ids, counting) for column in (schema.source, schema.target)]
+    first = 0
+    for arrays in edges.blocks([schema.source, schema.target], rows):
+        sources, targets = (column.find(array, first) for column, array in zip(columns, arrays, strict=True))
+        first += len(sources)
+        yield sources, targets
+    for column in columns:
+        column.bad.raise_if_any()
 
 
-def _endpoints(edges: SourceTable, column: str, nodes: SourceTable, ids: pa.Array) -> np.ndarray:
-    values = edges.column(column)
-    bad = BadRows(edges.path, column)
-    bad.add("empty", null_rows(values), lambda _: "the endpoint is empty; every edge needs two nodes")
-    bad.raise_if_any()
-    known = nodes.path.name
-    keys = integers_if_plain(values) if edges.is_text and pa.types.is_integer(ids.type) else values
-    if pa.types.is_integer(ids.type) and pa.types.is_integer(keys.type):
-        keys = keys.cast(pa.int64()) if keys.type != pa.uint64() else keys.cast(pa.large_string())
-        ids = ids.cast(keys.type)
-    elif pa.types.is_integer(ids.type) and edges.is_text:
-        # Compare as text: '007' is no way to write node 7, and 'x' is simply no node.
-        ids = ids.cast(pa.large_string())
-    elif values.type != ids.type:
-        wanted = "integers" if pa.types.is_integer(ids.type) else "strings"
-        raise InputError(
-            f"{edges.path}, column {column!r}, row 1: holds {values.type} such as {values[0].as_py()!r}, but the "
-            f"ids of {known} are {wanted} such as {ids[0].as_py()!r}; cast one of the two columns to the other's type"
+class _Endpoints:
+    def __init__(self, edges: SourceTable, column: str, nodes: Path, ids: pa.Array, counting: bool) -> None:
+        self.bad = edges.bad_rows(column)
+        self._edges = edges
+        self._column = column
+        self._nodes = nodes.name
+        self._ids = ids
+        self._ids_as_text = ids.cast(pa.large_string()) if pa.types.is_integer(ids.type) and edges.is_text else None
+        self._counting = counting
+
+    def find(self, values: pa.Array, first: int) -> np.ndarray:
+        """(k,) int64 positions of ``values``, which start at row ``first``; 0 for those noted as bad."""
+        empty = null_rows(values)
+        self.bad.add("empty", empty + first, lambda _: "the endpoint is empty; every edge needs two nodes")
+        if len(empty) == len(values):
+            return np.zeros(len(values), np.int64)
+        found, unknown = self._positions(values)
+        unknown[empty] = False
+        self.bad.add(
+            "dangling",
+            np.flatnonzero(unknown) + first,
+            lambda row: (
+                f"{cells(values)(row - first)!r} is not the id of any node in {self._nodes}; "
+                "add the node or drop the edge"
+            ),
         )
-    found = pc.index_in(keys, value_set=ids)
-    bad.add(
-        "dangling",
-        null_rows(found),
-        lambda row: f"{cells(values)(row)!r} is not the id of any node in {known}; add the node or drop the edge",
-    )
-    bad.raise_if_any()
-    return found.to_numpy().astype(np.int64)
+        return found
+
+    def _positions(self, values: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+        keys, ids = self._comparable(values)
+        if self._counting and pa.types.is_int64(keys.type):
+            numbers = keys.fill_null(0).to_numpy()
+            unknown = (numbers < 0) | (numbers >= len(ids))
+            return np.where(unknown, 0, numbers) if unknown.any() else numbers, unknown
+        found = pc.index_in(keys, value_set=ids)
+        unknown = found.is_null().to_numpy(zero_copy_only=False)
+        return found.fill_null(0).to_numpy().astype(np.int64), unknown
+
+    def _comparable(self, values: pa.Array) -> tuple[pa.Array, pa.Array]:
+        """``values`` and the ids as one type."""
+        ids = self._ids
+        keys = integers_if_plain(values) if self._ids_as_text is not None else values
+        if pa.types.is_integer(ids.type) and pa.types.is_integer(keys.type):
+            if keys.type != pa.uint64():
+                return keys.cast(pa.int64()), ids
+            return keys.cast(pa.large_string()), ids.cast(pa.large_string())
+        if self._ids_as_text is not None:
+            # Compare as text: '007' is no way to write node 7, and 'x' is simply no node.
+            return keys, self._ids_as_text
+        if values.type != ids.type:
+            wanted = "integers" if pa.types.is_integer(ids.type) else "strings"
+            row = int(values.is_valid().index(True).as_py())
+            raise InputError(
+                f"{self._edges.path}, column {self._column!r}, row {row + 1}: holds {values.type} such as "
+                f"{values[row].as_py()!r}, but the ids of {self._nodes} are {wanted} such as {ids[0].as_py()!r}; "
+                "cast one of the two columns to the other's type"
+            )
+        return keys, ids
+
+
+def is_counting(ids: pa.Array) -> bool:
+    """Whether the ids are 0, 1, …, n − 1, so that nothing needs looking up."""
+    return pa.types.is_integer(ids.type) and bool(np.array_equal(ids.to_numpy(), np.arange(len(ids))))

@@ -3,31 +3,17 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from optimag_dist.store.layout import BATCH_ROWS
+from optimag_dist.store.arrays import ArrayFeatures, NpyRows
+from optimag_dist.store.layout import BATCH_ROWS, StoredDtype
 from optimag_dist.store.schema import ModalitySource
+from optimag_dist.store.source import FeatureReader
 from optimag_dist.store.tables import BadRows, SourceTable, cells
 from optimag_dist.types import InputError
-
-
-class FeatureReader(Protocol):
-    """One modality in the user's files."""
-
-    width: int
-    bad: BadRows
-
-    def blocks(self) -> Iterator[np.ndarray]:
-        """(rows, width) floating blocks of ``BATCH_ROWS`` rows; absent rows are all NaN. Notes bad rows in ``bad``."""
-        ...
-
-    def describe(self, position: int) -> tuple[str | None, str]:
-        """How to name number ``position`` of a row: its own column, if it has one, and words."""
-        ...
 
 
 def open_features(name: str, source: ModalitySource, folder: Path, nodes: SourceTable) -> FeatureReader:
@@ -37,34 +23,36 @@ def open_features(name: str, source: ModalitySource, folder: Path, nodes: Source
         InputError: the file is missing or no plain (n, width) array, a column holds no numbers, or no node has a value.
     """
     if source.file is not None:
-        return _ArrayFile(folder / source.file, nodes)
+        path = folder / source.file
+        return ArrayFeatures(path, NpyRows(path), nodes.num_rows, nodes.path.name, dtype=source.dtype)
     if source.columns is not None:
-        return _NumberColumns(list(source.columns), nodes)
+        return _NumberColumns(list(source.columns), nodes, source.dtype)
     assert source.column is not None
-    return _ListColumn(name, source.column, nodes)
+    return _ListColumn(name, source.column, nodes, source.dtype)
 
 
-def checked_blocks(reader: FeatureReader, dtype: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Blocks as they are stored: (rows, width) of ``dtype`` with zeros in absent rows, and (rows,) bool present.
+def checked_blocks(reader: FeatureReader) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Blocks as they are stored: (rows, width) of the reader's dtype, zeros in absent rows, and (rows,) bool present.
 
     Raises:
-        InputError: after the last block, when a row was bad: partly NaN, infinite, beyond ``dtype``, or badly shaped.
+        InputError: after the last block, when a row was bad: partly NaN, infinite, beyond the dtype, or badly shaped.
     """
+    dtype = reader.dtype
     first = 0
     any_present = False
     for block in reader.blocks():
-        nan = np.isnan(block)
-        absent = nan.all(axis=1)
+        nan, infinite = _nan_and_inf(block)
+        absent = np.asarray(nan.all(axis=1))
         _note(reader, "nan", nan & ~absent[:, None], block, first, "only a whole row of them means a missing value")
-        infinite = np.isinf(block)
         _note(reader, "inf", infinite, block, first, "features must be finite")
         with np.errstate(over="ignore"):
             stored = np.array(block, dtype=dtype, order="C")
-        limit = float(np.finfo(dtype).max)
-        remedy = (
-            f"{dtype} ends at {limit:.6g}; " + ("use dtype: float32 or " if dtype == "float16" else "") + "scale it"
-        )
-        _note(reader, "overflow", np.isinf(stored) & ~infinite, block, first, remedy)
+        if not np.can_cast(block.dtype, dtype):
+            limit = float(np.finfo(dtype).max)
+            remedy = (
+                f"{dtype} ends at {limit:.6g}; " + ("use dtype: float32 or " if dtype == "float16" else "") + "scale it"
+            )
+            _note(reader, "overflow", _nan_and_inf(stored)[1] & ~infinite, block, first, remedy)
         stored[absent] = 0
         any_present |= not absent.all()
         first += len(block)
@@ -72,6 +60,14 @@ def checked_blocks(reader: FeatureReader, dtype: str) -> Iterator[tuple[np.ndarr
     reader.bad.raise_if_any()
     if not any_present:
         raise _all_missing(reader.bad.file, reader.bad.column)
+
+
+def _nan_and_inf(block: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    if block.dtype != np.float16:
+        return np.isnan(block), np.isinf(block)
+    # numpy widens every half to look at it, which takes several times as long as its bits.
+    magnitude = block.view(np.uint16) & 0x7FFF
+    return magnitude > 0x7C00, magnitude == 0x7C00
 
 
 def _note(reader: FeatureReader, kind: str, wrong: np.ndarray, block: np.ndarray, first: int, remedy: str) -> None:
@@ -89,49 +85,13 @@ def _all_missing(file: Path, column: str) -> InputError:
     return InputError(f"{place}: no node has a value, from row 1 to the last; fill it or drop the modality")
 
 
-class _ArrayFile:
-    """A ``.npy`` file, mapped."""
-
-    def __init__(self, path: Path, nodes: SourceTable) -> None:
-        if not path.is_file():
-            raise InputError(f"{path}: no such file; paths in a schema are relative to the schema's own folder")
-        if path.suffix.lower() != ".npy":
-            raise InputError(f"{path}: needed a .npy file, got the ending {path.suffix!r}")
-        try:
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (ValueError, OSError, EOFError) as error:
-            raise InputError(
-                f"{path}: not a plain .npy array: {error}; write it with np.save(path, array.astype(np.float32))"
-            ) from error
-        if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
-            found = getattr(array, "dtype", "an archive of arrays")
-            raise InputError(f"{path}: needed an array of numbers, got {found}; write array.astype(np.float32)")
-        if array.ndim != 2 or array.shape[1] == 0:
-            raise InputError(f"{path}: needed shape (nodes, width) with width at least 1, got {array.shape}")
-        if len(array) != nodes.num_rows:
-            shorter = min(len(array), nodes.num_rows)
-            raise InputError(
-                f"{path}, row {shorter + 1}: the array has {len(array):,} rows and {nodes.path.name} has "
-                f"{nodes.num_rows:,}; row i of the array must be row i of the node table"
-            )
-        self.width = array.shape[1]
-        self.bad = BadRows(path, "")
-        self._array = array
-
-    def blocks(self) -> Iterator[np.ndarray]:
-        for start in range(0, len(self._array), BATCH_ROWS):
-            yield _floating(self._array[start : start + BATCH_ROWS])
-
-    def describe(self, position: int) -> tuple[str | None, str]:
-        return None, f"column {position + 1} of {self.width}"
-
-
 class _NumberColumns:
     """Several columns of the node table with one number each."""
 
-    def __init__(self, columns: list[str], nodes: SourceTable) -> None:
+    def __init__(self, columns: list[str], nodes: SourceTable, dtype: StoredDtype) -> None:
         self.width = len(columns)
-        self.bad = BadRows(nodes.path, columns[0])
+        self.dtype = dtype
+        self.bad = nodes.bad_rows(columns[0])
         self._columns = columns
         self._nodes = nodes
 
@@ -166,8 +126,9 @@ class _NumberColumns:
 class _ListColumn:
     """One column of the node table with a list of numbers per node, or text that spells one."""
 
-    def __init__(self, name: str, column: str, nodes: SourceTable) -> None:
-        self.bad = BadRows(nodes.path, column)
+    def __init__(self, name: str, column: str, nodes: SourceTable, dtype: StoredDtype) -> None:
+        self.dtype = dtype
+        self.bad = nodes.bad_rows(column)
         self._name = name
         self._column = column
         self._nodes = nodes
@@ -184,7 +145,7 @@ class _ListColumn:
 
     def _find_width(self) -> tuple[int, int]:
         # Its own collector: blocks() meets the same rows again.
-        bad = BadRows(self._nodes.path, self._column)
+        bad = self._nodes.bad_rows(self._column)
         first = 0
         for (array,) in self._nodes.blocks([self._column], BATCH_ROWS):
             lengths = _lengths(self._as_lists(array, first, bad))

@@ -1,15 +1,16 @@
-"""A user's tables into a graph store: everything is checked, then it appears at once."""
+"""A user's graph into a graph store: everything is checked, then it appears at once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from optimag_dist.options import load_options
-from optimag_dist.store.attributes import attribute_blocks
-from optimag_dist.store.edges import NO_EDGES, read_edges
-from optimag_dist.store.features import checked_blocks, open_features
+from optimag_dist.files import sync
+from optimag_dist.store import needs
+from optimag_dist.store.edges import NO_EDGES
+from optimag_dist.store.features import checked_blocks
+from optimag_dist.store.importers import open_source
 from optimag_dist.store.layout import (
     NODES,
     TOPOLOGY,
@@ -18,103 +19,126 @@ from optimag_dist.store.layout import (
     StoreMeta,
     attribute_file,
     check_replaceable,
-    publish,
-    staging,
     write_meta,
 )
-from optimag_dist.store.nodes import read_ids, read_labels, read_split
+from optimag_dist.store.progress_bar import progress_bar
 from optimag_dist.store.reader import GraphStore
-from optimag_dist.store.schema import AttributeSource, IngestSchema, ModalitySource
-from optimag_dist.store.tables import SourceTable, open_table
+from optimag_dist.store.source import AttributeReader, FeatureReader, GraphSource
+from optimag_dist.store.staging import FinishedFile, Staging, fingerprint, publish, staging, staging_bytes
+from optimag_dist.store.topology import build_topology
 from optimag_dist.store.writer import ArrowFile
-from optimag_dist.types import CSR, InputError
+from optimag_dist.types import InputError
 
 
 def ingest(
-    schema_path: str | Path, out_path: str | Path, *, overwrite: bool = False, say: Callable[[str], None] = print
+    source_path: str | Path,
+    out_path: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    overwrite: bool = False,
+    say: Callable[[str], None] = print,
 ) -> GraphStore:
-    """Read the tables that ``schema_path`` (YAML, :class:`IngestSchema`) describes into a store at ``out_path``.
+    """Read the graph at ``source_path`` into a store at ``out_path``.
 
-    Self loops and repeated edges are dropped and their number is said; undirected edges are stored both ways. A store
-    of the same content that is there already is left alone. Nothing appears at ``out_path`` before all of it is on the
-    disk, and an older store goes only after that.
+    Nothing is held in memory but the ids, labels and a few numbers per node. Self loops and repeated edges are dropped
+    and their number is said; undirected edges are stored both ways. A store of the same content that is there already
+    is left alone. Nothing appears at ``out_path`` before all of it is on the disk, and an older store goes only after
+    that; an interrupted ingest goes on with the files it had finished.
 
     Args:
-        schema_path: the YAML file; paths in it are relative to its folder.
+        source_path: a YAML file (:class:`IngestSchema`; paths in it are relative to its folder), or a file or folder
+            of another layout, see :mod:`optimag_dist.store.importers`.
         out_path: the directory to make.
+        overrides: ``key=value`` changes to the schema or to the importer's options.
         overwrite: replace a store of other content (or a damaged one) that stands at ``out_path``.
         say: takes lines for people.
 
     Raises:
-        InputError: the schema or the tables cannot be used (file, column and row are named), or ``out_path`` is taken.
+        InputError: the source cannot be used (file, column and row are named), ``out_path`` is taken, or the disk has
+            too little room.
     """
-    schema_path = Path(schema_path)
-    schema = load_options(IngestSchema, schema_path)
-    folder = schema_path.parent
     target = Path(out_path).resolve()
     check_replaceable(target)
-    nodes = open_table(folder / schema.nodes.file, _node_columns(schema), "needed at least one node")
-    edges = _open_edges(folder, schema)
-    ids = read_ids(nodes, schema.nodes.id)
-    labels = read_labels(nodes, schema.nodes)
-    split = read_split(nodes, schema.nodes.split)
-    read = read_edges(edges, schema.edges, nodes, ids)
-    if read.self_loops or read.duplicates:
-        say(f"{edges.path}: dropped {read.self_loops:,} self loops and {read.duplicates:,} repeated edges")
+    source = open_source(Path(source_path), overrides)
+    made_from = fingerprint(source.inputs, source.settings)
+    ids = source.ids()
+    needed = needs.estimate(source, ids)
+    needs.check(needed, target, staging_bytes(target), say)
+    labels = source.labels()
+    split = source.split()
 
-    with staging(target) as directory:
+    with staging(target, made_from, needed.disk, say) as stage:
+        topology = stage.finished.get(TOPOLOGY) or _write_topology(stage, source, ids)
+        if topology.facts["self_loops"] or topology.facts["duplicates"]:
+            say(
+                f"{source.edge_file}: dropped {topology.facts['self_loops']:,} self loops and "
+                f"{topology.facts['duplicates']:,} repeated edges"
+            )
         columns: dict[str, pa.Array] = {"id": ids}
         if labels is not None:
             columns["label"] = pa.array(labels.codes)
         if split is not None:
             columns["split"] = pa.array(split)
-        files = {TOPOLOGY: _write_topology(directory, read.topology)}
+        files: dict[str, StoredFile] = {TOPOLOGY: topology}
         modalities = []
-        for name, source in schema.modalities.items():
-            modality, present, stored = _write_modality(directory, name, source, folder, nodes)
+        for name, features in source.modalities.items():
+            modality = Modality(name=name, width=features.width, dtype=features.dtype)
+            finished = stage.finished.get(modality.file)
+            files[modality.file] = finished or _write_modality(stage, modality, features, source.num_nodes)
             modalities.append(modality)
-            columns[f"present:{name}"] = pa.array(present.view(np.uint8))
-            files[modality.file] = stored
-        for name, attribute in schema.attributes.items():
-            files[attribute_file(name)] = _write_attribute(directory, name, attribute, folder, nodes)
-        files[NODES] = _write_one_batch(directory / NODES, columns)
+            columns[f"present:{name}"] = pa.array(np.fromfile(stage.scratch / modality.file, np.uint8))
+        for name, attribute in source.attributes.items():
+            file = attribute_file(name)
+            finished = stage.finished.get(file) if attribute.inputs_known else None
+            files[file] = finished or _write_attribute(stage, name, attribute, source.num_nodes)
+        files[NODES] = _write_one_batch(stage.store / NODES, columns)
         meta = StoreMeta(
-            name=schema.name,
+            name=source.name,
             num_nodes=len(ids),
-            num_arcs=read.topology.num_arcs,
-            directed=schema.edges.directed,
+            num_arcs=topology.facts["arcs"],
+            directed=bool(topology.facts["directed"]),
             id_type="int64" if pa.types.is_integer(ids.type) else "string",
             modalities=tuple(modalities),
             classes=None if labels is None else labels.classes,
             has_split=split is not None,
-            attributes={k: "text" if a.kind == "text" else "image" for k, a in schema.attributes.items()},
-            files=files,
+            attributes={name: attribute.kind for name, attribute in source.attributes.items()},
+            files={name: StoredFile(size=file.size, digest=file.digest) for name, file in files.items()},
         )
-        write_meta(directory, meta)
+        if fingerprint(source.inputs, source.settings) != made_from:
+            raise InputError(f"{source_path}: one of its files was changed while it was read; run the command again")
+        write_meta(stage.store, meta)
         if _holds(target, meta.content_hash, overwrite):
             say(f"{target}: holds this very graph already; left as it is")
         else:
-            publish(directory, target)
+            publish(stage, target)
     return GraphStore.open(target)
 
 
-def _open_edges(folder: Path, schema: IngestSchema) -> SourceTable:
-    wanted = {"edges.source": schema.edges.source, "edges.target": schema.edges.target}
-    return open_table(folder / schema.edges.file, wanted, NO_EDGES)
+def _write_topology(stage: Staging, source: GraphSource, ids: pa.Array) -> FinishedFile:
+    # Each is read once, and each of its arcs is sorted into a row.
+    steps = source.num_edges * (3 if source.directed is False else 2)
+    with progress_bar("edges", steps) as advance:
 
+        def counted() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+            for sources, targets in source.edge_batches(ids):
+                yield sources, targets
+                advance(len(sources))
 
-def _node_columns(schema: IngestSchema) -> dict[str, str]:
-    wanted = {"nodes.id": schema.nodes.id, "nodes.label": schema.nodes.label, "nodes.split": schema.nodes.split}
-    for name, source in schema.modalities.items():
-        wanted[f"modalities.{name}.column"] = source.column
-        wanted |= {f"modalities.{name}.columns[{i}]": column for i, column in enumerate(source.columns or ())}
-    wanted |= {f"attributes.{name}.column": source.column for name, source in schema.attributes.items()}
-    return {key: column for key, column in wanted.items() if column is not None}
-
-
-def _write_topology(directory: Path, topology: CSR) -> StoredFile:
-    rows = pa.LargeListArray.from_arrays(pa.array(topology.indptr), pa.array(topology.indices))
-    return _write_one_batch(directory / TOPOLOGY, {"sources": rows})
+        built = build_topology(counted(), source.num_nodes, source.directed, stage.scratch, sorted_arcs=advance)
+    if built is None:
+        raise InputError(f"{source.edge_file}: all {source.num_edges} edges join a node to itself; {NO_EDGES}")
+    rows = pa.LargeListArray.from_arrays(pa.array(built.csr.indptr), pa.array(built.csr.indices))
+    stored = _write_one_batch(stage.store / TOPOLOGY, {"sources": rows})
+    facts = {
+        "arcs": built.csr.num_arcs,
+        "self_loops": built.self_loops,
+        "duplicates": built.duplicates,
+        "directed": built.directed,
+    }
+    finished = stage.finish(TOPOLOGY, stored, **facts)
+    # The indices, now twice on the disk.
+    stage.remove_unfinished()
+    return finished
 
 
 def _write_one_batch(path: Path, columns: dict[str, pa.Array]) -> StoredFile:
@@ -124,28 +148,31 @@ def _write_one_batch(path: Path, columns: dict[str, pa.Array]) -> StoredFile:
     return file.stored()
 
 
-def _write_modality(
-    directory: Path, name: str, source: ModalitySource, folder: Path, nodes: SourceTable
-) -> tuple[Modality, np.ndarray, StoredFile]:
-    reader = open_features(name, source, folder, nodes)
-    modality = Modality(name=name, width=reader.width, dtype=source.dtype)
+def _write_modality(stage: Staging, modality: Modality, reader: FeatureReader, num_nodes: int) -> FinishedFile:
     row = pa.list_(pa.from_numpy_dtype(modality.dtype), modality.width)
-    masks = []
-    with ArrowFile(directory / modality.file, pa.schema([(name, row)])) as file:
-        for block, present in checked_blocks(reader, modality.dtype):
+    with (
+        ArrowFile(stage.store / modality.file, pa.schema([(modality.name, row)])) as file,
+        (stage.scratch / modality.file).open("wb") as mask,
+        progress_bar(f"modality {modality.name}", num_nodes) as advance,
+    ):
+        for block, present in checked_blocks(reader):
             file.write(pa.FixedSizeListArray.from_arrays(pa.array(block.reshape(-1)), type=row))
-            masks.append(present)
-    return modality, np.concatenate(masks), file.stored()
+            mask.write(present.tobytes())
+            advance(len(block))
+    sync(stage.scratch / modality.file)
+    return stage.finish(modality.file, file.stored())
 
 
-def _write_attribute(
-    directory: Path, name: str, source: AttributeSource, folder: Path, nodes: SourceTable
-) -> StoredFile:
-    kind = pa.large_string() if source.kind == "text" else pa.large_binary()
-    with ArrowFile(directory / attribute_file(name), pa.schema([(name, kind)])) as file:
-        for block in attribute_blocks(source, folder, nodes):
+def _write_attribute(stage: Staging, name: str, attribute: AttributeReader, num_nodes: int) -> FinishedFile:
+    kind = pa.large_string() if attribute.kind == "text" else pa.large_binary()
+    with (
+        ArrowFile(stage.store / attribute_file(name), pa.schema([(name, kind)])) as file,
+        progress_bar(f"attribute {name}", num_nodes) as advance,
+    ):
+        for block in attribute.blocks():
             file.write(block)
-    return file.stored()
+            advance(len(block))
+    return stage.finish(attribute_file(name), file.stored())
 
 
 def _holds(target: Path, content_hash: str, overwrite: bool) -> bool:

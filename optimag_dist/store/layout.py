@@ -1,4 +1,4 @@
-"""What a graph store looks like on disk, and how its directory appears all at once or not at all.
+"""What a graph store looks like on disk.
 
 meta.json                 counts, names and widths, sizes and digests of the files, content hash
 nodes.arrow               one row per node: id, [label], [split], "present:<modality>" each
@@ -7,17 +7,12 @@ modality-<name>.arrow     fixed-size lists, BATCH_ROWS rows per record batch
 attribute-<name>.arrow    raw text or bytes, ATTRIBUTE_ROWS rows per record batch
 """
 
-import glob
 import hashlib
 import json
 import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, TypeAlias
 
-from optimag_dist.files import sync
 from optimag_dist.options import Options, validate_options
 from optimag_dist.types import InputError
 
@@ -34,6 +29,9 @@ BATCH_ROWS = 16_384
 ATTRIBUTE_ROWS = 1_024
 
 
+StoredDtype: TypeAlias = Literal["float16", "float32"]
+
+
 class Modality(Options):
     """One kind of features.
 
@@ -45,7 +43,7 @@ class Modality(Options):
 
     name: str
     width: int
-    dtype: Literal["float16", "float32"]
+    dtype: StoredDtype
 
     @property
     def file(self) -> str:
@@ -87,6 +85,11 @@ def attribute_file(name: str) -> str:
     return f"attribute-{name}.arrow"
 
 
+def old_store(target: Path) -> Path:
+    """Where a store stands while another one takes its place."""
+    return target.parent / f".{target.name}.old"
+
+
 def write_meta(directory: Path, meta: StoreMeta) -> None:
     record = {"content_hash": meta.content_hash, **meta.model_dump(mode="json")}
     with (directory / META).open("w", encoding="utf-8") as file:
@@ -103,9 +106,11 @@ def read_meta(directory: Path) -> StoreMeta:
     """
     again = "run optimag ingest again, overwriting it"
     if not directory.exists():
-        left = list(directory.parent.glob(f".{glob.escape(directory.name)}.old-*"))
+        left = old_store(directory)
         hint = (
-            f"; an interrupted overwrite left the old one as {left[0]}, which the next ingest restores" if left else ""
+            f"; an interrupted overwrite left the old one as {left}, which the next ingest restores"
+            if left.exists()
+            else ""
         )
         raise InputError(f"{directory}: no such graph store; make one with optimag ingest{hint}")
     path = directory / META
@@ -141,68 +146,3 @@ def check_replaceable(target: Path) -> None:
         return
     what = "a folder with other things in it" if target.is_dir() else "a file"
     raise InputError(f"{target}: is {what}, not a graph store; name a new folder to write the store to")
-
-
-@contextmanager
-def staging(target: Path) -> Iterator[Path]:
-    """A hidden folder beside ``target`` to write into; gone afterwards unless :func:`publish` has renamed it.
-
-    First puts right what a killed process left: its hidden folder goes, a store it had moved away comes back.
-    """
-    made = [parent for parent in target.parents if not parent.exists()]
-    directory = target.parent / f".{target.name}.tmp-{os.getpid()}"
-    try:
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            _recover(target)
-            directory.mkdir()
-        except OSError as error:
-            raise InputError(f"{target}: cannot be written: {error}; name a folder you may write to") from error
-        yield directory
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
-        if not target.exists():
-            with suppress(OSError):
-                for parent in made:
-                    parent.rmdir()
-
-
-def publish(directory: Path, target: Path) -> None:
-    """Make ``directory`` appear as ``target``, whose old content goes only once the new one stands."""
-    sync(directory)
-    old = target.parent / f".{target.name}.old-{os.getpid()}"
-    replacing = target.exists()
-    if replacing:
-        os.rename(target, old)
-    try:
-        os.rename(directory, target)
-    except BaseException:
-        if replacing:
-            os.rename(old, target)
-        raise
-    sync(target.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _recover(target: Path) -> None:
-    for path in target.parent.glob(f".{glob.escape(target.name)}.*-*"):
-        kind, _, pid = path.name[len(target.name) + 2 :].partition("-")
-        if kind not in ("tmp", "old") or not pid.isdigit() or _alive(int(pid)):
-            continue
-        if kind == "old" and not target.exists():
-            os.rename(path, target)
-        else:
-            shutil.rmtree(path)
-
-
-def _alive(pid: int) -> bool:
-    # In a container every run tends to have the same number: what carries our own was left by another.
-    if pid == os.getpid():
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True

@@ -1,28 +1,14 @@
 """Ids, labels and splits of the node table."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from optimag_dist.store.layout import SPLITS
 from optimag_dist.store.schema import NodeTable
-from optimag_dist.store.tables import BadRows, SourceTable, cells, integers_if_plain, null_rows
+from optimag_dist.store.source import Labels
+from optimag_dist.store.tables import SourceTable, cells, integers_if_plain, null_rows
 from optimag_dist.types import InputError
-
-
-@dataclass(frozen=True)
-class Labels:
-    """Labels as numbers.
-
-    Attributes:
-        codes: (n,) int32 position in ``classes``, −1 for unlabelled.
-        classes: the labels as text.
-    """
-
-    codes: np.ndarray
-    classes: tuple[str, ...]
 
 
 def read_ids(nodes: SourceTable, column: str) -> pa.Array:
@@ -34,25 +20,33 @@ def read_ids(nodes: SourceTable, column: str) -> pa.Array:
         InputError: an empty or repeated id, or ids that are neither strings nor integers.
     """
     ids = nodes.column(column)
-    bad = BadRows(nodes.path, column)
+    bad = nodes.bad_rows(column)
     bad.add("empty", null_rows(ids), lambda _: "the id is empty; every node needs one")
     bad.raise_if_any()
     if nodes.is_text:
         ids = integers_if_plain(ids)
     key = pa.concat_arrays(_as_key(ids, nodes, column).chunks)
-    encoded = key.dictionary_encode()
-    if len(encoded.dictionary) < len(key):
-        codes = encoded.indices.to_numpy()
-        _, firsts = np.unique(codes, return_index=True)
-        repeats = np.setdiff1d(np.arange(len(codes)), firsts)
+    if _all_different(key):
+        return key
+    codes = key.dictionary_encode().indices.to_numpy()
+    _, firsts = np.unique(codes, return_index=True)
+    repeats = np.setdiff1d(np.arange(len(codes)), firsts)
 
-        def describe(row: int) -> str:
-            earlier = int(np.flatnonzero(codes == codes[row])[0])
-            return f"the id {key[row].as_py()!r} is a duplicate, row {earlier + 1} has it already; ids must be unique"
+    def describe(row: int) -> str:
+        earlier = int(np.flatnonzero(codes == codes[row])[0])
+        return f"the id {key[row].as_py()!r} is a duplicate, row {earlier + 1} has it already; ids must be unique"
 
-        bad.add("duplicate", repeats, describe)
-        bad.raise_if_any()
+    bad.add("duplicate", repeats, describe)
+    bad.raise_if_any()
     return key
+
+
+def _all_different(key: pa.Array) -> bool:
+    if not pa.types.is_integer(key.type):
+        return len(key.dictionary_encode().dictionary) == len(key)
+    # Sorting takes a fifth of the memory of a hash table.
+    numbers = key.to_numpy()
+    return bool((np.diff(numbers) > 0).all()) or bool((np.diff(np.sort(numbers)) > 0).all())
 
 
 def read_labels(nodes: SourceTable, schema: NodeTable) -> Labels | None:
@@ -69,7 +63,7 @@ def read_labels(nodes: SourceTable, schema: NodeTable) -> Labels | None:
         raise InputError(f"{nodes.path}, column {column!r}: not one label; fill the column or drop 'nodes.label'")
     distinct = sorted(pc.unique(values.drop_null()).to_pylist())
     names = [str(value) for value in distinct]
-    bad = BadRows(nodes.path, column)
+    bad = nodes.bad_rows(column)
     if schema.classes is None:
         classes = names
         if pa.types.is_integer(values.type):
@@ -118,7 +112,7 @@ def read_split(nodes: SourceTable, column: str | None) -> np.ndarray | None:
     if values.null_count == len(values):
         raise InputError(f"{nodes.path}, column {column!r}: every cell is empty; fill it or drop 'nodes.split'")
     found = pc.index_in(values, value_set=pa.array(SPLITS, pa.large_string()))
-    bad = BadRows(nodes.path, column)
+    bad = nodes.bad_rows(column)
     bad.add(
         "split",
         np.flatnonzero(pc.and_(found.is_null(), values.is_valid()).to_numpy()),

@@ -118,6 +118,25 @@ class GraphStore:
             out[order[start:stop]] = batches[number[start]][local[start:stop]]
         return out
 
+    def feature_file(self, modality: str) -> tuple[np.ndarray, np.ndarray]:
+        """A modality's rows where they lie, for kernels that read them there.
+
+        Returns:
+            The part of the mapped file that holds them, flat, of the stored dtype; and (batches,) int64: where in it
+            each batch of ``BATCH_ROWS`` rows begins.
+        """
+        batches = self._feature_batches(self._modality(modality))
+        first, size = batches[0], batches[0].itemsize
+        starts = np.array([(batch.ctypes.data - first.ctypes.data) // size for batch in batches], np.int64)
+        # All batches lie in one map, which the view of the first one keeps alive.
+        flat = np.lib.stride_tricks.as_strided(first, (int(starts[-1]) + batches[-1].size,), (size,), writeable=False)
+        return flat, starts
+
+    @property
+    def id_column(self) -> pa.Array:
+        """(n,) int64 or large_string: the users' ids."""
+        return self._nodes.column("id")
+
     def ids(self, node_ids: np.ndarray) -> list[Any]:
         """The users' ids (all str or all int) of ``node_ids`` ((k,) int64)."""
         return self._nodes.column("id").take(pa.array(self._checked(node_ids))).to_pylist()

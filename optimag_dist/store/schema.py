@@ -1,28 +1,33 @@
 """The YAML file that describes a user's node and edge tables."""
 
 import re
-from typing import Literal
+from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field, field_validator, model_validator
 
 from optimag_dist.options import Options
+from optimag_dist.store.layout import StoredDtype
 
 # Modality and attribute names become file names in the store and module names in a model.
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
+
+
+TableFiles: TypeAlias = str | Annotated[tuple[str, ...], Field(min_length=1)]
 
 
 class NodeTable(Options):
     """Where the nodes stand; row order is the order of the dense ids.
 
     Attributes:
-        file: ``.parquet`` or ``.csv``, relative to the YAML file.
+        file: ``.parquet`` or ``.csv``, relative to the YAML file; a pattern such as ``part-*.parquet`` or a list of
+            files where there are several, which are read in sorted order or in that of the list.
         id: column of the users' ids (strings or integers, any order, no duplicates).
         label: column of class labels (strings, integers or booleans); an empty cell means unlabelled.
         split: column with ``train``, ``val``, ``test`` or empty.
         classes: the allowed labels in their order; by default the sorted distinct labels.
     """
 
-    file: str
+    file: TableFiles
     id: str
     label: str | None = None
     split: str | None = None
@@ -55,7 +60,7 @@ class ModalitySource(Options):
     column: str | None = None
     columns: tuple[str, ...] | None = None
     file: str | None = None
-    dtype: Literal["float16", "float32"] = "float32"
+    dtype: StoredDtype = "float32"
 
     @model_validator(mode="after")
     def _one_source(self) -> "ModalitySource":
@@ -84,13 +89,13 @@ class EdgeTable(Options):
     """Where the edges stand.
 
     Attributes:
-        file: ``.parquet`` or ``.csv``, relative to the YAML file.
+        file: ``.parquet`` or ``.csv``, relative to the YAML file; a pattern or a list as for the nodes.
         source: column of the node id an edge starts at.
         target: column of the node id it ends at.
         directed: whether source and target differ in meaning; otherwise every edge is stored both ways.
     """
 
-    file: str
+    file: TableFiles
     source: str
     target: str
     directed: bool = False

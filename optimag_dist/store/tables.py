@@ -1,7 +1,8 @@
-"""Users' Parquet and CSV tables, read column by column, and errors that name file, column and row."""
+"""Users' Parquet and CSV tables, streamed in batches of rows, and errors that name file, column and row."""
 
 import csv
 import difflib
+import glob
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,11 +33,17 @@ class BadRows:
     """Collects bad rows of one table by kind, to report the first one and how many follow.
 
     Rows are counted from 0 here and from 1 in messages, the header of a CSV file not counted.
+
+    Args:
+        file: what the messages name.
+        column: default column of the messages.
+        locate: row of the whole table → the file it stands in and its row there, for tables of several files.
     """
 
-    def __init__(self, file: Path, column: str) -> None:
+    def __init__(self, file: Path, column: str, locate: Callable[[int], tuple[Path, int]] | None = None) -> None:
         self.file = file
         self.column = column
+        self._locate = locate or (lambda row: (file, row))
         self._problems: dict[str, _Problem] = {}
 
     def add(self, kind: str, rows: np.ndarray, describe: Callable[[int], str], column: str | None = None) -> None:
@@ -55,8 +62,9 @@ class BadRows:
             return
         problem = min(self._problems.values(), key=lambda each: each.row)
         more = f" ({problem.count - 1:,} more such rows)" if problem.count > 1 else ""
-        place = f", column {problem.column!r}" if problem.column else ""
-        raise InputError(f"{self.file}{place}, row {problem.row + 1}: {problem.text}{more}")
+        column = f", column {problem.column!r}" if problem.column else ""
+        file, row = self._locate(problem.row)
+        raise InputError(f"{file}{column}, row {row + 1}: {problem.text}{more}")
 
 
 @contextmanager
@@ -69,31 +77,43 @@ def reading(path: Path) -> Iterator[None]:
 
 
 class SourceTable:
-    """A user's table: ``num_rows`` and the wanted columns, one at a time or in blocks of rows.
+    """A user's table in one file or several: the wanted columns, in batches or blocks of rows.
 
-    Dictionary columns come decoded, strings and bytes with 64-bit offsets; everything else as the file has it.
+    Nothing of it stays in memory. Dictionary columns come decoded, strings and bytes with 64-bit offsets, cells of CSV
+    files as large_string; everything else as the file has it.
+
+    Attributes:
+        path: what messages about the whole table name: the file, or the pattern the files were found by.
+        files: the files in the order they are read.
+        num_rows: rows of all of them.
     """
 
-    def __init__(self, path: Path, data: "pa.Table | pq.ParquetFile", num_rows: int) -> None:
+    def __init__(self, path: Path, parts: "Sequence[_ParquetPart | _CsvPart]") -> None:
         self.path = path
-        self.num_rows = num_rows
-        self._data = data
+        self.files = tuple(part.path for part in parts)
+        self.num_rows = sum(part.num_rows for part in parts)
+        self._parts = parts
+        self._starts = np.cumsum([0, *(part.num_rows for part in parts)])
 
     @property
     def is_text(self) -> bool:
-        """Whether every cell came as text (CSV)."""
-        return isinstance(self._data, pa.Table)
+        """Whether every cell comes as text (CSV)."""
+        return isinstance(self._parts[0], _CsvPart)
+
+    def bad_rows(self, column: str) -> BadRows:
+        """A collector that names the file a row stands in."""
+        return BadRows(self.path, column, self._locate)
 
     def column(self, name: str) -> pa.ChunkedArray:
-        """The whole column."""
-        chunks = [chunk for (chunk,) in self._chunks([name])]
+        """The whole column: for what is small per node, such as ids and labels."""
+        chunks = [chunk for (chunk,) in self._batches([name])]
         return pa.chunked_array(chunks)
 
     def blocks(self, names: Sequence[str], rows: int) -> Iterator[list[pa.Array]]:
         """The columns ``names`` in blocks of ``rows`` rows, the last one shorter."""
         held: list[list[pa.Array]] = []
         count = 0
-        for arrays in self._chunks(names):
+        for arrays in self._batches(names):
             start = 0
             while start < len(arrays[0]):
                 part = [array.slice(start, rows - count) for array in arrays]
@@ -106,54 +126,131 @@ class SourceTable:
         if held:
             yield [pa.concat_arrays(list(pieces)) for pieces in zip(*held, strict=True)]
 
-    def _chunks(self, names: Sequence[str]) -> Iterator[list[pa.Array]]:
-        with reading(self.path):
-            if isinstance(self._data, pa.Table):
-                batches = iter(self._data.select(list(names)).to_batches())
-            else:
-                batches = self._data.iter_batches(batch_size=16_384, columns=list(names))
-        while True:
-            with reading(self.path):
-                batch = next(batches, None)
-                if batch is None:
-                    return
-                arrays = [_plain(batch.column(name)) for name in names]
-            yield arrays
+    def _batches(self, names: Sequence[str]) -> Iterator[list[pa.Array]]:
+        for part in self._parts:
+            batches = part.batches(names)
+            while True:
+                with reading(part.path):
+                    batch = next(batches, None)
+                    if batch is None:
+                        break
+                    arrays = [_plain(batch.column(name)) for name in names]
+                yield arrays
+
+    def _locate(self, row: int) -> tuple[Path, int]:
+        number = int(np.searchsorted(self._starts, row, side="right")) - 1
+        return self.files[number], row - int(self._starts[number])
 
 
-def open_table(path: Path, wanted: Mapping[str, str], why_rows: str) -> SourceTable:
-    """Open a ``.parquet`` or ``.csv`` file that must hold the columns ``wanted`` (schema key → column name).
+def open_table(folder: Path, file: str | Sequence[str], wanted: Mapping[str, str], why_rows: str) -> SourceTable:
+    """Open ``.parquet`` or ``.csv`` files that must each hold the columns ``wanted`` (schema key → column name).
 
-    ``why_rows`` ends the message about a table without rows.
+    ``file`` is a path relative to ``folder``, a pattern such as ``part-*.parquet`` (read in sorted order) or a list of
+    paths (read in its order). ``why_rows`` ends the message about a table without rows.
 
     Raises:
-        InputError: no such file, unknown ending, unreadable, no rows, a column missing or there twice.
+        InputError: no such file, unknown ending, unreadable, no rows, a column missing, there twice or of another type
+            than in the first file.
     """
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; paths in a schema are relative to the schema's own folder")
-    ending = path.suffix.lower()
-    if ending == ".parquet":
+    paths = _find_files(folder, file)
+    endings = {path.suffix.lower() for path in paths}
+    if len(endings) > 1 or not endings <= {".parquet", ".csv"}:
+        odd = next(path for path in paths if path.suffix.lower() != ".parquet" or len(endings) > 1)
+        of_one_kind = ", and all files of a table of one kind" if len(paths) > 1 else ""
+        raise InputError(f"{odd}: needed a .parquet or a .csv file{of_one_kind}, got the ending {odd.suffix.lower()!r}")
+    parts = [(_ParquetPart if path.suffix.lower() == ".parquet" else _CsvPart)(path, wanted) for path in paths]
+    for part in parts:
+        for column, kind in part.types.items():
+            if kind != parts[0].types[column]:
+                raise InputError(
+                    f"{part.path}, column {column!r}: holds {kind}, but {parts[0].path.name} holds "
+                    f"{parts[0].types[column]}; write all files of a table with the same types"
+                )
+    table = SourceTable(folder / file if isinstance(file, str) else paths[0], parts)
+    if table.num_rows == 0:
+        raise InputError(f"{table.path}: the table has no rows; {why_rows}")
+    return table
+
+
+def _find_files(folder: Path, file: str | Sequence[str]) -> list[Path]:
+    paths = [folder / file] if isinstance(file, str) else [folder / name for name in file]
+    if isinstance(file, str) and not paths[0].is_file() and glob.has_magic(file):
+        paths = sorted(Path(path) for path in glob.glob(str(paths[0])) if Path(path).is_file())
+        if not paths:
+            raise InputError(f"{folder / file}: no file has such a name; patterns are relative to the schema's folder")
+    for path in paths:
+        if not path.is_file():
+            raise InputError(f"{path}: no such file; paths in a schema are relative to the schema's own folder")
+    return paths
+
+
+class _ParquetPart:
+    """One Parquet file, mapped."""
+
+    def __init__(self, path: Path, wanted: Mapping[str, str]) -> None:
+        self.path = path
         with reading(path):
-            data = pq.ParquetFile(path, memory_map=True)
-            names = data.schema_arrow.names
-        _check_columns(path, names, wanted)
-        num_rows = data.metadata.num_rows
-    elif ending == ".csv":
+            self._file = pq.ParquetFile(path, memory_map=True)
+            schema = self._file.schema_arrow
+        _check_columns(path, schema.names, wanted)
+        self.num_rows = self._file.metadata.num_rows
+        self.types = {column: _plain(pa.array([], schema.field(column).type)).type for column in wanted.values()}
+
+    def batches(self, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        return self._file.iter_batches(batch_size=16_384, columns=list(names))
+
+
+class _CsvPart:
+    """One CSV file; opening it reads it once, to count its rows and to find those with too few or too many cells."""
+
+    # A row must fit into one block.
+    _BLOCK_BYTES = 1 << 24
+
+    def __init__(self, path: Path, wanted: Mapping[str, str]) -> None:
+        self.path = path
         with reading(path), path.open(encoding="utf-8-sig", newline="") as file:
             names = next(csv.reader(file), [])
         if not names:
             raise InputError(f"{path}: the file is empty; needed a header line and at least one row")
         _check_columns(path, names, wanted)
-        data = _read_csv(path, sorted(set(wanted.values())))
-        num_rows = data.num_rows
-    else:
-        raise InputError(f"{path}: needed a .parquet or a .csv file, got the ending {ending!r}")
-    if num_rows == 0:
-        raise InputError(f"{path}: the table has no rows; {why_rows}")
-    return SourceTable(path, data, num_rows)
+        self.types = {column: pa.large_string() for column in wanted.values()}
+        bad = BadRows(path, "")
+
+        def note(row: pyarrow.csv.InvalidRow) -> str:
+            found, needed = row.actual_columns, row.expected_columns
+            # Arrow counts the header as row 1.
+            bad.add(
+                "cells",
+                np.array([row.number - 2]),
+                lambda _: f"{found} cells, but the header has {needed}; quote cells that hold a comma",
+            )
+            return "skip"
+
+        with reading(path):
+            self.num_rows = sum(len(batch) for batch in self._read([next(iter(wanted.values()))], note))
+        bad.raise_if_any()
+
+    def batches(self, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        return self._read(names, None)
+
+    def _read(
+        self, names: Sequence[str], note: Callable[[pyarrow.csv.InvalidRow], str] | None
+    ) -> Iterator[pa.RecordBatch]:
+        yield from pyarrow.csv.open_csv(
+            self.path,
+            # Only a single thread knows the number of a ragged row.
+            read_options=pyarrow.csv.ReadOptions(use_threads=note is None, block_size=self._BLOCK_BYTES),
+            parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True, invalid_row_handler=note),
+            convert_options=pyarrow.csv.ConvertOptions(
+                include_columns=sorted(set(names)),
+                column_types={name: pa.string() for name in names},
+                strings_can_be_null=True,
+                null_values=[""],
+            ),
+        )
 
 
-def integers_if_plain(strings: pa.ChunkedArray) -> pa.ChunkedArray:
+def integers_if_plain(strings: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
     """Text cells as int64 when every one is an integer as a machine writes it (no leading zero or plus), else as is."""
     if strings.null_count == len(strings):
         return strings
@@ -170,9 +267,9 @@ def cells(column: pa.ChunkedArray | pa.Array) -> Callable[[int], Any]:
     return lambda row: column[row].as_py()
 
 
-def null_rows(column: pa.ChunkedArray) -> np.ndarray:
+def null_rows(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
     """(k,) 0-based rows that are empty."""
-    return np.flatnonzero(column.is_null().to_numpy())
+    return np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))
 
 
 def _check_columns(path: Path, names: Sequence[str], wanted: Mapping[str, str]) -> None:
@@ -187,38 +284,6 @@ def _check_columns(path: Path, names: Sequence[str], wanted: Mapping[str, str]) 
                 f"{path}: no column {column!r}, which the schema names as {key}; "
                 f"{hint}columns here: {', '.join(map(repr, names))}"
             )
-
-
-def _read_csv(path: Path, columns: list[str]) -> pa.Table:
-    ragged: list[tuple[int, int, int]] = []
-
-    def note(row: pyarrow.csv.InvalidRow) -> str:
-        ragged.append((row.number, row.expected_columns, row.actual_columns))
-        return "skip"
-
-    with reading(path):
-        table = pyarrow.csv.read_csv(
-            path,
-            # Only a single thread knows the number of a ragged row.
-            read_options=pyarrow.csv.ReadOptions(use_threads=False),
-            parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True, invalid_row_handler=note),
-            convert_options=pyarrow.csv.ConvertOptions(
-                include_columns=columns,
-                column_types={name: pa.string() for name in columns},
-                strings_can_be_null=True,
-                null_values=[""],
-            ),
-        )
-    if ragged:
-        number, expected, actual = ragged[0]
-        bad = BadRows(path, "")
-        # Arrow counts the header as row 1.
-        rows = np.array([number - 2, *(each[0] - 2 for each in ragged[1:])])
-        bad.add(
-            "cells", rows, lambda _: f"{actual} cells, but the header has {expected}; quote cells that hold a comma"
-        )
-        bad.raise_if_any()
-    return table
 
 
 def _plain(array: pa.Array) -> pa.Array:

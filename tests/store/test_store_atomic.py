@@ -1,17 +1,26 @@
 """A store appears whole or not at all, is the same for the same graph, and is refused when damaged."""
 
+import errno
 import os
 import pickle
 import shutil
 import subprocess
 import sys
+import threading
+from importlib import import_module
+from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from optimag_dist.store import GraphStore, ingest, layout
+from optimag_dist.store import GraphStore, features, ingest, needs, staging
 from optimag_dist.store.writer import ArrowFile
 from optimag_dist.types import InputError
+
+# The package exports a function of this name.
+INGEST = import_module("optimag_dist.store.ingest")
 
 
 @pytest.fixture
@@ -104,9 +113,9 @@ def test_empty_folder_may_be_filled(make, tmp_path):
 
 
 @pytest.mark.parametrize("standing", [False, True])
-@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
+@pytest.mark.parametrize("error", [OSError("broken disk"), KeyboardInterrupt()])
 @pytest.mark.parametrize("place", ["write", "fsync", "rename"])
-def test_failure_leaves_nothing_and_keeps_the_old(make, tmp_path, monkeypatch, standing, error, place):
+def test_failure_puts_nothing_in_place_and_keeps_the_old(make, tmp_path, monkeypatch, standing, error, place):
     out = tmp_path / "out" / "store"
     if standing:
         ingest(make(), out)
@@ -119,48 +128,58 @@ def test_failure_leaves_nothing_and_keeps_the_old(make, tmp_path, monkeypatch, s
 
     def fail_to_publish(source, target):
         # Only the step that puts the new store in place: the old one has been moved away by then.
-        if ".tmp-" in str(source):
+        if Path(source).name == "store" and Path(source).parent.name == ".store.partial":
             raise error
         real_rename(source, target)
 
     if place == "write":
         monkeypatch.setattr(ArrowFile, "write", fail)
     else:
-        monkeypatch.setattr(layout.os, place, fail if place == "fsync" else fail_to_publish)
+        monkeypatch.setattr(staging.os, place, fail if place == "fsync" else fail_to_publish)
     with pytest.raises(type(error)):
         ingest(schema, out, overwrite=True)
     monkeypatch.undo()
+    # The last step leaves finished files for the next attempt.
+    left = [".store.partial"] if place == "rename" else []
     if standing:
-        assert names(out.parent) == ["store"]
+        assert names(out.parent) == [*left, "store"]
         assert GraphStore.open(out).gather("m", np.array([0])).tolist() == [[1.0, 2.0]]
     else:
-        assert not out.parent.exists()
+        assert names(out.parent) == left if left else not out.parent.exists()
+    assert ingest(schema, out, overwrite=True).gather("m", np.array([0])).tolist() == [[9.0, 2.0]]
+    assert names(out.parent) == ["store"]
 
 
+# Dies as the power does: at the call of ``PLACE`` that has ``PART`` in its first argument.
 KILLED = """
 import os, signal, sys
-from optimag_dist.store import ingest, layout
-real = os.rename
-def die(source, target):
-    if ".tmp-" in str(source):
+from optimag_dist.store import ingest, staging, topology
+place, part, schema, out = sys.argv[1:]
+owner = {"rename": os, "finish": staging.Staging, "_sort_rows": topology}[place]
+real = getattr(owner, place)
+def die(*arguments, **facts):
+    if part in " ".join(map(str, arguments)):
         os.kill(os.getpid(), signal.SIGKILL)
-    real(source, target)
-layout.os.rename = die
-ingest(sys.argv[1], sys.argv[2], overwrite=True)
+    return real(*arguments, **facts)
+setattr(owner, place, die)
+ingest(schema, out, overwrite=True)
 """
 
 
+def kill(place, part, schema, out):
+    command = [sys.executable, "-c", KILLED, place, part, str(schema), str(out)]
+    killed = subprocess.run(command, capture_output=True, check=False)
+    assert killed.returncode == -9, killed.stderr
+
+
 @pytest.mark.parametrize("standing", [False, True])
-def test_killed_process_is_cleaned_up_after(make, tmp_path, standing):
+def test_killed_while_publishing(make, tmp_path, standing):
     out = tmp_path / "out" / "store"
     if standing:
         ingest(make(), out)
     schema = make("changed", number=9.0)
-    killed = subprocess.run([sys.executable, "-c", KILLED, str(schema), str(out)], capture_output=True, check=False)
-    assert killed.returncode == -9, killed.stderr
-    left = names(out.parent)
-    assert len(left) == (2 if standing else 1)
-    assert all(name.startswith((".store.tmp-", ".store.old-")) for name in left)
+    kill("rename", ".store.partial/store", schema, out)
+    assert names(out.parent) == [*([".store.old"] if standing else []), ".store.partial"]
     with pytest.raises(InputError, match="an interrupted overwrite left the old one" if standing else "no such graph"):
         GraphStore.open(out)
     if standing:
@@ -171,17 +190,131 @@ def test_killed_process_is_cleaned_up_after(make, tmp_path, standing):
     assert names(out.parent) == ["store"]
 
 
-def test_running_ingest_of_another_process_is_left_alone(make, tmp_path):
+@pytest.mark.parametrize(
+    ("place", "part", "kept"),
+    [("_sort_rows", "", ""), ("finish", "modality-m", "topology.arrow")],
+)
+def test_killed_half_way_goes_on(make, tmp_path, capsys, place, part, kept):
+    schema = make()
+    expected = ingest(schema, tmp_path / "whole").content_hash
     out = tmp_path / "out" / "store"
-    out.parent.mkdir()
-    other = out.parent / f".store.tmp-{os.getppid()}"
-    other.mkdir()
-    neighbour = out.parent / ".store2.tmp-999999999"
-    neighbour.mkdir()
-    own = out.parent / f".store.tmp-{os.getpid()}"
-    own.mkdir()
-    ingest(make(), out)
-    assert names(out.parent) == sorted([other.name, neighbour.name, "store"])
+    kill(place, part, schema, out)
+    assert names(out.parent) == [".store.partial"]
+    with pytest.raises(InputError, match="no such graph store"):
+        GraphStore.open(out)
+    with pytest.raises(InputError, match="not a graph store"):
+        GraphStore.open(out.parent / ".store.partial")
+    capsys.readouterr()
+    store = ingest(schema, out)
+    said = capsys.readouterr().out
+    assert (f"kept from an interrupted run: {kept}\n" if kept else "") in said
+    assert ("interrupted" in said) == bool(kept)
+    assert store.content_hash == expected
+    store.verify()
+    assert names(out.parent) == ["store"]
+
+
+def test_only_what_still_fits_is_kept(make, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out" / "store"
+    partial = out.parent / ".store.partial"
+
+    def interrupt(schema):
+        with monkeypatch.context() as patch:
+            patch.setattr(INGEST, "publish", Mock(side_effect=KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                ingest(schema, out)
+        assert names(partial) == ["modality-m.arrow", "progress.json", "store"]
+        capsys.readouterr()
+
+    schema = make()
+    interrupt(schema)
+    interrupt(schema := make(number=5.0))  # other input: made anew
+    (partial / "progress.json").write_text("{")
+    interrupt(schema)
+    path = partial / "store" / "modality-m.arrow"
+    path.write_bytes(path.read_bytes()[:-1])
+    store = ingest(schema, out)
+    assert "kept from an interrupted run: topology.arrow\n" in capsys.readouterr().out
+    assert store.gather("m", np.array([0])).tolist() == [[5.0, 2.0]]
+    assert names(out.parent) == ["store"]
+
+
+def test_second_process_waits_for_the_first(make, tmp_path, capsys):
+    out = tmp_path / "store"
+    schema = make()
+    lock = staging._lock(tmp_path / ".store.partial", print)
+    waiting = threading.Thread(target=ingest, args=(schema, out), daemon=True)
+    waiting.start()
+    said = ""
+    while "waiting for it to end" not in said:
+        said += capsys.readouterr().out
+        assert waiting.is_alive()
+    assert not out.exists()
+    # As the first process does at its end.
+    shutil.rmtree(tmp_path / ".store.partial")
+    os.close(lock)
+    waiting.join(timeout=60)
+    assert GraphStore.open(out).num_nodes == 3
+    assert names(tmp_path) == ["in", "store"]
+
+
+def test_full_disk(make, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out" / "store"
+    real = ArrowFile.write
+
+    def fill(file, *columns):
+        if file._path.name == "modality-m.arrow":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(file, *columns)
+
+    monkeypatch.setattr(ArrowFile, "write", fill)
+    schema = make()
+    with pytest.raises(InputError, match=r"disk is full after [\d,]+ of at most [\d,]+ bytes; nothing was put"):
+        ingest(schema, out)
+    monkeypatch.undo()
+    assert names(out.parent) == [".store.partial"]
+    assert names(out.parent / ".store.partial" / "store") == ["topology.arrow"]
+    assert "the same command goes on from there" in capsys.readouterr().out
+    ingest(schema, out)
+    assert "kept from an interrupted run: topology.arrow" in capsys.readouterr().out
+    assert names(out.parent) == ["store"]
+
+
+def test_full_device_is_told_from_other_errors():
+    """/dev/full refuses every byte, as a full disk does."""
+    file = ArrowFile(Path("/dev/full"), pa.schema([("a", pa.int64())]))
+    with pytest.raises(OSError, match="No space left") as caught, file:
+        file.write(pa.array(np.arange(1 << 17)))
+    assert caught.value.errno == errno.ENOSPC
+
+
+def test_too_small_a_disk_is_refused_before_anything_is_written(make, tmp_path, monkeypatch):
+    monkeypatch.setattr(needs.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 90, 10))
+    with pytest.raises(InputError, match=r"needs about [\d,]+ bytes of disk and .* has 10; free some"):
+        ingest(make(), tmp_path / "out" / "store")
+    assert names(tmp_path) == ["in"]
+
+
+def test_too_little_memory_is_said(make, tmp_path, monkeypatch):
+    memory = needs.psutil.virtual_memory()._replace(available=1000)
+    monkeypatch.setattr(needs.psutil, "virtual_memory", lambda: memory)
+    lines = []
+    ingest(make(), tmp_path / "store", say=lines.append)
+    assert lines[0].startswith("needs up to about")
+    assert "more memory than there is" in lines[1]
+
+
+def test_input_changed_while_it_is_read(make, tmp_path, monkeypatch):
+    schema = make()
+
+    def touch(reader):
+        os.utime(tmp_path / "in" / "edges.parquet", (1, 1))
+        return features.checked_blocks(reader)
+
+    monkeypatch.setattr(INGEST, "checked_blocks", touch)
+    with pytest.raises(InputError, match="was changed while it was read"):
+        ingest(schema, tmp_path / "store")
+    assert names(tmp_path) == ["in"]
 
 
 @pytest.mark.parametrize("damage", ["cut", "missing", "no meta", "half meta", "version", "foreign", "edited", "hash"])

@@ -1,0 +1,204 @@
+"""Arrays in files, read in blocks of rows: ``.npy``, members of ``.npz``, arrays in memory."""
+
+import math
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from optimag_dist.store.layout import BATCH_ROWS, StoredDtype
+from optimag_dist.store.tables import BadRows
+from optimag_dist.types import InputError
+
+
+class RowSource(Protocol):
+    """An array that is read from its first row to its last.
+
+    Attributes:
+        shape, dtype: of the whole array.
+        resident_bytes: what of it is in memory.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    resident_bytes: int
+
+    def blocks(self, rows: int) -> Iterator[np.ndarray]:
+        """The array in blocks of ``rows`` rows, the last one shorter."""
+        ...
+
+
+class ArrayRows:
+    """An array in memory."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.shape = array.shape
+        self.dtype = array.dtype
+        self.resident_bytes = array.nbytes
+        self._array = array
+
+    def blocks(self, rows: int) -> Iterator[np.ndarray]:
+        for start in range(0, len(self._array), rows):
+            yield self._array[start : start + rows]
+
+
+class NpyRows:
+    """A ``.npy`` file.
+
+    Raises:
+        InputError: no such file, another ending, or no plain array.
+    """
+
+    resident_bytes = 0
+
+    def __init__(self, path: Path) -> None:
+        if not path.is_file():
+            raise InputError(f"{path}: no such file; a relative path starts at the folder of the source")
+        if path.suffix.lower() != ".npy":
+            raise InputError(f"{path}: needed a .npy file, got the ending {path.suffix!r}")
+        try:
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (ValueError, OSError, EOFError) as error:
+            raise InputError(
+                f"{path}: not a plain .npy array: {error}; write it with np.save(path, array.astype(np.float32))"
+            ) from error
+        if not isinstance(array, np.memmap):
+            raise InputError(f"{path}: needed an array, got an archive of arrays; write it with np.save")
+        self.shape = array.shape
+        self.dtype = array.dtype
+        self._path = path
+        self._array = array
+
+    def blocks(self, rows: int) -> Iterator[np.ndarray]:
+        if not self._array.flags.c_contiguous:
+            for start in range(0, self.shape[0], rows):
+                yield self._array[start : start + rows]
+            return
+        # Read, not mapped: pages that have been looked at would stay resident.
+        with self._path.open("rb") as file:
+            file.seek(self._array.offset)
+            for start in range(0, self.shape[0], rows):
+                row_shape = self.shape[1:]
+                count = min(rows, self.shape[0] - start)
+                yield np.fromfile(file, self.dtype, count * math.prod(row_shape)).reshape(count, *row_shape)
+
+
+class NpzRows:
+    """One array of an ``.npz`` archive, compressed or not.
+
+    Raises:
+        InputError: the archive is damaged, or the member is no plain array.
+    """
+
+    def __init__(self, path: Path, key: str) -> None:
+        self._path, self._key = path, key
+        with _npz_member(path, key) as member:
+            self.shape, self._fortran, self.dtype = _read_header(member)
+            if self.dtype.hasobject:
+                raise ValueError("it holds Python objects")
+        # The columns of a transposed array stand one after the other: no row is whole before the end.
+        self.resident_bytes = math.prod(self.shape) * self.dtype.itemsize if self._fortran else 0
+
+    def blocks(self, rows: int) -> Iterator[np.ndarray]:
+        if self._fortran:
+            yield from ArrayRows(self.read()).blocks(rows)
+            return
+        row_shape = self.shape[1:]
+        row_bytes = math.prod(row_shape) * self.dtype.itemsize
+        with _npz_member(self._path, self._key) as member:
+            _read_header(member)
+            for start in range(0, self.shape[0], rows):
+                count = min(rows, self.shape[0] - start)
+                content = member.read(count * row_bytes)
+                if len(content) < count * row_bytes:
+                    raise ValueError("it ends too early")
+                yield np.frombuffer(content, self.dtype).reshape(count, *row_shape)
+
+    def read(self) -> np.ndarray:
+        """The whole array."""
+        with _npz_member(self._path, self._key) as member:
+            return np.lib.format.read_array(member, allow_pickle=False)
+
+
+class _npz_member:
+    """The open member of an archive; what goes wrong in the block is an ``InputError`` that names it."""
+
+    def __init__(self, path: Path, key: str) -> None:
+        self._path, self._key = path, key
+
+    def __enter__(self) -> Any:
+        try:
+            self._archive = zipfile.ZipFile(self._path)
+            self._member = self._archive.open(f"{self._key}.npy")
+        except (OSError, KeyError, zipfile.BadZipFile) as error:
+            raise self._unreadable(error) from error
+        return self._member
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        self._member.close()
+        self._archive.close()
+        if isinstance(error, (ValueError, EOFError, zlib.error, zipfile.BadZipFile)) and not isinstance(
+            error, InputError
+        ):
+            raise self._unreadable(error) from error
+
+    def _unreadable(self, error: BaseException) -> InputError:
+        return InputError(f"{self._path}, array {self._key!r}: cannot be read: {error}; write it again with np.savez")
+
+
+def _read_header(member: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
+    version = np.lib.format.read_magic(member)
+    if version == (1, 0):
+        return np.lib.format.read_array_header_1_0(member)
+    return np.lib.format.read_array_header_2_0(member)
+
+
+class ArrayFeatures:
+    """A modality that is an array of shape (nodes, width); a row of NaN means missing.
+
+    Args:
+        path: file named in messages.
+        rows: the array.
+        num_nodes: rows it must have.
+        nodes: what has that many, in words.
+        key: name of the array within the file, if it has one.
+        dtype: how the store keeps it; by default float16 where the array is, else float32.
+
+    Raises:
+        InputError: no numbers, no two dimensions, or another number of rows.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        rows: RowSource,
+        num_nodes: int,
+        nodes: str,
+        key: str = "",
+        dtype: StoredDtype | None = None,
+    ) -> None:
+        place = f"{path}, array {key!r}" if key else str(path)
+        if rows.dtype.kind not in "fiu":
+            raise InputError(f"{place}: needed an array of numbers, got {rows.dtype}; write array.astype(np.float32)")
+        if len(rows.shape) != 2 or rows.shape[1] == 0:
+            raise InputError(f"{place}: needed shape (nodes, width) with width at least 1, got {rows.shape}")
+        if rows.shape[0] != num_nodes:
+            raise InputError(
+                f"{place}, row {min(rows.shape[0], num_nodes) + 1}: the array has {rows.shape[0]:,} rows and {nodes} "
+                f"has {num_nodes:,}; row i of the array must be that of node i"
+            )
+        self.width = rows.shape[1]
+        self.dtype: StoredDtype = dtype or ("float16" if rows.dtype.str[1:] == "f2" else "float32")
+        self.bad = BadRows(path, key)
+        self.resident_bytes = rows.resident_bytes
+        self._rows = rows
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        for block in self._rows.blocks(BATCH_ROWS):
+            yield block if block.dtype.kind == "f" else block.astype(np.float64)
+
+    def describe(self, position: int) -> tuple[str | None, str]:
+        return None, f"column {position + 1} of {self.width}"

@@ -1,0 +1,86 @@
+"""MM-Graph (arXiv 2406.16321): one folder per dataset with edges, labels, splits and features of several encoders."""
+
+from pathlib import Path
+
+import numpy as np
+
+from optimag_dist.store.arrays import ArrayFeatures, ArrayRows
+from optimag_dist.store.importers.array_source import ArraySource, labels_of, split_of
+from optimag_dist.store.importers.options import ImportOptions
+from optimag_dist.store.importers.torch_file import as_numpy, load_tensors
+from optimag_dist.types import InputError
+
+_EDGES = "nc_edges-nodeid.pt"
+_LINKS = "lp-edge-split-*.pt"
+_FEATURES = "_feat.pt"
+
+
+def is_mm_graph(folder: Path) -> bool:
+    return (folder / _EDGES).is_file() or any(folder.glob(_LINKS))
+
+
+def open_mm_graph(folder: Path, options: ImportOptions) -> ArraySource:
+    """``nc_edges-nodeid.pt``, ``labels-w-missing.pt`` and ``split.pt``, or the train edges of ``lp-edge-split-*.pt``.
+
+    An encoder's file ``<encoder>_feat.pt`` holds text and image side by side, text first, half of the width each; the
+    two become the modalities ``text`` and ``image``. The graph is undirected unless the options say otherwise, as in
+    the benchmark.
+
+    Layout: https://github.com/mm-graph-benchmark/mm-graph-benchmark, nc_dataset.py and lp_dataset.py.
+
+    Raises:
+        InputError: several encoders and none chosen, or a file that is missing or cannot be used.
+    """
+    edge_file = folder / _EDGES
+    if edge_file.is_file():
+        edges = as_numpy(load_tensors(edge_file))
+    else:
+        edge_file = _only(sorted(folder.glob(_LINKS)), folder)
+        train = load_tensors(edge_file)["train"]
+        edges = np.stack([as_numpy(train["source_node"]), as_numpy(train["target_node"])], axis=1)
+    feature_file = _feature_file(folder, options)
+    features = as_numpy(load_tensors(feature_file))
+    if features.ndim != 2 or features.shape[1] % 2:
+        raise InputError(f"{feature_file}: needed shape (nodes, 2 × width), got {features.shape}")
+    n, half = len(features), features.shape[1] // 2
+    label_file, split_file = folder / "labels-w-missing.pt", folder / "split.pt"
+    split = load_tensors(split_file) if split_file.is_file() else {}
+    return ArraySource(
+        name=options.name or folder.resolve().name,
+        edge_file=edge_file,
+        directed=bool(options.directed),
+        num_nodes=n,
+        edges=ArrayRows(edges),
+        modalities={
+            name: ArrayFeatures(feature_file, ArrayRows(part), n, "the graph", name)
+            for name, part in {"text": features[:, :half], "image": features[:, half:]}.items()
+        }
+        | options.given_features(folder, n),
+        inputs=(
+            edge_file,
+            feature_file,
+            *(path for path in (label_file, split_file) if path.is_file()),
+            *options.feature_files(folder),
+        ),
+        options=options,
+        known_labels=labels_of(str(label_file), as_numpy(load_tensors(label_file)), n)
+        if label_file.is_file()
+        else None,
+        known_split=split_of(
+            str(split_file), {key.removesuffix("_idx"): as_numpy(nodes) for key, nodes in split.items()}, n
+        ),
+    )
+
+
+def _only(paths: list[Path], folder: Path) -> Path:
+    if len(paths) > 1:
+        raise InputError(f"{folder}: several edge splits, {', '.join(path.name for path in paths)}; leave one there")
+    return paths[0]
+
+
+def _feature_file(folder: Path, options: ImportOptions) -> Path:
+    encoders = sorted(path.name.removesuffix(_FEATURES) for path in folder.glob(f"*{_FEATURES}"))
+    if options.encoder is None and len(encoders) != 1:
+        found = f"several encoders, {', '.join(encoders)}; choose with encoder=NAME" if encoders else "no *_feat.pt"
+        raise InputError(f"{folder}: {found}")
+    return folder / f"{options.encoder or encoders[0]}{_FEATURES}"

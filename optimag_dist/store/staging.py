@@ -1,0 +1,220 @@
+"""A store is made beside its target, goes on where a killed process stopped, and appears all at once or not at all.
+
+.NAME.partial/                 locked by the one process that works on it
+.NAME.partial/progress.json    what the files are made from, and which of them are finished
+.NAME.partial/store/           becomes NAME when everything is on the disk
+.NAME.old                      the store that stood there before, until the new one stands
+"""
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from optimag_dist.files import atomic, sync
+from optimag_dist.options import Options, validate_options
+from optimag_dist.store.layout import VERSION, StoredFile, old_store
+from optimag_dist.types import InputError
+
+_PROGRESS = "progress.json"
+
+
+class FinishedFile(StoredFile):
+    """A file that is on the disk as it will be published.
+
+    Attributes:
+        facts: what else ``meta.json`` and the messages say of it.
+    """
+
+    facts: Mapping[str, int] = {}
+
+
+class _Progress(Options):
+    fingerprint: str
+    finished: Mapping[str, FinishedFile] = {}
+
+
+class Staging:
+    """The folder a store is being made in.
+
+    Attributes:
+        store: folder of the files of the store.
+        scratch: folder for files that are not part of it.
+        finished: name → finished file, of this process and of interrupted ones before it.
+    """
+
+    def __init__(self, directory: Path, fingerprint: str) -> None:
+        self.scratch = directory
+        self.store = directory / "store"
+        self._fingerprint = fingerprint
+        self.finished = self._kept()
+        self.remove_unfinished()
+        self.store.mkdir(exist_ok=True)
+
+    def finish(self, name: str, stored: StoredFile, **facts: int) -> FinishedFile:
+        """Record that file ``name`` of the store is complete and on the disk."""
+        self.finished[name] = FinishedFile(size=stored.size, digest=stored.digest, facts=facts)
+        progress = _Progress(fingerprint=self._fingerprint, finished=self.finished)
+        with atomic(self.scratch / _PROGRESS) as temporary:
+            temporary.write_text(progress.model_dump_json(indent=2), encoding="utf-8")
+        return self.finished[name]
+
+    def remove_unfinished(self) -> None:
+        """Remove everything that the next process could not use."""
+        if not self.finished:
+            shutil.rmtree(self.store, ignore_errors=True)
+        keep = {self.store, self.scratch / _PROGRESS, *(self.store / name for name in self.finished)}
+        # What stands in the scratch folder under the name of a finished file belongs to it.
+        keep |= {self.scratch / name for name in self.finished}
+        for path in [*self.scratch.iterdir(), *(self.store.iterdir() if self.store.is_dir() else ())]:
+            if path not in keep:
+                path.unlink()
+
+    def _kept(self) -> dict[str, FinishedFile]:
+        path = self.scratch / _PROGRESS
+        try:
+            progress = validate_options(_Progress, json.loads(path.read_text(encoding="utf-8")), source=str(path))
+        except (OSError, ValueError):
+            return {}
+        if progress.fingerprint != self._fingerprint:
+            return {}
+        sizes = {path.name: path.stat().st_size for path in self.store.glob("*")}
+        return {name: file for name, file in progress.finished.items() if sizes.get(name) == file.size}
+
+
+def staging_bytes(target: Path) -> int:
+    """Bytes that an interrupted run has left beside ``target``."""
+    return _bytes_under(_directory(target))
+
+
+def fingerprint(inputs: Sequence[Path], settings: str) -> str:
+    """sha256 of the format version, the settings and of name, size and time of change of every input file."""
+    stats = [(str(path.resolve()), path.stat()) for path in inputs]
+    record = [VERSION, settings, *((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)]
+    return hashlib.sha256(json.dumps(record).encode()).hexdigest()
+
+
+@contextmanager
+def staging(target: Path, fingerprint: str, needed: int, say: Callable[[str], None]) -> Iterator[Staging]:
+    """The folder to make the store ``target`` in; :func:`publish` it at the end of the block.
+
+    First puts right what a killed process left: finished files made from the same ``fingerprint`` are kept, others go;
+    a store that had been moved away comes back. A second process waits for the first one.
+
+    An ``InputError`` in the block removes the folder: the input has to change. Any other error (a full disk, an
+    interrupt) leaves the finished files for the next attempt.
+
+    Args:
+        target: where the store is to stand.
+        fingerprint: of what it is made from, see :func:`fingerprint`.
+        needed: estimate of its bytes, for the message about a full disk.
+        say: takes lines for people.
+
+    Raises:
+        InputError: the folder cannot be written to, or the disk is full.
+    """
+    made = [parent for parent in target.parents if not parent.exists()]
+    directory = _directory(target)
+    try:
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            lock = _lock(directory, say)
+        except OSError as error:
+            raise InputError(f"{target}: cannot be written: {error}; name a folder you may write to") from error
+        try:
+            _restore_old(target)
+            stage = Staging(directory, fingerprint)
+            if stage.finished:
+                say(f"{directory}: kept from an interrupted run: {', '.join(stage.finished)}")
+            try:
+                yield stage
+            except InputError:
+                stage.finished.clear()
+                raise
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                raise InputError(
+                    f"{target}: the disk is full after {_bytes_under(directory):,} of at most {needed:,} bytes; "
+                    f"nothing was put in place: free some space and run the same command again, or remove {directory}"
+                ) from error
+            else:
+                stage.finished.clear()
+            finally:
+                if stage.finished:
+                    stage.remove_unfinished()
+                    say(f"{directory}: finished files are kept; the same command goes on from there")
+                else:
+                    shutil.rmtree(directory, ignore_errors=True)
+        finally:
+            os.close(lock)
+    finally:
+        if not target.exists():
+            with suppress(OSError):
+                for parent in made:
+                    parent.rmdir()
+
+
+def publish(stage: Staging, target: Path) -> None:
+    """Make the finished store appear as ``target``, whose old content goes only once the new one stands."""
+    sync(stage.store)
+    old = old_store(target)
+    replacing = target.exists()
+    if replacing:
+        os.rename(target, old)
+    try:
+        os.rename(stage.store, target)
+    except BaseException:
+        if replacing:
+            os.rename(old, target)
+        raise
+    sync(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _directory(target: Path) -> Path:
+    return target.parent / f".{target.name}.partial"
+
+
+def _bytes_under(directory: Path) -> int:
+    return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+
+
+def _lock(directory: Path, say: Callable[[str], None]) -> int:
+    """A descriptor that holds the directory's lock; the system releases it when the process ends, however it ends."""
+    while True:
+        directory.mkdir(exist_ok=True)
+        descriptor = -1
+        try:
+            descriptor = os.open(directory, os.O_RDONLY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                say(f"{directory}: another process is at work on this store; waiting for it to end")
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            # The other process may have removed the directory that we have been waiting for.
+            if os.path.samestat(os.fstat(descriptor), directory.stat()):
+                return descriptor
+        except FileNotFoundError:
+            pass
+        except BaseException:
+            if descriptor >= 0:
+                os.close(descriptor)
+            raise
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+def _restore_old(target: Path) -> None:
+    old = old_store(target)
+    if not old.exists():
+        return
+    if target.exists():
+        shutil.rmtree(old)
+    else:
+        os.rename(old, target)
