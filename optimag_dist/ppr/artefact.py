@@ -40,7 +40,7 @@ class PPRArtefact:
     Attributes:
         path: directory.
         num_nodes: n.
-        options: teleport, eps, k and the block size it was written with.
+        options: teleport, eps, k and the block size it was written with; where it was computed is not recorded.
         graph_hash: of the symmetrised graph.
         key: see :func:`artefact_key`.
     """
@@ -106,7 +106,7 @@ class PPRArtefact:
             "key": artefact_key(graph_hash, options),
             "graph_hash": graph_hash,
             "num_nodes": num_nodes,
-            "options": options.model_dump(mode="json"),
+            "options": options.model_dump(mode="json", include={"teleport", "eps", "k", "block_size"}),
             "blocks": [
                 {"bytes": (path / block_name(index)).stat().st_size, "sha256": checksum}
                 for index, checksum in enumerate(checksums)

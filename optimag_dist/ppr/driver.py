@@ -1,29 +1,42 @@
-"""Computes a PPR artefact with Ray tasks over blocks of sources; the topology is mapped on every host."""
+"""Computes a PPR artefact block by block with Ray.
 
-import fcntl
-import os
+Replicated: tasks over blocks of sources, every host maps the whole topology. Sharded: actors that each own some shards
+of a partition push blocks and ask one another for the adjacency rows they lack. One loop supervises both, and both give
+the same bits.
+"""
+
 import time
-from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import ray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from optimag_dist.files import sole_writer
 from optimag_dist.ppr.artefact import META_NAME, PPRArtefact, artefact_key
 from optimag_dist.ppr.block import block_name, read_block, write_block
 from optimag_dist.ppr.graph import graph_hash, symmetrise
 from optimag_dist.ppr.options import PPROptions
-from optimag_dist.ppr.topk import push_sources
+from optimag_dist.ppr.sharded import MB, ShardedPusher, Traffic, actor_bytes, requests
+from optimag_dist.ppr.topk import TopK, push_sources
 from optimag_dist.ray_session import ensure_ray
+from optimag_dist.store.partition import find_partition
+from optimag_dist.store.shards import Partition
 from optimag_dist.types import CSR, InputError
 
 # Tasks handed to Ray per core: one that runs, one that waits, so that no core idles and Ctrl-C cancels quickly.
 _IN_FLIGHT_PER_CPU = 2
+# A block whose process dies is tried again this often; more than that, and the block itself is what kills it.
+_RETRIES = 3
+
+# Hands a block number to Ray.
+Slot = Callable[[int], ray.ObjectRef]
 
 
 class TopologyStore(Protocol):
@@ -31,6 +44,9 @@ class TopologyStore(Protocol):
 
     @property
     def path(self) -> Path: ...
+
+    @property
+    def content_hash(self) -> str: ...
 
     @property
     def topology(self) -> CSR: ...
@@ -56,17 +72,73 @@ class BlockJob:
 
 @dataclass(frozen=True)
 class BlockReport:
-    """What a task says about the block it wrote."""
+    """What a task says about the block it wrote; seconds of wall and processor time."""
 
     index: int
     rows: int
     checksum: str
     seconds: float
+    cpu_seconds: float
     pushes: int
+    arcs: int
+    traffic: Traffic
+
+
+@dataclass
+class RunTotals:
+    """Sums over the blocks that were computed, not over those found finished."""
+
+    blocks: int = 0
+    rows: int = 0
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    pushes: int = 0
+    arcs: int = 0
+    traffic: Traffic = field(default_factory=Traffic)
+
+    def add(self, report: BlockReport) -> None:
+        self.blocks += 1
+        self.rows += report.rows
+        self.seconds += report.seconds
+        self.cpu_seconds += report.cpu_seconds
+        self.pushes += report.pushes
+        self.arcs += report.arcs
+        self.traffic += report.traffic
+
+    def line(self) -> str:
+        """One line for people."""
+        rows = max(1, self.rows)
+        text = f"{self.rows:,} nodes in {self.blocks:,} blocks: {self.seconds / rows * 1e6:.0f} µs, "
+        text += f"{self.pushes / rows:.0f} pushes and {self.arcs / rows:,.0f} arcs per node"
+        if self.traffic.rounds:
+            text += (
+                f"; {self.traffic.num_bytes / rows:,.0f} bytes ({self.traffic.rows / rows:.2f} rows) fetched per node, "
+                f"{self.traffic.rounds / max(1, self.blocks):.1f} rounds per block"
+            )
+        return text
+
+
+class Placement(Protocol):
+    """Where the topology lies while it is pushed over."""
+
+    @property
+    def num_nodes(self) -> int: ...
+
+    @property
+    def graph_hash(self) -> str: ...
+
+    def slots(self, job: BlockJob) -> AbstractContextManager[Sequence[Slot]]:
+        """Places for blocks in flight."""
+        ...
 
 
 def compute_ppr(
-    store: TopologyStore, options: PPROptions, out_path: str | Path | None = None, *, progress: bool = True
+    store: TopologyStore,
+    options: PPROptions,
+    out_path: str | Path | None = None,
+    *,
+    progress: bool = True,
+    totals: RunTotals | None = None,
 ) -> PPRArtefact:
     """Top-k PPR of every node of ``store`` on its symmetrised graph.
 
@@ -74,86 +146,191 @@ def compute_ppr(
     whose checksum holds are kept and the rest is computed. When several processes ask for the same artefact, one
     computes and the others wait. ``store.path`` and ``out_path`` must mean the same files on every Ray node.
 
+    A process of Ray that dies is replaced and its blocks are tried again.
+
     Args:
         store: an open :class:`~optimag_dist.store.GraphStore`; its topology, if directed, is symmetrised once here.
         options: see :class:`PPROptions`.
         out_path: directory; default ``store.path/ppr/<key>``.
         progress: show a bar when the terminal can.
+        totals: filled with what the run took.
 
     Raises:
-        InputError: ``out_path`` holds something else than (part of) this artefact.
+        InputError: ``out_path`` holds something else than (part of) this artefact, a sharded run has no partition to
+            work on, or its row cache is too small for a source.
         RuntimeError: a block failed; names it. Blocks finished before stay and are reused by the next call.
     """
-    topology = store.topology
-    graph = symmetrise(topology)
-    digest = graph_hash(graph)
-    key = artefact_key(digest, options)
+    totals = totals if totals is not None else RunTotals()
+    placement: Placement
+    if options.placement == "sharded":
+        placement = _Sharded(find_partition(store.path, store.content_hash, options.partition), options, progress)
+    else:
+        with _status("symmetrising and hashing the graph", progress):
+            placement = _Replicated(store)
+    key = artefact_key(placement.graph_hash, options)
     path = Path(out_path).absolute() if out_path is not None else Path(store.path).absolute() / "ppr" / key
     if path.exists() and not path.is_dir():
         raise InputError(f"{path}: is a file; needed a directory for the PPR artefact, or a path that is still free")
-    path.mkdir(parents=True, exist_ok=True)
-    with _sole_writer(path):
+    with sole_writer(path):
         finished = _finished(path, key)
         if finished is not None:
             return finished
-        job = BlockJob(path, key, graph.num_nodes, options)
+        job = BlockJob(path, key, placement.num_nodes, options)
         checksums = _reusable_blocks(job)
         missing = [index for index in range(job.num_blocks) if index not in checksums]
         # A damaged artefact is unfinished from here on, whatever its old list of blocks says.
         (path / META_NAME).unlink(missing_ok=True)
         ensure_ray()
-        # Every host maps the store's own file; only a graph that had to be symmetrised travels.
-        source = ray.put(store if graph is topology else graph)
         # closing(): an interrupt between two reports must cancel the tasks too, not wait for a garbage collection.
         with (
-            _progress_bar(progress, job, len(missing)) as advance,
-            closing(_run_blocks(job, source, missing)) as reports,
+            placement.slots(job) as slots,
+            _progress_bar(progress, job, len(missing), totals) as advance,
+            closing(_run_blocks(job, slots, missing)) as reports,
         ):
             for report in reports:
                 checksums[report.index] = report.checksum
                 advance(report)
         _drop_stale_files(job)
         ordered = [checksums[index] for index in range(job.num_blocks)]
-        PPRArtefact.finish(path, job.num_nodes, options, digest, ordered)
+        PPRArtefact.finish(path, job.num_nodes, options, placement.graph_hash, ordered)
     return PPRArtefact.open(path)
+
+
+class _Replicated:
+    """Every host maps the store's own file; only a graph that had to be symmetrised travels."""
+
+    def __init__(self, store: TopologyStore) -> None:
+        topology = store.topology
+        graph = symmetrise(topology)
+        self._source = store if graph is topology else graph
+        self.num_nodes = graph.num_nodes
+        self.graph_hash = graph_hash(graph)
+
+    @contextmanager
+    def slots(self, job: BlockJob) -> Iterator[Sequence[Slot]]:
+        job_ref, source = ray.put(job), ray.put(self._source)
+        limit = max(1, int(_IN_FLIGHT_PER_CPU * ray.cluster_resources().get("CPU", 1)))
+        yield [lambda index: _push_block.remote(job_ref, source, index)] * limit
 
 
 @ray.remote(num_cpus=1)
 def _push_block(job: BlockJob, source: TopologyStore | CSR, index: int) -> BlockReport:
-    started = time.perf_counter()
-    graph = source if isinstance(source, CSR) else source.topology
+    def push(nodes: np.ndarray) -> tuple[TopK, Traffic]:
+        graph = source if isinstance(source, CSR) else source.topology
+        options = job.options
+        rows = push_sources(graph, nodes, teleport=options.teleport, eps=options.eps, k=options.k, num_threads=1)
+        return rows, Traffic()
+
+    return _compute_block(job, index, push)
+
+
+class _Sharded:
+    """Every actor maps the shards it owns, part p belonging to actor p mod A, and who owns the others."""
+
+    def __init__(self, partition: Partition, options: PPROptions, progress: bool) -> None:
+        self._partition = partition
+        self._options = options
+        self._progress = progress
+        self.num_nodes = partition.meta.num_nodes
+        self.graph_hash = partition.meta.graph_hash
+
+    @contextmanager
+    def slots(self, job: BlockJob) -> Iterator[Sequence[Slot]]:
+        actors = self._start(job)
+        try:
+            yield [partial(actor.push.remote, actors) for actor in actors] * _IN_FLIGHT_PER_CPU
+        finally:
+            for actor in actors:
+                ray.kill(actor)
+
+    def _start(self, job: BlockJob) -> list[Any]:
+        meta = self._partition.meta
+        cores = ray.cluster_resources().get("CPU", 1.0)
+        count = min(self._options.actors or max(1, int(cores)), meta.parts)
+        needed = actor_bytes(meta.num_nodes, meta.num_arcs, self._options)
+        if self._progress:
+            uses = ", ".join(f"{name} {size / MB:,.0f}" for name, size in needed.items())
+            total = f"at most {sum(needed.values()) / MB:,.0f} MB each"
+            Console(stderr=True).print(
+                f"PPR: {count} actors for {meta.parts} shards, {total} ({uses})", highlight=False
+            )
+        actor = _ShardActor.options(num_cpus=min(1.0, cores / count))  # type: ignore[attr-defined]
+        return [actor.remote(job, self._partition, number, count) for number in range(count)]
+
+
+# Answers about rows have threads of their own: two actors that push may wait for one another's rows.
+@ray.remote(max_restarts=-1, max_task_retries=_RETRIES, concurrency_groups={"rows": 2})
+class _ShardActor:
+    def __init__(self, job: BlockJob, partition: Partition, number: int, count: int) -> None:
+        self._job = job
+        self._partition = partition
+        self._number = number
+        self._count = count
+        self._peers: list[Any] = []
+        self._pusher = ShardedPusher(partition.degrees, self._fetch, job.options)
+        self._pusher.warm_up()
+
+    @ray.method(concurrency_group="rows")
+    def rows(self, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return self._partition.rows(nodes)
+
+    def push(self, peers: list[Any], index: int) -> BlockReport:
+        # With every block: an actor that was started again has no other way to learn of its peers.
+        self._peers = peers
+        return _compute_block(self._job, index, self._pusher.push)
+
+    def _fetch(self, nodes: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        limit = self._job.options.in_flight_mb * MB
+        owner = self._partition.part[nodes] % self._count
+        mine = owner == self._number
+        if mine.any():
+            yield nodes[mine], *self._partition.rows(nodes[mine])
+        waiting = requests(nodes[~mine], owner[~mine], self._partition.degrees, limit)
+        in_flight: dict[ray.ObjectRef, tuple[np.ndarray, int]] = {}
+        following = next(waiting, None)
+        while following is not None or in_flight:
+            while following is not None and (
+                not in_flight or following[2] + sum(size for _, size in in_flight.values()) <= limit
+            ):
+                peer, asked, size = following
+                in_flight[self._peers[peer].rows.remote(asked)] = asked, size
+                following = next(waiting, None)
+            done, _ = ray.wait(list(in_flight), num_returns=1)
+            asked, _ = in_flight.pop(done[0])
+            yield asked, *ray.get(done[0])
+
+
+def _compute_block(job: BlockJob, index: int, push: Callable[[np.ndarray], tuple[TopK, Traffic]]) -> BlockReport:
+    started, cpu_started = time.perf_counter(), time.process_time()
     nodes = job.nodes(index)
-    rows = push_sources(
-        graph,
-        np.arange(nodes.start, nodes.stop, dtype=np.int64),
-        teleport=job.options.teleport,
-        eps=job.options.eps,
-        k=job.options.k,
-        num_threads=1,
-    )
+    rows, traffic = push(np.arange(nodes.start, nodes.stop, dtype=np.int64))
     checksum = write_block(
         job.path / block_name(index), job.key, nodes.start, rows.indptr, rows.indices, rows.values, rows.bounds
     )
-    return BlockReport(index, len(nodes), checksum, time.perf_counter() - started, rows.pushes)
+    seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
+    return BlockReport(index, len(nodes), checksum, seconds, cpu_seconds, rows.pushes, rows.arcs, traffic)
 
 
-def _run_blocks(job: BlockJob, source: ray.ObjectRef, missing: list[int]) -> Generator[BlockReport, None, None]:
+def _run_blocks(job: BlockJob, slots: Sequence[Slot], missing: list[int]) -> Generator[BlockReport, None, None]:
     """Reports of the blocks as they finish; leaving early cancels what is still out."""
-    job_ref = ray.put(job)
-    limit = max(1, int(_IN_FLIGHT_PER_CPU * ray.cluster_resources().get("CPU", 1)))
     waiting = iter(missing)
-    in_flight: dict[ray.ObjectRef, int] = {}
+    free = list(slots)
+    in_flight: dict[ray.ObjectRef, tuple[int, Slot]] = {}
     try:
         while True:
-            while len(in_flight) < limit and (index := next(waiting, None)) is not None:
-                in_flight[_push_block.remote(job_ref, source, index)] = index
+            while free and (index := next(waiting, None)) is not None:
+                slot = free.pop(0)
+                in_flight[slot(index)] = index, slot
             if not in_flight:
                 return
             done, _ = ray.wait(list(in_flight), num_returns=1)
-            index = in_flight.pop(done[0])
+            index, slot = in_flight.pop(done[0])
+            free.append(slot)
             try:
                 report = ray.get(done[0])
             except ray.exceptions.RayError as error:
+                if isinstance(error, InputError):
+                    raise InputError(str(error.cause)) from error  # type: ignore[attr-defined]
                 nodes = job.nodes(index)
                 raise RuntimeError(
                     f"PPR block {index} of {job.num_blocks} (nodes {nodes.start} to {nodes.stop - 1}) failed; "
@@ -209,9 +386,17 @@ def _drop_stale_files(job: BlockJob) -> None:
                 file.unlink(missing_ok=True)
 
 
+def _status(text: str, wanted: bool) -> AbstractContextManager[object]:
+    """A line on standard error while something of unknown length goes on; none where that is no terminal."""
+    console = Console(stderr=True)
+    return console.status(f"PPR: {text}") if wanted and console.is_terminal else nullcontext()
+
+
 @contextmanager
-def _progress_bar(progress: bool, job: BlockJob, num_missing: int) -> Iterator[Callable[[BlockReport], None]]:
-    """A bar over blocks on standard error, silent where that is no terminal."""
+def _progress_bar(
+    progress: bool, job: BlockJob, num_missing: int, totals: RunTotals
+) -> Iterator[Callable[[BlockReport], None]]:
+    """A bar over blocks on standard error, silent where that is no terminal; keeps the ``totals``."""
     console = Console(stderr=True)
     columns = (
         TextColumn("PPR"),
@@ -222,22 +407,10 @@ def _progress_bar(progress: bool, job: BlockJob, num_missing: int) -> Iterator[C
     )
     with Progress(*columns, console=console, disable=not (progress and console.is_terminal)) as bar:
         task = bar.add_task("PPR", total=job.num_blocks, completed=job.num_blocks - num_missing, speed=0.0, pushes=0.0)
-        rows, seconds, pushes = 0, 0.0, 0
 
         def advance(report: BlockReport) -> None:
-            nonlocal rows, seconds, pushes
-            rows, seconds, pushes = rows + report.rows, seconds + report.seconds, pushes + report.pushes
-            bar.update(task, advance=1, speed=seconds / rows * 1e6, pushes=pushes / rows)
+            totals.add(report)
+            speed = totals.seconds / totals.rows * 1e6
+            bar.update(task, advance=1, speed=speed, pushes=totals.pushes / totals.rows)
 
         yield advance
-
-
-@contextmanager
-def _sole_writer(path: Path) -> Iterator[None]:
-    """Hold the directory's lock; the system releases it when the process ends, however it ends."""
-    descriptor = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)

@@ -1,0 +1,173 @@
+"""Pushes sources of a graph whose adjacency rows lie elsewhere: in rounds of push, fetch what was lacking, push again.
+
+Pure: where rows come from is a function the caller gives, and nothing here depends on who owns them.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from optimag_dist.ppr.options import PPROptions
+from optimag_dist.ppr.push import Workspace
+from optimag_dist.ppr.row_cache import RowCache, whole_graph_words
+from optimag_dist.ppr.topk import PushedRows, TopK, push_rows
+from optimag_dist.types import InputError
+
+MB = 1 << 20
+# Sources pushed in one round at most and, from an empty cache, at first: the first ones pay for the rows all share.
+_GROUP, _FIRST_GROUP = 8192, 256
+# Shares of the cache that a group may fetch before the next one has fewer sources, and below which it has more.
+_MUCH, _LITTLE = 0.25, 0.12
+# Rows that a round may ask for; more wait for the next one.
+_ASKED = 1 << 20
+_PROCESS_BYTES = 200 * MB
+
+# (k,) int32 distinct nodes → their rows in pieces of any size and order: nodes, indptr (k' + 1,) int64, indices int32.
+Fetch = Callable[[np.ndarray], Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]]
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What was fetched.
+
+    Attributes:
+        rounds: of push and fetch.
+        rows: adjacency rows.
+        num_bytes: of neighbour ids in them.
+    """
+
+    rounds: int = 0
+    rows: int = 0
+    num_bytes: int = 0
+
+    def __add__(self, other: "Traffic") -> "Traffic":
+        return Traffic(self.rounds + other.rounds, self.rows + other.rows, self.num_bytes + other.num_bytes)
+
+
+class ShardedPusher:
+    """Pushes sources with a bounded cache of adjacency rows, which it keeps from call to call.
+
+    Every source's row is computed from scratch once all it reads is in the cache, by the kernel that also runs on a
+    whole topology: the result does not depend on the cache, on who owns what, or on the order in which rows arrive.
+    """
+
+    def __init__(self, degrees: np.ndarray, fetch: Fetch, options: PPROptions) -> None:
+        self._options = options
+        self._fetch = fetch
+        self._space = Workspace.allocate(degrees)
+        self._cache = RowCache(degrees, options.row_cache_mb * MB)
+        self._asked = np.empty(_ASKED, np.int32)
+        self._width = _FIRST_GROUP
+
+    def push(self, sources: np.ndarray) -> tuple[TopK, Traffic]:
+        """Top-k rows of ``sources`` ((S,) int64 node ids).
+
+        Raises:
+            InputError: the rows that one source needs do not fit into the cache.
+        """
+        out = PushedRows.allocate(len(sources), min(self._options.k, len(self._cache.degrees)))
+        waiting = np.arange(len(sources))
+        traffic, pushes, arcs = Traffic(), 0, 0
+        while len(waiting):
+            group, waiting = waiting[: self._width], waiting[self._width :]
+            left, counts, fetched, advance = self._push_group(sources, group, out)
+            pushes, arcs, traffic = pushes + counts[0], arcs + counts[1], traffic + fetched
+            waiting = np.concatenate([left, waiting])
+            # As a congestion window: a group that turns over much of the ring drops rows that it uses itself.
+            if len(left) or advance > _MUCH * len(self._cache.arena):
+                self._width = max(1, len(group) // 2)
+            elif advance < _LITTLE * len(self._cache.arena):
+                self._width = min(_GROUP, self._width + self._width // 4 + 1)
+        return out.pack(pushes, arcs), traffic
+
+    def warm_up(self) -> None:
+        """Compile the kernels, or load them from numba's cache."""
+        nothing = np.empty(0, np.int64)
+        self._push_group(nothing, nothing, PushedRows.allocate(0, 1))
+        self._cache.insert(self._cache.lacking(self._asked[:0]), np.zeros(1, np.int64), np.empty(0, np.int32))
+
+    def _push_group(
+        self, sources: np.ndarray, group: np.ndarray, out: PushedRows
+    ) -> tuple[np.ndarray, tuple[int, int], Traffic, int]:
+        """Push ``sources[group]`` until done or until the cache would begin to drop what the group itself fetched.
+
+        Returns:
+            The places still to do, (pushes, arcs), what was fetched, and how many words the cache went on by.
+        """
+        options, cache = self._options, self._cache
+        alone = len(group) == 1
+        pushes = arcs = advance = 0
+        traffic = Traffic()
+        while True:
+            rows = PushedRows.allocate(len(group), out.nodes.shape[1])
+            done = push_rows(
+                cache.starts,
+                cache.stops,
+                cache.arena,
+                sources[group],
+                options.teleport,
+                options.eps,
+                self._space,
+                self._asked,
+                rows,
+            )
+            pushes, arcs = pushes + done[0], arcs + done[1]
+            complete = rows.sizes >= 0
+            out.put(group[complete], rows, complete)
+            group = group[~complete]
+            if not len(group):
+                return group, (pushes, arcs), traffic, advance
+            lacking = cache.lacking(self._asked[: done[2]])
+            needed = advance + cache.words(lacking)
+            if needed > len(cache.arena):
+                if alone:
+                    raise self._too_small(int(sources[group[0]]), needed)
+                return group, (pushes, arcs), traffic, advance
+            for nodes, indptr, indices in self._fetch(lacking):
+                advance += cache.insert(nodes, indptr, indices)
+                traffic += Traffic(rows=len(nodes), num_bytes=indices.nbytes)
+            traffic += Traffic(rounds=1)
+
+    def _too_small(self, node: int, words: int) -> InputError:
+        # What else the source will ask for is not known: twice what is, and never more than all there is.
+        advised = 4 * min(2 * words, whole_graph_words(self._cache.degrees)) / MB
+        return InputError(
+            f"row_cache_mb={self._options.row_cache_mb:g}: the rows that node {node} alone needs at "
+            f"eps={self._options.eps:g} do not fit; set row_cache_mb={math.ceil(advised * 100) / 100:g}"
+        )
+
+
+def requests(
+    nodes: np.ndarray, owner: np.ndarray, degrees: np.ndarray, max_bytes: float
+) -> Iterator[tuple[int, np.ndarray, int]]:
+    """Divide ``nodes`` (k,) by their ``owner`` (k,) into requests of at most ``max_bytes``, or of one row.
+
+    Yields:
+        Owner, nodes, and the size of the answer in bytes.
+    """
+    order = np.argsort(owner, kind="stable")
+    nodes, owner = nodes[order], owner[order]
+    sizes = 4 * degrees[nodes].astype(np.int64)
+    start = 0
+    while start < len(nodes):
+        stop = int(np.searchsorted(owner, owner[start], side="right"))
+        within = int(np.searchsorted(np.cumsum(sizes[start:stop]), max_bytes, side="right"))
+        stop = start + max(1, within)
+        yield int(owner[start]), nodes[start:stop], int(sizes[start:stop].sum())
+        start = stop
+
+
+def actor_bytes(num_nodes: int, num_arcs: int, options: PPROptions) -> dict[str, int]:
+    """Most memory of one actor by use, in bytes; mapped shards are the system's cache and not in it."""
+    # Every push of a node moves β·eps per neighbour into the estimate, whose total is at most 1.
+    touched = min(num_nodes, 1 + math.ceil(1 / (options.eps * options.teleport)))
+    return {
+        "per node (slot, degree, place in the cache)": 16 * num_nodes,
+        "row cache": min(int(options.row_cache_mb * MB), 4 * (num_arcs + 2 * num_nodes)),
+        "one source's residuals": 24 * touched,
+        "rows asked for and in flight": 4 * _ASKED + int(options.in_flight_mb * MB),
+        "results of a block": 2 * 8 * options.k * options.block_size,
+        "process": _PROCESS_BYTES,
+    }

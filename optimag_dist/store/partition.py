@@ -1,0 +1,345 @@
+"""Divides a graph store into parts that hosts can own, and writes one self-contained shard per part.
+
+Methods, by what they cost: ``metis`` (multilevel k-way, in memory, by DGL) cuts the fewest edges; ``streaming`` places
+node after node where most of its neighbours are (Fennel: Tsourakakis et al., WSDM 2014); ``hash`` looks at no edge.
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import psutil
+import pyarrow as pa
+from pydantic import Field
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from optimag_dist.files import atomic, sole_writer
+from optimag_dist.jit import jit
+from optimag_dist.options import Options
+from optimag_dist.store.layout import BATCH_ROWS, META, StoredFile
+from optimag_dist.store.reader import GraphStore
+from optimag_dist.store.shards import ASSIGNMENT, Partition, PartitionMeta, copy_rows, feature_file, shard_file
+from optimag_dist.store.undirected import graph_hash, symmetrise
+from optimag_dist.store.writer import ArrowFile
+from optimag_dist.types import CSR, InputError
+
+PARTITIONS = "partitions"
+_METIS_ARCS = 20_000_000
+# Measured: resident bytes of DGL's METIS above those of the graph it is given.
+_METIS_BYTES_PER_ARC, _METIS_BYTES_PER_NODE = 100, 200
+_STREAM_CHUNK = 1 << 18
+# How much heavier than the mean a part of the streaming method may become.
+_SLACK = 1.1
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+class PartitionOptions(Options):
+    """Attributes:
+    parts: shards to make; more than there are hosts or actors, so that these can change without partitioning again.
+    method: auto takes METIS up to 20 million arcs where memory allows, streaming beyond.
+    seed: of hash; the other two methods draw nothing.
+    features: give every shard its nodes' features, so that training can do without the store.
+    """
+
+    parts: int = Field(16, ge=1, le=65535)
+    method: Literal["auto", "metis", "streaming", "hash"] = "auto"
+    seed: int = Field(0, ge=0, lt=2**63)
+    features: bool = False
+
+
+def partition_store(store: GraphStore, options: PartitionOptions, *, progress: bool = True) -> Partition:
+    """Partition the undirected graph of ``store`` into ``store.path/partitions/<key>``.
+
+    A partition of the same content and options that is there is checked and returned. When several processes ask for
+    the same, one works and the others wait. Nothing that looks whole is there before everything is on the disk.
+
+    Raises:
+        InputError: more parts than nodes, METIS asked for a graph that does not fit into memory, or the partition that
+            is there is damaged.
+    """
+    if options.parts > store.num_nodes:
+        raise InputError(
+            f"parts: {options.parts} parts for {store.num_nodes:,} nodes; at most one per node can be made"
+        )
+    graph = symmetrise(store.topology)
+    method = choose_method(graph, options.method)
+    target = store.path / PARTITIONS / _key(store, method, options)
+    with sole_writer(target.parent):
+        if (target / META).exists():
+            partition = Partition.open(target)
+            partition.verify()
+            return partition
+        # What a killed run has left.
+        shutil.rmtree(target, ignore_errors=True)
+        try:
+            with _progress(progress) as report:
+                part = assign(graph, options.parts, method, options.seed, report)
+                target.mkdir()
+                meta = _write(target, store, graph, part, method, options, report)
+            with atomic(target / META) as temporary:
+                temporary.write_text(json.dumps(meta.model_dump(mode="json"), indent=1), encoding="utf-8")
+        except BaseException:
+            shutil.rmtree(target, ignore_errors=True)
+            raise
+    return Partition.open(target)
+
+
+def find_partition(store_path: Path, store_hash: str, key: str | None) -> Partition:
+    """The partition of a store named ``key``, or the only one there is.
+
+    Raises:
+        InputError: there is none, several without a ``key``, or it is one of another content.
+    """
+    folder = Path(store_path) / PARTITIONS
+    keys = sorted(file.parent.name for file in folder.glob(f"*/{META}"))
+    if not keys:
+        raise InputError(f"{store_path}: is not partitioned; run optimag partition {store_path}")
+    if key is None and len(keys) > 1:
+        raise InputError(f"{folder}: holds several partitions; choose one with partition=KEY from {', '.join(keys)}")
+    if key is not None and key not in keys:
+        raise InputError(f"partition: no {key!r} in {folder}; there is {', '.join(keys)}")
+    partition = Partition.open(folder / (key or keys[0]))
+    if partition.meta.store_hash != store_hash:
+        raise InputError(
+            f"{partition.path}: is a partition of another content of the store; delete it and run "
+            f"optimag partition {store_path}"
+        )
+    return partition
+
+
+def choose_method(graph: CSR, wanted: str) -> Literal["metis", "streaming", "hash"]:
+    """The method for ``graph``; ``wanted`` as in :class:`PartitionOptions`.
+
+    Raises:
+        InputError: METIS was asked for and needs more memory than there is.
+    """
+    if wanted in ("streaming", "hash"):
+        return "streaming" if wanted == "streaming" else "hash"
+    needed = metis_bytes(graph)
+    available = psutil.virtual_memory().available
+    if wanted == "metis" and needed > available:
+        raise InputError(
+            f"method=metis: needs about {needed / 2**30:.1f} GiB ({_METIS_BYTES_PER_ARC} bytes per arc and "
+            f"{_METIS_BYTES_PER_NODE} per node), {available / 2**30:.1f} GiB are free; use method=streaming"
+        )
+    return "metis" if wanted == "metis" or (graph.num_arcs <= _METIS_ARCS and needed <= available) else "streaming"
+
+
+def metis_bytes(graph: CSR) -> int:
+    """Estimate of the memory METIS needs for ``graph``."""
+    return _METIS_BYTES_PER_ARC * graph.num_arcs + _METIS_BYTES_PER_NODE * graph.num_nodes
+
+
+def assign(
+    graph: CSR, parts: int, method: str, seed: int = 0, report: Callable[[str, float], None] = lambda *_: None
+) -> np.ndarray:
+    """(n,) uint16 part of each node of an undirected graph; the same for the same arguments.
+
+    Args:
+        graph: undirected, no self loops.
+        parts: at most n.
+        method: metis, streaming or hash.
+        seed: of hash.
+        report: told a stage's name and the share of it that is done.
+    """
+    n = graph.num_nodes
+    if parts == 1:
+        return np.zeros(n, np.uint16)
+    if method == "hash":
+        return _hash_parts(n, parts, seed)
+    if method == "metis":
+        report("METIS", 0.0)
+        return _metis_parts(graph, parts)
+    part = np.full(n, parts, np.uint16)
+    load = np.zeros(parts, np.float64)
+    scratch = np.zeros(parts, np.int64)
+    for start in range(0, n, _STREAM_CHUNK):
+        _stream(graph.indptr, graph.indices, start, min(start + _STREAM_CHUNK, n), _SLACK, part, load, scratch)
+        report("streaming", min(1.0, (start + _STREAM_CHUNK) / n))
+    return part
+
+
+def _hash_parts(num_nodes: int, parts: int, seed: int) -> np.ndarray:
+    # A second multiplication: with one, consecutive ids would be dealt out in a regular pattern.
+    mixed = (np.arange(num_nodes, dtype=np.uint64) + np.uint64(seed)) * _GOLDEN
+    mixed ^= mixed >> np.uint64(32)
+    mixed *= _GOLDEN
+    return (((mixed >> np.uint64(32)) * np.uint64(parts)) >> np.uint64(32)).astype(np.uint16)
+
+
+def _metis_parts(graph: CSR, parts: int) -> np.ndarray:
+    import dgl
+    import torch
+
+    # Copies: METIS wants int64, and torch warns of views of read-only maps.
+    indptr = torch.from_numpy(graph.indptr.copy())
+    indices = torch.from_numpy(graph.indices.astype(np.int64))
+    whole = dgl.graph(("csc", (indptr, indices, torch.empty(0, dtype=torch.int64))), num_nodes=graph.num_nodes)
+    with contextlib.redirect_stdout(io.StringIO()):
+        one_type = torch.zeros(graph.num_nodes, dtype=torch.int64)
+        part = dgl.metis_partition_assignment(whole, parts, balance_ntypes=one_type, balance_edges=True)
+    if part is None:
+        raise RuntimeError("METIS gave up on this graph; use method=streaming")
+    return part.numpy().astype(np.uint16)
+
+
+@jit(nogil=True)
+def _stream(indptr, indices, start, stop, slack, part, load, shared):  # type: ignore[no-untyped-def]
+    """Place nodes ``start … stop − 1``; ``part`` is the number of parts where no node has been placed yet.
+
+    A node weighs one half for itself and one half for its share of the arcs, in units in which all weigh n. It goes
+    where (neighbours there) − α·1.5·√load is largest, α = √parts · edges / n^1.5, among the parts that have room.
+    """
+    n, parts = len(indptr) - 1, len(load)
+    arcs = max(1, len(indices))
+    room = slack * n / parts
+    price = 1.5 * np.sqrt(parts) * (0.5 * arcs) / n**1.5
+    for v in range(start, stop):
+        weight = 0.5 + 0.5 * (indptr[v + 1] - indptr[v]) * n / arcs
+        for e in range(indptr[v], indptr[v + 1]):
+            if part[indices[e]] < parts:
+                shared[part[indices[e]]] += 1
+        best, lightest = -1, 0
+        best_score = 0.0
+        for p in range(parts):
+            if load[p] < load[lightest]:
+                lightest = p
+            score = shared[p] - price * np.sqrt(load[p])
+            if load[p] + weight <= room and (best < 0 or score > best_score):
+                best, best_score = p, score
+            shared[p] = 0
+        best = lightest if best < 0 else best
+        part[v] = best
+        load[best] += weight
+
+
+@jit(nogil=True)
+def _cut_arcs(indptr, indices, part):  # type: ignore[no-untyped-def]
+    cut = 0
+    for v in range(len(indptr) - 1):
+        for e in range(indptr[v], indptr[v + 1]):
+            cut += part[v] != part[indices[e]]
+    return cut
+
+
+def _write(
+    directory: Path,
+    store: GraphStore,
+    graph: CSR,
+    part: np.ndarray,
+    method: Literal["metis", "streaming", "hash"],
+    options: PartitionOptions,
+    report: Callable[[str, float], None],
+) -> PartitionMeta:
+    degrees = np.diff(graph.indptr)
+    part_nodes = np.bincount(part, minlength=options.parts)
+    order = np.argsort(part, kind="stable")
+    starts = np.cumsum(part_nodes) - part_nodes
+    row = np.empty(len(part), np.int32)
+    row[order] = np.arange(len(part)) - np.repeat(starts, part_nodes)
+    columns = {"part": pa.array(part), "row": pa.array(row), "degree": pa.array(degrees, pa.int32())}
+    files = {ASSIGNMENT: _write_batches(directory / ASSIGNMENT, [columns])}
+    modalities = tuple(store.modalities.values()) if options.features else ()
+    for index in range(options.parts):
+        nodes = order[starts[index] : starts[index] + part_nodes[index]]
+        files[shard_file(index)] = _write_batches(directory / shard_file(index), [_shard_columns(graph, nodes)])
+        for modality in modalities:
+            name = feature_file(index, modality.name)
+            files[name] = _write_batches(directory / name, _feature_columns(store, modality.name, nodes))
+        report("writing shards", (index + 1) / options.parts)
+    return PartitionMeta(
+        method=method,
+        parts=options.parts,
+        seed=options.seed,
+        store_hash=store.content_hash,
+        graph_hash=graph_hash(graph),
+        num_nodes=graph.num_nodes,
+        num_arcs=graph.num_arcs,
+        edge_cut=int(_cut_arcs(graph.indptr, graph.indices, part)) / max(1, graph.num_arcs),
+        part_nodes=tuple(part_nodes.tolist()),
+        part_arcs=tuple(np.bincount(part, weights=degrees, minlength=options.parts).astype(int).tolist()),
+        modalities=modalities,
+        files=files,
+    )
+
+
+def _shard_columns(graph: CSR, nodes: np.ndarray) -> dict[str, pa.Array]:
+    indptr = np.zeros(len(nodes) + 1, np.int64)
+    np.cumsum(graph.indptr[nodes + 1] - graph.indptr[nodes], out=indptr[1:])
+    indices = np.empty(indptr[-1], np.int32)
+    copy_rows(graph.indptr, graph.indices, nodes, indptr, np.arange(len(nodes)), indices)
+    neighbours = pa.LargeListArray.from_arrays(pa.array(indptr), pa.array(indices))
+    return {"node": pa.array(nodes, pa.int32()), "neighbours": neighbours}
+
+
+def _feature_columns(store: GraphStore, modality: str, nodes: np.ndarray) -> Iterator[dict[str, pa.Array]]:
+    present = store.present(modality).view(np.uint8)
+    # A part without nodes still has one batch: readers need no case for it.
+    for start in range(0, max(1, len(nodes)), BATCH_ROWS):
+        rows = nodes[start : start + BATCH_ROWS]
+        values = store.gather(modality, rows)
+        features = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
+        yield {"features": features, "present": pa.array(present[rows])}
+
+
+def _write_batches(path: Path, batches: Iterator[dict[str, pa.Array]] | list[dict[str, pa.Array]]) -> StoredFile:
+    batches = iter(batches)
+    first = next(batches)
+    schema = pa.schema([pa.field(name, column.type) for name, column in first.items()])
+    with ArrowFile(path, schema) as file:
+        file.write(*first.values())
+        for columns in batches:
+            file.write(*columns.values())
+    return file.stored()
+
+
+def _key(store: GraphStore, method: str, options: PartitionOptions) -> str:
+    parts = {
+        "store": store.content_hash,
+        "method": method,
+        "parts": options.parts,
+        "seed": options.seed,
+        "features": options.features,
+    }
+    return f"{method}-{options.parts}-{hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]}"
+
+
+def imbalance(meta: PartitionMeta) -> tuple[float, float]:
+    """Largest over mean part, in nodes and in arcs: 1 is perfect."""
+    nodes, arcs = np.array(meta.part_nodes), np.array(meta.part_arcs)
+    return float(nodes.max() / nodes.mean()), float(arcs.max() / max(1.0, arcs.mean()))
+
+
+def as_table(meta: PartitionMeta) -> Table:
+    """How good a partition is."""
+    table = Table("method", "parts", "edges cut", "largest part: nodes", "arcs", "bytes", title="partition")
+    nodes, arcs = imbalance(meta)
+    sizes = sum(file.size for file in meta.files.values())
+    table.add_row(
+        meta.method,
+        str(meta.parts),
+        f"{meta.edge_cut:.1%}",
+        f"{max(meta.part_nodes):,} ({nodes:.2f} × mean)",
+        f"{max(meta.part_arcs):,} ({arcs:.2f} × mean)",
+        f"{sizes:,}",
+    )
+    return table
+
+
+@contextmanager
+def _progress(wanted: bool) -> Iterator[Callable[[str, float], None]]:
+    """A bar on standard error, silent where that is no terminal."""
+    console = Console(stderr=True)
+    columns = TextColumn("partition: {task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=console, disable=not (wanted and console.is_terminal)) as bar:
+        task = bar.add_task("", total=1.0)
+        yield lambda stage, done: bar.update(task, description=stage, completed=done)

@@ -1,0 +1,100 @@
+"""The undirected graph of a topology: no self loops, no duplicate arcs, rows ascending. Everything is O(n + m)."""
+
+import hashlib
+
+import numpy as np
+
+from optimag_dist.jit import jit
+from optimag_dist.types import CSR
+
+_HASH_CHUNK = 1 << 22
+
+
+def is_symmetric(csr: CSR) -> bool:
+    """Whether every arc has its reverse, rows are strictly ascending and no node is its own neighbour."""
+    return bool(_is_symmetric(csr.indptr, csr.indices))
+
+
+def symmetrise(csr: CSR) -> CSR:
+    """The undirected graph of ``csr``: reverse arcs added; self loops and duplicates dropped; rows ascending.
+
+    A graph that already is all that is returned as it came, without a copy.
+    """
+    if is_symmetric(csr):
+        return csr
+    incoming = _transpose(csr.indptr, csr.indices)
+    outgoing = _transpose(*incoming)
+    indptr = np.zeros_like(csr.indptr)
+    _merge_rows(*outgoing, *incoming, indptr, np.empty(0, np.int32), False)
+    np.cumsum(indptr, out=indptr)
+    indices = np.empty(indptr[-1], np.int32)
+    _merge_rows(*outgoing, *incoming, indptr, indices, True)
+    return CSR(indptr, indices)
+
+
+def graph_hash(csr: CSR) -> str:
+    """SHA-256 of the adjacency, the same for int32 and int64 indices."""
+    digest = hashlib.sha256()
+    for array, dtype in ((csr.indptr, np.dtype("<i8")), (csr.indices, np.dtype("<i4"))):
+        digest.update(len(array).to_bytes(8, "little"))
+        for start in range(0, len(array), _HASH_CHUNK):
+            digest.update(np.ascontiguousarray(array[start : start + _HASH_CHUNK], dtype=dtype).data)
+    return digest.hexdigest()
+
+
+@jit(nogil=True)
+def _is_symmetric(indptr, indices):  # type: ignore[no-untyped-def]
+    # Rows are visited in ascending order, so the reverse arcs of ascending rows must turn up one after the other.
+    cursor = indptr[:-1].copy()
+    for u in range(len(indptr) - 1):
+        for e in range(indptr[u], indptr[u + 1]):
+            v = indices[e]
+            if v == u or (e > indptr[u] and indices[e - 1] >= v):
+                return False
+            if cursor[v] == indptr[v + 1] or indices[cursor[v]] != u:
+                return False
+            cursor[v] += 1
+    return True
+
+
+@jit(nogil=True)
+def _transpose(indptr, indices):  # type: ignore[no-untyped-def]
+    n = len(indptr) - 1
+    out_indptr = np.zeros(n + 1, np.int64)
+    for v in indices:
+        out_indptr[v + 1] += 1
+    for v in range(n):
+        out_indptr[v + 1] += out_indptr[v]
+    cursor = out_indptr[:-1].copy()
+    out_indices = np.empty(len(indices), np.int32)
+    for u in range(n):
+        for e in range(indptr[u], indptr[u + 1]):
+            v = indices[e]
+            out_indices[cursor[v]] = u
+            cursor[v] += 1
+    return out_indptr, out_indices
+
+
+@jit(nogil=True)
+def _merge_rows(indptr, indices, other_indptr, other_indices, out_indptr, out_indices, fill):  # type: ignore[no-untyped-def]
+    """Union of two CSRs with ascending rows; without ``fill`` only row sizes, into ``out_indptr[1:]``."""
+    for u in range(len(indptr) - 1):
+        a, a_stop = indptr[u], indptr[u + 1]
+        b, b_stop = other_indptr[u], other_indptr[u + 1]
+        start = out_indptr[u] if fill else 0
+        size = 0
+        last = -1
+        while a < a_stop or b < b_stop:
+            if b == b_stop or (a < a_stop and indices[a] <= other_indices[b]):
+                v = indices[a]
+                a += 1
+            else:
+                v = other_indices[b]
+                b += 1
+            if v != u and v != last:
+                if fill:
+                    out_indices[start + size] = v
+                size += 1
+                last = v
+        if not fill:
+            out_indptr[u + 1] = size
