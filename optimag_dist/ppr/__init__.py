@@ -5,5 +5,14 @@ from optimag_dist.ppr.driver import compute_ppr
 from optimag_dist.ppr.graph import symmetrise
 from optimag_dist.ppr.options import PPROptions
 from optimag_dist.ppr.topk import ppr_topk
+from optimag_dist.ppr.update import UpdateOptions, update_ppr
 
-__all__ = ["PPRArtefact", "PPROptions", "compute_ppr", "ppr_topk", "symmetrise"]
+__all__ = [
+    "PPRArtefact",
+    "PPROptions",
+    "UpdateOptions",
+    "compute_ppr",
+    "ppr_topk",
+    "symmetrise",
+    "update_ppr",
+]

@@ -1,0 +1,171 @@
+"""A graph store with some edges inserted and deleted: everything but the topology is shared with the old one."""
+
+import errno
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from optimag_dist.files import sync
+from optimag_dist.store.edges import endpoint_batches
+from optimag_dist.store.layout import TOPOLOGY, StoredFile, read_meta, write_meta
+from optimag_dist.store.reader import GraphStore
+from optimag_dist.store.schema import EdgeTable
+from optimag_dist.store.tables import SourceTable, cells, open_table
+from optimag_dist.store.writer import ArrowFile
+from optimag_dist.types import CSR, InputError
+
+_OPERATIONS = ("insert", "delete")
+
+
+@dataclass(frozen=True)
+class EdgeChanges:
+    """Undirected edges that come and go, each once.
+
+    Attributes:
+        inserted: (·, 2) int64 node ids, the smaller one first; none of them is in the graph.
+        deleted: (·, 2) int64, likewise; all of them are.
+    """
+
+    inserted: np.ndarray
+    deleted: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.inserted) + len(self.deleted)
+
+
+def read_changes(path: str | Path, store: GraphStore) -> EdgeChanges:
+    """Read the changes of an undirected ``store`` from a Parquet or CSV file.
+
+    Its columns: ``source`` and ``target``, users' ids in either order, and ``op``, which is ``insert`` or ``delete``.
+
+    Raises:
+        InputError: the store is directed; or a row names no node, joins a node to itself, repeats an edge, inserts one
+            that is there or deletes one that is not (file, column and row are named).
+    """
+    path = Path(path)
+    if store.directed:
+        raise InputError(
+            f"{store.path}: the graph is directed, and changes are for undirected ones; change the edge table and "
+            "ingest it again"
+        )
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; needed a .parquet or .csv file of changes (source, target, op)")
+    columns = {"source": "source", "target": "target", "op": "op"}
+    table = open_table(path.parent, path.name, columns, "needed at least one edge to insert or delete")
+    ends = EdgeTable(file=path.name, source="source", target="target")
+    batches = list(endpoint_batches(table, ends, store.path, store.id_column))
+    pairs = np.stack([np.concatenate([batch[side] for batch in batches]) for side in (0, 1)], axis=1)
+    pairs.sort(axis=1)
+    operations = table.column("op")
+    inserts = _inserts(table, operations)
+    _check_edges(table, store, pairs, inserts)
+    return EdgeChanges(pairs[inserts], pairs[~inserts])
+
+
+def change_topology(topology: CSR, changes: EdgeChanges) -> CSR:
+    """The in-CSR after ``changes`` of the in-CSR of an undirected graph; rows stay ascending. Takes O(n + m)."""
+    gone_rows, gone = _both_ways(changes.deleted)
+    new_rows, new = _both_ways(changes.inserted)
+    leave, _ = _places(topology, gone_rows, gone)
+    enter, _ = _places(topology, new_rows, new)
+    leave.sort()
+    kept = np.delete(topology.indices, leave)
+    indices = np.insert(kept, enter - np.searchsorted(leave, enter), new.astype(topology.indices.dtype))
+    n = topology.num_nodes
+    change = np.bincount(new_rows, minlength=n) - np.bincount(gone_rows, minlength=n)
+    indptr = topology.indptr.copy()
+    indptr[1:] += np.cumsum(change)
+    return CSR(indptr, indices)
+
+
+def rewire(store: GraphStore, changes: EdgeChanges, directory: Path) -> GraphStore:
+    """Write ``store`` with ``changes`` into the empty ``directory``; files that stay the same are hard links.
+
+    Raises:
+        InputError: the store was replaced by another one meanwhile.
+    """
+    meta = read_meta(store.path)
+    for name in meta.files:
+        if name != TOPOLOGY:
+            _link(store.path / name, directory / name)
+    if read_meta(store.path).content_hash != store.content_hash:
+        raise InputError(f"{store.path}: the store was replaced by another one while in use; start again")
+    topology = change_topology(store.topology, changes)
+    files = {**meta.files, TOPOLOGY: _write_topology(directory / TOPOLOGY, topology)}
+    write_meta(directory, meta.model_copy(update={"num_arcs": topology.num_arcs, "files": files}))
+    return GraphStore.open(directory)
+
+
+def _inserts(table: SourceTable, operations: pa.ChunkedArray) -> np.ndarray:
+    """(k,) bool: whether the row inserts its edge."""
+    words = np.array(operations.to_pylist(), dtype=object)
+    known = [words == operation for operation in _OPERATIONS]
+    bad = table.bad_rows("op")
+    bad.add(
+        "op", np.flatnonzero(~(known[0] | known[1])), lambda row: f"needed 'insert' or 'delete', got {words[row]!r}"
+    )
+    bad.raise_if_any()
+    return known[0]
+
+
+def _check_edges(table: SourceTable, store: GraphStore, pairs: np.ndarray, inserts: np.ndarray) -> None:
+    source, target = cells(table.column("source")), cells(table.column("target"))
+
+    def edge(row: int) -> str:
+        return f"the edge {source(row)!r} to {target(row)!r}"
+
+    bad = table.bad_rows("")
+    loops = pairs[:, 0] == pairs[:, 1]
+    bad.add("loop", np.flatnonzero(loops), lambda row: f"{edge(row)} joins a node to itself; drop the row")
+    keys = pairs[:, 0] * store.num_nodes + pairs[:, 1]
+    repeated = np.ones(len(keys), bool)
+    repeated[np.unique(keys, return_index=True)[1]] = False
+    bad.add("twice", np.flatnonzero(repeated), lambda row: f"{edge(row)} stands in an earlier row too; keep one")
+    _, there = _places(store.topology, pairs[:, 0], pairs[:, 1])
+    bad.add("there", np.flatnonzero(inserts & there), lambda row: f"{edge(row)} is in the graph already; drop the row")
+    missing = np.flatnonzero(~inserts & ~there & ~loops)
+    bad.add("missing", missing, lambda row: f"{edge(row)} is not in the graph; there is nothing to delete")
+    bad.raise_if_any()
+
+
+def _both_ways(pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(rows, columns) of the arcs of undirected edges, in the order of the CSR."""
+    rows, columns = np.concatenate([pairs, pairs[:, ::-1]]).T
+    order = np.lexsort((columns, rows))
+    return rows[order], columns[order]
+
+
+def _places(csr: CSR, rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(k,) where in ``csr.indices`` each arc stands or would stand, and (k,) bool whether it does (binary search)."""
+    low, stop = csr.indptr[rows], csr.indptr[rows + 1]
+    high = stop.copy()
+    while len(searching := np.flatnonzero(low < high)):
+        middle = (low[searching] + high[searching]) // 2
+        after = csr.indices[middle] < columns[searching]
+        low[searching[after]] = middle[after] + 1
+        high[searching[~after]] = middle[~after]
+    there = low < stop
+    there[there] = csr.indices[low[there]] == columns[there]
+    return low, there
+
+
+def _write_topology(path: Path, topology: CSR) -> StoredFile:
+    rows = pa.LargeListArray.from_arrays(pa.array(topology.indptr), pa.array(topology.indices))
+    with ArrowFile(path, pa.schema([("sources", rows.type)])) as file:
+        file.write(rows)
+    return file.stored()
+
+
+def _link(old: Path, new: Path) -> None:
+    try:
+        os.link(old, new)
+    except OSError as error:
+        # Another disk, or a file system without hard links.
+        if error.errno not in (errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK):
+            raise
+        shutil.copyfile(old, new)
+        sync(new)
