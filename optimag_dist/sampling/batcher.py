@@ -29,6 +29,8 @@ class SamplingOptions(Options):
         group_size: N, nodes per group (anchors included); capped at the number of nodes of the graph.
         fanouts: neighbours sampled per node, one entry per message-passing layer, input side first; -1 takes all.
         eval_fanouts: the same for evaluation; None takes all neighbours.
+        sampler: who draws neighbours: ``keyed`` is this package's own, ``dgl`` is DGL's (same distribution, slower,
+            and only where the whole topology is on the host).
     """
 
     batcher: Literal["ppr", "uniform"] = "ppr"
@@ -37,6 +39,7 @@ class SamplingOptions(Options):
     group_size: int = Field(256, ge=2)
     fanouts: tuple[int, ...] = Field((10, 10), min_length=1)
     eval_fanouts: tuple[int, ...] | None = None
+    sampler: Literal["keyed", "dgl"] = "keyed"
 
     @model_validator(mode="after")
     def _consistent(self) -> "SamplingOptions":

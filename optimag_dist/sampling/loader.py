@@ -5,36 +5,40 @@ Every batch is a pure function of (seed, epoch, step) and of which groups this r
 
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
 
 from optimag_dist.ppr import PPRArtefact
 from optimag_dist.sampling.batcher import SamplingOptions, SeedBatcher
-from optimag_dist.sampling.neighbours import BlockSampler, sampling_thread
-from optimag_dist.store import GraphStore
+from optimag_dist.sampling.neighbours import BlockSampler, Sampler, append_nodes
+from optimag_dist.sampling.rows import GraphRows
 from optimag_dist.types import Block, GroupBatch, InputError, SeedGroup, StepBatch
-
-_STEPS_AHEAD = 2
 
 
 class GroupLoader:
     """Batches of one rank.
 
     Args:
-        store: where features and topology are gathered from, row by row.
+        rows: where neighbours and features come from, row by row: :class:`~optimag_dist.sampling.StoreRows` of a store.
         ppr: prior of the groups; None leaves ``proximity`` out of the batches.
         labels: (n,) int task labels.
         options: fan-outs and group sizes.
         seed: seed of the run.
         messages: whether the model passes messages; without, batches have no blocks.
         rank, world_size: this rank takes every ``world_size``-th group of a step, from ``rank`` on.
+        pin_memory: for copies to a GPU that do not wait.
+        num_threads: threads that assemble batches ahead of training; default: as many as torch computes with. The
+            batches do not depend on it.
+
+    Raises:
+        InputError: more ranks than groups per step, or DGL is to sample rows that are not on this host.
     """
 
     def __init__(
         self,
-        store: GraphStore,
+        rows: GraphRows,
         ppr: PPRArtefact | None,
         labels: np.ndarray,
         options: SamplingOptions,
@@ -44,13 +48,14 @@ class GroupLoader:
         rank: int = 0,
         world_size: int = 1,
         pin_memory: bool = False,
+        num_threads: int | None = None,
     ) -> None:
         if world_size > options.groups:
             raise InputError(
                 f"{world_size} workers but sampling.groups={options.groups}: every worker needs at least one group "
                 f"per step; raise sampling.groups or lower train.workers"
             )
-        self._store = store
+        self._rows = rows
         self._ppr = ppr
         self._labels = labels
         self._options = options
@@ -58,14 +63,13 @@ class GroupLoader:
         self._rank = rank
         self._world_size = world_size
         self._pin_memory = pin_memory
-        topology = store.topology
-        self._degrees = np.diff(topology.indptr)
-        self._sampler = BlockSampler(topology) if messages else None
+        self._num_threads = num_threads or torch.get_num_threads()
+        self._sampler = _make_sampler(rows, options) if messages else None
 
     def epoch(self, batcher: SeedBatcher, epoch: int) -> Iterator[StepBatch]:
         """The steps of one epoch, the same number on every rank."""
         jobs = [(self._step, batcher, epoch, step, anchors) for step, anchors in enumerate(batcher.anchors(epoch))]
-        return _ahead(jobs)
+        return _ahead(jobs, self._num_threads)
 
     def cover(self, nodes: np.ndarray, chunk: int) -> Iterator[GroupBatch]:
         """This rank's share of ``nodes``, in chunks of anchors without neighbours beyond the blocks' own."""
@@ -73,7 +77,7 @@ class GroupLoader:
         mine = nodes[self._rank :: self._world_size]
         chunks = [mine[i : i + chunk] for i in range(0, len(mine), chunk)]
         jobs = [(self._assemble, SeedGroup(c, len(c)), fanouts, (0, i), None) for i, c in enumerate(chunks)]
-        return _ahead(jobs)
+        return _ahead(jobs, self._num_threads)
 
     def _step(self, batcher: SeedBatcher, epoch: int, step: int, anchors: list[np.ndarray]) -> StepBatch:
         groups = []
@@ -91,9 +95,7 @@ class GroupLoader:
         if self._sampler is not None:
             inputs, blocks = self._sampler.sample(group.anchors, fanouts, (self._seed, *key))
         # The blocks' inputs start with the anchors; the other seeds follow where no block needs them anyway.
-        nodes = np.concatenate([inputs, np.setdiff1d(group.seeds, inputs)])
-        order = np.argsort(nodes)
-        seed_rows = order[np.searchsorted(nodes, group.seeds, sorter=order)]
+        nodes, seed_rows = append_nodes(inputs, group.seeds)
         proximity = None if ppr is None else ppr.submatrix(group.seeds)
         kept = 0.0 if ppr is None or proximity is None else float(proximity.sum() / ppr.mass(group.seeds).sum())
         batch = GroupBatch(
@@ -101,9 +103,9 @@ class GroupLoader:
             seed_rows=torch.from_numpy(seed_rows),
             num_anchors=group.num_anchors,
             blocks=blocks,
-            features={m: torch.from_numpy(self._store.gather(m, nodes)).float() for m in self._store.modalities},
-            present={m: torch.from_numpy(self._store.present(m)[nodes]) for m in self._store.modalities},
-            degrees=torch.from_numpy(self._degrees[nodes]).float(),
+            features={m: torch.from_numpy(self._rows.features(m, nodes)) for m in self._rows.modalities},
+            present={m: torch.from_numpy(self._rows.present(m, nodes)) for m in self._rows.modalities},
+            degrees=torch.from_numpy(self._rows.degrees(nodes)).float(),
             labels=torch.from_numpy(self._labels[group.anchors]).long(),
             proximity=None if proximity is None else torch.from_numpy(proximity),
             kept_ppr=kept,
@@ -111,17 +113,28 @@ class GroupLoader:
         return batch.map(torch.Tensor.pin_memory) if self._pin_memory else batch
 
 
-def _ahead(jobs: list[tuple]) -> Iterator:
-    """Results of ``jobs`` in order, a few of them computed ahead on the sampling thread."""
+def _make_sampler(rows: GraphRows, options: SamplingOptions) -> Sampler:
+    if options.sampler == "keyed":
+        return BlockSampler(rows.neighbours)
+    if rows.topology is None:
+        raise InputError("sampling.sampler=dgl needs the whole topology on every host; use sampling.sampler=keyed")
+    # DGL takes seconds to import, which every worker would wait for.
+    from optimag_dist.sampling.dgl_neighbours import DGLBlockSampler
+
+    return DGLBlockSampler(rows.topology)
+
+
+def _ahead(jobs: list[tuple], num_threads: int) -> Iterator:
+    """Results of ``jobs`` in order; each thread has one in hand and one waits to be taken."""
+    pool = ThreadPoolExecutor(num_threads, thread_name_prefix="loader")
     pending: deque[Future] = deque()
     remaining = iter(jobs)
     try:
         while True:
-            while len(pending) < _STEPS_AHEAD and (job := next(remaining, None)) is not None:
-                pending.append(sampling_thread().submit(*job))
+            while len(pending) <= num_threads and (job := next(remaining, None)) is not None:
+                pending.append(pool.submit(*job))
             if not pending:
                 return
             yield pending.popleft().result()
     finally:
-        for future in pending:
-            future.cancel()
+        pool.shutdown(cancel_futures=True)

@@ -1,69 +1,69 @@
-"""Neighbourhood sampling by DGL on the CPU, into blocks that torch computes on any device.
+"""Neighbourhood sampling on the CPU, into blocks that torch computes on any device.
 
-DGL seeds its generator with the user's seed plus an id of the calling thread, and splits the draw over its OpenMP
-threads; its fused sampler also carries state from call to call. So that a batch is a pure function of its key, all
-sampling of a process happens on one thread of its own (:func:`sampling_thread`), unfused, with one OpenMP thread.
+Draws are pure functions of (key, layer, node), so they are the same for any number of threads, from any shard of the
+graph, and whether a network is computed batch by batch or layer by layer.
 """
 
-import functools
-import warnings
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
-import dgl
 import numpy as np
 import torch
 
-from optimag_dist.types import CSR, Block
+from optimag_dist.sampling.kernels import number_nodes
+from optimag_dist.types import Block
+
+#: (nodes (k,) int64, fanout, 64-bit key) → (k + 1,) int64 indptr and the neighbours drawn for each.
+Draw = Callable[[np.ndarray, int, int], tuple[np.ndarray, np.ndarray]]
 
 
-@functools.cache
-def sampling_thread() -> ThreadPoolExecutor:
-    """The one thread of this process that calls DGL's random generator."""
-    return ThreadPoolExecutor(1, thread_name_prefix="sampling", initializer=dgl.utils.set_num_threads, initargs=(1,))
-
-
-class BlockSampler:
-    """Draws message-passing blocks from a topology (in-CSR: row v holds the neighbours v hears from)."""
-
-    def __init__(self, topology: CSR) -> None:
-        # DGL wants one integer type for both arrays; 32 bits halve the bytes and fit all but the largest graphs.
-        fits = topology.num_arcs < 2**31 and topology.num_nodes < 2**31
-        dtype = np.int32 if fits else np.int64
-        indptr = _as_tensor(topology.indptr, dtype)
-        indices = _as_tensor(topology.indices, dtype)
-        self._id_type = indptr.dtype
-        self._graph = dgl.graph(
-            ("csc", (indptr, indices, torch.empty(0, dtype=indptr.dtype))), num_nodes=topology.num_nodes
-        )
+class Sampler(Protocol):
+    """Draws message-passing blocks; may be called from any thread."""
 
     def sample(
         self, seeds: np.ndarray, fanouts: Sequence[int], key: Sequence[int]
     ) -> tuple[np.ndarray, tuple[Block, ...]]:
-        """Blocks for ``seeds``; call it on :func:`sampling_thread`.
+        """Blocks for ``seeds``.
 
         Args:
-            seeds: (A,) distinct node ids, the destinations of the last block.
+            seeds: (A,) int64 distinct node ids, the destinations of the last block.
             fanouts: per layer, input side first; -1 takes all neighbours.
             key: non-negative integers that determine the draw.
 
         Returns:
             The input nodes (int64; ``seeds`` are the first A of them) and the blocks, input side first.
         """
-        dgl.seed(int(np.random.SeedSequence(list(key)).generate_state(1)[0] >> 1))
-        sampler = dgl.dataloading.NeighborSampler(list(fanouts), fused=False)
-        inputs, _, blocks = sampler.sample_blocks(self._graph, torch.from_numpy(seeds).to(self._id_type))
-        return inputs.numpy().astype(np.int64), tuple(_to_block(block) for block in blocks)
+        ...
 
 
-def _to_block(block: Any) -> Block:
-    indptr, indices, _ = block.adj_tensors("csc")
-    return Block(indptr.long(), indices.long(), block.num_src_nodes())
+class BlockSampler:
+    """:class:`Sampler` over keyed draws."""
+
+    def __init__(self, draw: Draw) -> None:
+        self._draw = draw
+
+    def sample(
+        self, seeds: np.ndarray, fanouts: Sequence[int], key: Sequence[int]
+    ) -> tuple[np.ndarray, tuple[Block, ...]]:
+        nodes = seeds
+        blocks: list[Block] = []
+        for layer, fanout in reversed(list(enumerate(fanouts))):
+            indptr, drawn = self._draw(nodes, fanout, layer_key(key, layer))
+            # The nodes so far are both the block's destinations and the first of its sources.
+            nodes, rows = append_nodes(nodes, drawn)
+            blocks.append(Block(torch.from_numpy(indptr), torch.from_numpy(rows), len(nodes)))
+        return nodes, tuple(reversed(blocks))
 
 
-def _as_tensor(indices: np.ndarray, dtype: Any) -> torch.Tensor:
-    with warnings.catch_warnings():
-        # The array is a read-only memory map, and DGL only reads it; a copy would undo the map.
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.from_numpy(np.ascontiguousarray(indices, dtype=dtype))
+def layer_key(key: Sequence[int], layer: int) -> int:
+    """The 64-bit key of a layer's draws; layers count from the input side."""
+    return int(np.random.SeedSequence([*key, layer]).generate_state(1, np.uint64)[0])
+
+
+def append_nodes(nodes: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """``nodes`` (distinct, int64) followed by those ``others`` not among them, and where each of ``others`` stands."""
+    room = np.empty(len(nodes) + len(others), np.int64)
+    room[: len(nodes)] = nodes
+    rows = np.empty(len(others), np.int64)
+    count = number_nodes(room, len(nodes), others, rows)
+    return room[:count], rows

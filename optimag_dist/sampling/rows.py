@@ -1,0 +1,113 @@
+"""Where batches get a graph's rows from: a store mapped on this host, or owners elsewhere.
+
+Only what a batch needs is asked for. Neighbours are drawn where the rows lie, so an owner sends ``fanout`` of a hub's
+neighbours and not all of them; because a draw depends on key and node alone, it is the same draw everywhere.
+"""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import numpy as np
+
+from optimag_dist.sampling.kernels import draw, gather_float16, gather_rows
+from optimag_dist.sampling.recycled import RecycledMemory
+from optimag_dist.store import GraphStore
+from optimag_dist.store.layout import Modality
+from optimag_dist.types import CSR
+
+
+class GraphRows(Protocol):
+    """Rows of a graph by node id, (k,) int64; called from several threads at once.
+
+    Attributes:
+        modalities: name → width and dtype of the stored features.
+        topology: all of it where it is mapped on this host, None where it is not.
+    """
+
+    @property
+    def modalities(self) -> Mapping[str, Modality]: ...
+
+    @property
+    def topology(self) -> CSR | None: ...
+
+    def neighbours(self, nodes: np.ndarray, fanout: int, key: int) -> tuple[np.ndarray, np.ndarray]:
+        """:func:`draw_neighbours` of each node's row; the whole row where ``fanout`` is −1."""
+        ...
+
+    def degrees(self, nodes: np.ndarray) -> np.ndarray:
+        """(k,) int64 neighbours of each node in the whole graph."""
+        ...
+
+    def features(self, modality: str, nodes: np.ndarray) -> np.ndarray:
+        """(k, width) float32; zeros where absent."""
+        ...
+
+    def present(self, modality: str, nodes: np.ndarray) -> np.ndarray:
+        """(k,) bool."""
+        ...
+
+
+class StoreRows:
+    """:class:`GraphRows` of a store whose files are mapped on this host. Pickles as the store does, by path."""
+
+    def __init__(self, store: GraphStore) -> None:
+        self._store = store
+        self._files = {name: store.feature_file(name) for name in store.modalities}
+        self._memory = {name: RecycledMemory() for name in store.modalities}
+
+    def __reduce__(self) -> tuple[type, tuple[GraphStore]]:
+        return StoreRows, (self._store,)
+
+    @property
+    def modalities(self) -> Mapping[str, Modality]:
+        return self._store.modalities
+
+    @property
+    def topology(self) -> CSR:
+        return self._store.topology
+
+    def neighbours(self, nodes: np.ndarray, fanout: int, key: int) -> tuple[np.ndarray, np.ndarray]:
+        return draw_neighbours(self._store.topology, nodes, nodes, fanout, key)
+
+    def degrees(self, nodes: np.ndarray) -> np.ndarray:
+        indptr = self._store.topology.indptr
+        return indptr[nodes + 1] - indptr[nodes]
+
+    def features(self, modality: str, nodes: np.ndarray) -> np.ndarray:
+        """As :class:`GraphRows`; IndexError for an id outside 0 … n − 1."""
+        if len(nodes) and not (nodes.min() >= 0 and nodes.max() < self._store.num_nodes):
+            raise IndexError(f"node ids must lie in 0 … {self._store.num_nodes - 1}")
+        record = self._store.modalities[modality]
+        flat, starts = self._files[modality]
+        out = self._memory[modality].empty((len(nodes), record.width))
+        if record.dtype == "float16":
+            gather_float16(flat.view(np.uint16), starts, nodes, out)
+        else:
+            gather_rows(flat, starts, nodes, out)
+        return out
+
+    def present(self, modality: str, nodes: np.ndarray) -> np.ndarray:
+        return self._store.present(modality)[nodes]
+
+
+def draw_neighbours(
+    csr: CSR, rows: np.ndarray, nodes: np.ndarray, fanout: int, key: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Up to ``fanout`` distinct neighbours per row of ``csr``, every subset equally likely.
+
+    Args:
+        csr: rows that lie here: a whole graph's, or a shard's with the graph's own ids in ``indices``.
+        rows: (k,) int64, which rows of ``csr``.
+        nodes: (k,) int64, the ids in the graph of those rows; with ``key`` (64 bits) they alone determine the draw.
+        fanout: −1 for all.
+
+    Returns:
+        (k + 1,) int64 ``indptr`` and the neighbours, of the dtype of ``csr.indices``.
+    """
+    starts, stops = csr.indptr[rows], csr.indptr[rows + 1]
+    sizes = stops - starts
+    indptr = np.zeros(len(rows) + 1, np.int64)
+    np.cumsum(sizes if fanout < 0 else np.minimum(sizes, fanout), out=indptr[1:])
+    out = np.empty(indptr[-1], csr.indices.dtype)
+    draw(starts, stops, csr.indices, nodes, fanout, np.uint64(key), indptr, out)
+    return indptr, out

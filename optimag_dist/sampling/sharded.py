@@ -1,0 +1,119 @@
+"""Rows of a graph that lies in shards: each shard has an owner, and a batch asks every owner once per need.
+
+Owners draw neighbours themselves and send features as they are stored, so that what travels is what the batch uses. How
+a question reaches an owner is the caller's affair (:data:`Ask`); in training owners are Ray actors on many hosts.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from optimag_dist.sampling.kernels import copy_file_rows
+from optimag_dist.sampling.rows import draw_neighbours
+from optimag_dist.store.layout import BATCH_ROWS, Modality
+from optimag_dist.store.shards import Partition, copy_rows
+from optimag_dist.types import InputError
+
+#: (owner, method of :class:`ShardOwner`, its arguments) → a function that waits for the answer.
+Ask = Callable[..., Callable[[], Any]]
+
+
+class ShardOwner:
+    """Answers for the nodes of the shards it is asked about; maps these files and no others."""
+
+    def __init__(self, partition: Partition) -> None:
+        self._partition = partition
+
+    def neighbours(self, nodes: np.ndarray, fanout: int, key: int) -> tuple[np.ndarray, np.ndarray]:
+        """As :meth:`optimag_dist.sampling.rows.GraphRows.neighbours`."""
+        indptr, out = _room_for_neighbours(self._partition.degrees[nodes], fanout)
+        for part, places, rows in self._by_part(nodes):
+            csr = self._partition.shard(part).rows
+            drawn = draw_neighbours(csr, rows, nodes[places], fanout, key)
+            copy_rows(*drawn, np.arange(len(places)), indptr, places, out)
+        return indptr, out
+
+    def features(self, modality: str, nodes: np.ndarray) -> np.ndarray:
+        """(k, width) of the stored dtype, zeros where absent."""
+        record = self._partition.modalities[modality]
+        values = np.empty((len(nodes), record.width), record.dtype)
+        for part, places, rows in self._by_part(nodes):
+            flat, starts = self._partition.feature_file(part, modality)
+            copy_file_rows(flat, starts, BATCH_ROWS, rows, places, values)
+        return values
+
+    def present(self, modality: str, nodes: np.ndarray) -> np.ndarray:
+        """(k,) bool."""
+        out = np.empty(len(nodes), bool)
+        for part, places, rows in self._by_part(nodes):
+            out[places] = self._partition.present(part, modality)[rows]
+        return out
+
+    def _by_part(self, nodes: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        part, row = self._partition.part[nodes], self._partition.row[nodes].astype(np.int64)
+        for index in np.unique(part):
+            places = np.flatnonzero(part == index)
+            yield int(index), places, row[places]
+
+
+class ShardedRows:
+    """:class:`~optimag_dist.sampling.rows.GraphRows` of a partition; part p belongs to owner p mod ``num_owners``.
+
+    Holds who owns which node and the degrees, 10 bytes per node, mapped and shared by the host's workers.
+
+    Raises:
+        InputError: the shards carry no features.
+    """
+
+    topology = None
+
+    def __init__(self, partition: Partition, num_owners: int, ask: Ask) -> None:
+        if not partition.modalities:
+            raise InputError(f"{partition.path}: shards without features; run `optimag partition` with features=true")
+        self._partition = partition
+        self._num_owners = num_owners
+        self._ask = ask
+
+    @property
+    def modalities(self) -> Mapping[str, Modality]:
+        return self._partition.modalities
+
+    def neighbours(self, nodes: np.ndarray, fanout: int, key: int) -> tuple[np.ndarray, np.ndarray]:
+        indptr, out = _room_for_neighbours(self._partition.degrees[nodes], fanout)
+        for places, drawn in self._answers(nodes, "neighbours", lambda mine: (mine, fanout, key)):
+            copy_rows(*drawn, np.arange(len(places)), indptr, places, out)
+        return indptr, out
+
+    def degrees(self, nodes: np.ndarray) -> np.ndarray:
+        return self._partition.degrees[nodes].astype(np.int64)
+
+    def features(self, modality: str, nodes: np.ndarray) -> np.ndarray:
+        out = np.empty((len(nodes), self.modalities[modality].width), np.float32)
+        for places, values in self._answers(nodes, "features", lambda mine: (modality, mine)):
+            out[places] = values
+        return out
+
+    def present(self, modality: str, nodes: np.ndarray) -> np.ndarray:
+        out = np.empty(len(nodes), bool)
+        for places, is_there in self._answers(nodes, "present", lambda mine: (modality, mine)):
+            out[places] = is_there
+        return out
+
+    def _answers(
+        self, nodes: np.ndarray, question: str, arguments: Callable[[np.ndarray], tuple[Any, ...]]
+    ) -> Iterator[tuple[np.ndarray, Any]]:
+        owner = self._partition.part[nodes] % self._num_owners
+        # All are asked before the first answer is waited for.
+        asked = []
+        for index in np.unique(owner):
+            places = np.flatnonzero(owner == index)
+            asked.append((places, self._ask(int(index), question, *arguments(nodes[places]))))
+        for places, wait in asked:
+            yield places, wait()
+
+
+def _room_for_neighbours(degrees: np.ndarray, fanout: int) -> tuple[np.ndarray, np.ndarray]:
+    indptr = np.zeros(len(degrees) + 1, np.int64)
+    np.cumsum(degrees if fanout < 0 else np.minimum(degrees, fanout), out=indptr[1:])
+    return indptr, np.empty(indptr[-1], np.int32)
