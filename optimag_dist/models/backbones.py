@@ -2,7 +2,8 @@
 
 A backbone is a module with ``forward(x, blocks, degrees) -> Tensor``: x (U, width) for the batch's nodes, blocks input
 side first (destinations are the first rows of the sources), degrees (U,) in the whole graph; the result has one row per
-destination of the last block. ``passes_messages`` says whether it wants blocks at all.
+destination of the last block. ``passes_messages`` says whether it wants blocks at all. One that does is the composition
+of its ``layer(index, x, block, degrees)``, so that all nodes can be computed layer by layer too.
 """
 
 from collections.abc import Sequence
@@ -36,18 +37,22 @@ class SAGE(nn.Module):
 
     def __init__(self, width: int, hidden: int, num_layers: int, dropout: float) -> None:
         super().__init__()
+        self.num_layers = num_layers
         widths = [width] + [hidden] * (num_layers - 1)
         self.own = nn.ModuleList(nn.Linear(w, hidden) for w in widths)
         self.neighbours = nn.ModuleList(nn.Linear(w, hidden, bias=False) for w in widths)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, blocks: Sequence[Block], degrees: Tensor) -> Tensor:
-        for own, neighbours, block in zip(self.own, self.neighbours, blocks, strict=True):
-            sources = x[: block.num_src]
-            sampled = block.indptr.diff().to(x.dtype)
-            mean = spmm(block.indptr, block.indices, None, sources) / sampled.clamp(min=1)[:, None]
-            x = self.dropout((own(sources[: block.num_dst]) + neighbours(mean)).relu())
+        for index, block in zip(range(self.num_layers), blocks, strict=True):
+            x = self.layer(index, x[: block.num_src], block, degrees)
         return x
+
+    def layer(self, index: int, x: Tensor, block: Block, degrees: Tensor) -> Tensor:
+        """Layer ``index`` alone: (num_src, width) → (num_dst, hidden)."""
+        sampled = block.indptr.diff().to(x.dtype)
+        mean = spmm(block.indptr, block.indices, None, x) / sampled.clamp(min=1)[:, None]
+        return self.dropout((self.own[index](x[: block.num_dst]) + self.neighbours[index](mean)).relu())
 
 
 class GCN(nn.Module):
@@ -61,18 +66,23 @@ class GCN(nn.Module):
 
     def __init__(self, width: int, hidden: int, num_layers: int, dropout: float) -> None:
         super().__init__()
+        self.num_layers = num_layers
         self.layers = nn.ModuleList(nn.Linear(width if i == 0 else hidden, hidden) for i in range(num_layers))
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, blocks: Sequence[Block], degrees: Tensor) -> Tensor:
-        scale = (degrees.to(x.dtype) + 1).rsqrt()[:, None]
-        for layer, block in zip(self.layers, blocks, strict=True):
-            x = layer(x[: block.num_src]) * scale[: block.num_src]
-            sampled = block.indptr.diff().to(x.dtype).clamp(min=1)
-            stands_for = (degrees[: block.num_dst].to(x.dtype) / sampled)[:, None]
-            total = spmm(block.indptr, block.indices, None, x) * stands_for + x[: block.num_dst]
-            x = self.dropout((total * scale[: block.num_dst]).relu())
+        for index, block in zip(range(self.num_layers), blocks, strict=True):
+            x = self.layer(index, x[: block.num_src], block, degrees)
         return x
+
+    def layer(self, index: int, x: Tensor, block: Block, degrees: Tensor) -> Tensor:
+        """Layer ``index`` alone: (num_src, width) → (num_dst, hidden); ``degrees`` of the sources, or more."""
+        scale = (degrees[: block.num_src].to(x.dtype) + 1).rsqrt()[:, None]
+        x = self.layers[index](x) * scale
+        sampled = block.indptr.diff().to(x.dtype).clamp(min=1)
+        stands_for = (degrees[: block.num_dst].to(x.dtype) / sampled)[:, None]
+        total = spmm(block.indptr, block.indices, None, x) * stands_for + x[: block.num_dst]
+        return self.dropout((total * scale[: block.num_dst]).relu())
 
 
 BACKBONES: dict[str, type[MLP] | type[SAGE] | type[GCN]] = {"mlp": MLP, "sage": SAGE, "gcn": GCN}

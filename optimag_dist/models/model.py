@@ -57,9 +57,13 @@ class MultimodalModel(nn.Module):
         """Modality → (U, width) features to modality → (U, embedding)."""
         return {m: encoder(features[m]) for m, encoder in zip(self._names, self.encoders, strict=True)}
 
-    def predict(self, embeddings: Mapping[str, Tensor], batch: GroupBatch) -> Tensor:
-        """Embeddings of the batch's U nodes → (A, outputs), one row per anchor."""
+    def represent(self, embeddings: Mapping[str, Tensor], batch: GroupBatch) -> Tensor:
+        """Embeddings of the batch's U nodes → (A, hidden), what the head sees of each anchor."""
         fused = self.fusion(embeddings, batch.present)
         if not self.passes_messages:
             fused = fused[: batch.num_anchors]
-        return self.head(self.backbone(fused, batch.blocks, batch.degrees))
+        return self.backbone(fused, batch.blocks, batch.degrees)
+
+    def predict(self, embeddings: Mapping[str, Tensor], batch: GroupBatch) -> Tensor:
+        """Embeddings of the batch's U nodes → (A, outputs), one row per anchor."""
+        return self.head(self.represent(embeddings, batch))

@@ -1,0 +1,313 @@
+"""Embeds or predicts every node of a store with Ray tasks over blocks of nodes, into Parquet.
+
+The model goes over the graph layer by layer (see :mod:`optimag_dist.inference.forward`): a stage per layer, a task per
+block and stage, and files between the stages. Finished files are kept, so a killed run goes on where it was.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from optimag_dist.files import sole_writer
+from optimag_dist.inference.forward import Activations, Forward
+from optimag_dist.inference.options import EmbedOptions, PredictOptions
+from optimag_dist.inference.parts import Parts
+from optimag_dist.inference.trained import TrainedModel
+from optimag_dist.ray_session import ensure_ray
+from optimag_dist.sampling import StoreRows
+from optimag_dist.store import GraphStore
+from optimag_dist.types import InputError
+
+# Tasks handed to Ray per core: one that runs, one that waits.
+_IN_FLIGHT_PER_CPU = 2
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every task of one run has in common.
+
+    Attributes:
+        checkpoint: path of ``model.pt``.
+        store: pickles as its path.
+        nodes: (k,) int64 node ids to write in this order; None for all, layer by layer.
+        fanouts: resolved.
+        stages: how many the run has: one, or one per layer and the encoders.
+        device: ``cpu`` or ``cuda``.
+    """
+
+    checkpoint: Path
+    store: GraphStore
+    nodes: np.ndarray | None
+    options: EmbedOptions | PredictOptions
+    fanouts: tuple[int, ...]
+    stages: int
+    device: str
+    parts: Parts
+
+    def block(self, index: int) -> np.ndarray:
+        rows = self.parts.rows(index)
+        return np.arange(rows.start, rows.stop) if self.nodes is None else self.nodes[rows.start : rows.stop]
+
+    def output(self, stage: int, index: int) -> Path:
+        last = stage == self.stages - 1
+        return self.parts.part(index) if last else self.parts.activations(stage, index)
+
+
+def infer(
+    checkpoint: Path,
+    store: GraphStore,
+    out: Path,
+    options: EmbedOptions | PredictOptions,
+    *,
+    user_ids: Sequence[Any] | None = None,
+    progress: bool = True,
+) -> Path:
+    """Write embeddings (:class:`EmbedOptions`) or predictions (:class:`PredictOptions`) of nodes to ``out``.
+
+    The parts hold ``id`` (the users' own) and ``embedding`` (what the model's head sees, a list of fixed size), or
+    ``id``, ``label`` (a class) and ``probability``; see the options for more columns. The numbers do not depend on the
+    number of workers, and on ``block_size`` only by rounding. A finished result is returned as it is; of an unfinished
+    one, what is there is kept. ``store.path`` and ``out`` must mean the same files on every Ray node.
+
+    Args:
+        checkpoint: ``model.pt`` of a fit, or the fit's directory.
+        store: the graph; the one the model was trained on, unless ``options.allow_other_store``.
+        out: directory.
+        user_ids: whose rows to write, in this order; default: all nodes in the store's order.
+        progress: show a bar when the terminal can.
+
+    Returns:
+        ``out``, absolute.
+
+    Raises:
+        InputError: checkpoint, store, ids and options do not fit together, or ``out`` holds something else.
+        RuntimeError: a block failed; names it. What was finished before stays and is reused by the next call.
+    """
+    trained = TrainedModel.open(checkpoint, torch.device("cpu"))
+    trained.check_store(store, allow_other=options.allow_other_store)
+    fanouts = options.fanouts or trained.eval_fanouts
+    num_layers = len(trained.config.sampling.fanouts)
+    if len(fanouts) != num_layers:
+        raise InputError(
+            f"fanouts={list(fanouts)}: {trained.path} has {num_layers} message-passing layers, each needs one fan-out"
+        )
+    nodes = None if user_ids is None else _lookup(store, user_ids)
+    kind = "embed" if isinstance(options, EmbedOptions) else "predict"
+    record = {
+        "kind": kind,
+        "checkpoint": trained.digest,
+        "store": store.content_hash,
+        "options": options.model_dump(mode="json", exclude={"device", "allow_other_store"}),
+        "fanouts": list(fanouts),
+        "nodes": None if nodes is None else hashlib.sha256(nodes.tobytes()).hexdigest(),
+    }
+    key = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:32]
+    num_rows = store.num_nodes if nodes is None else len(nodes)
+    parts = Parts(out.absolute(), key, num_rows, options.block_size)
+    if parts.finished():
+        return parts.path
+    with sole_writer(parts.path):
+        if parts.finished():
+            return parts.path
+        layered = nodes is None and trained.model.passes_messages
+        stages = len(fanouts) + 1 if layered else 1
+        ensure_ray()
+        device = _device(options.device)
+        job = Job(trained.path, store, nodes, options, fanouts, stages, device, parts)
+        missing = _missing(job)
+        with (
+            _progress_bar(progress, kind, job, missing) as advance,
+            closing(_run(job, missing)) as reports,
+        ):
+            for rows in reports:
+                advance(rows)
+        parts.finish(
+            {**record, "checkpoint_path": str(trained.path), "store_path": str(store.path), "classes": trained.classes}
+        )
+    return parts.path
+
+
+def read_ids(path: Path, store: GraphStore) -> list[Any]:
+    """Users' ids from a file: column ``id`` of a ``.parquet``, otherwise a text file with one id per line.
+
+    Raises:
+        InputError: no such file, no such column, no id in it, or a line that is no integer where the store's ids are.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; needed a .parquet with a column 'id', or a text file of one id a line")
+    if path.suffix == ".parquet":
+        try:
+            ids = pq.read_table(path, columns=["id"]).column("id").to_pylist()
+        except (pa.ArrowException, KeyError, OSError) as error:
+            raise InputError(f"{path}: needed a Parquet file with a column 'id': {error}") from error
+    else:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        integers = isinstance(store.ids(np.zeros(1, np.int64))[0], int)
+        ids = [_integer(path, row, text) for row, text in enumerate(lines)] if integers else lines
+    if not ids:
+        raise InputError(f"{path}: holds no ids; needed at least one")
+    return ids
+
+
+def _integer(path: Path, row: int, text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise InputError(f"{path}, line {row + 1}: {text!r} is no id; this store's are integers") from None
+
+
+def _lookup(store: GraphStore, user_ids: Sequence[Any]) -> np.ndarray:
+    nodes = store.lookup(user_ids)
+    distinct, first = np.unique(nodes, return_index=True)
+    if len(distinct) < len(nodes):
+        place = int(np.setdiff1d(np.arange(len(nodes)), first)[0])
+        raise InputError(f"nodes: {user_ids[place]!r} is listed again at row {place + 1}; list every id once")
+    return nodes
+
+
+def _device(asked: str) -> str:
+    has_gpu = ray.cluster_resources().get("GPU", 0) >= 1
+    if asked == "cuda" and not has_gpu:
+        raise InputError("device=cuda, but the Ray cluster has no GPU; use device=cpu or device=auto")
+    return "cuda" if asked != "cpu" and has_gpu else "cpu"
+
+
+def _missing(job: Job) -> list[list[int]]:
+    """Stage → blocks to compute. A layer is needed only where a later one lacks a block."""
+    parts = range(job.parts.num_parts)
+    missing: list[list[int]] = [[] for _ in range(job.stages)]
+    missing[-1] = [index for index in parts if not job.parts.has_part(index)]
+    for stage in range(job.stages - 2, -1, -1):
+        if missing[stage + 1]:
+            missing[stage] = [index for index in parts if not job.output(stage, index).is_file()]
+    return missing
+
+
+@ray.remote(num_cpus=1)
+def _compute_block(job: Job, stage: int, index: int) -> int:
+    device = torch.device(job.device)
+    trained = TrainedModel.open(job.checkpoint, device)
+    forward = Forward(trained.model, list(trained.widths), StoreRows(job.store), job.fanouts, job.options.seed, device)
+    nodes = job.block(index)
+    with torch.inference_mode():
+        if stage == 0 and job.stages > 1:
+            job.parts.write_activations(stage, index, _numpy(forward.fuse(nodes)))
+            return len(nodes)
+        if job.stages == 1:
+            hidden = forward.represent(nodes)
+        else:
+            files = [job.parts.activations(stage - 1, i) for i in range(job.parts.num_parts)]
+            hidden = forward.layer(stage - 1, nodes, Activations(files, job.parts.block_size))
+        if stage < job.stages - 1:
+            job.parts.write_activations(stage, index, _numpy(hidden))
+            return len(nodes)
+        columns = {"id": pa.array(job.store.ids(nodes))}
+        if isinstance(job.options, EmbedOptions):
+            columns |= _embedding_columns(job.options, hidden, forward, nodes)
+        else:
+            columns |= _prediction_columns(job.options, trained, hidden)
+        job.parts.write_part(index, pa.table(columns))
+    return len(nodes)
+
+
+def _embedding_columns(
+    options: EmbedOptions, hidden: Tensor, forward: Forward, nodes: np.ndarray
+) -> dict[str, pa.Array]:
+    columns = {"embedding": _lists(_numpy(hidden), options.dtype)}
+    if options.per_modality:
+        for name, embedding in forward.encode(nodes).items():
+            values = _numpy(embedding)
+            columns[f"embedding:{name}"] = _lists(values, options.dtype, absent=np.isnan(values).all(axis=1))
+    return columns
+
+
+def _prediction_columns(options: PredictOptions, trained: TrainedModel, hidden: Tensor) -> dict[str, pa.Array]:
+    probabilities = _numpy(trained.model.head(hidden).softmax(dim=1))
+    best = probabilities.argmax(axis=1)
+    columns = {
+        "label": pa.array(trained.classes).take(pa.array(best)),
+        "probability": pa.array(probabilities[np.arange(len(best)), best]),
+    }
+    if options.probabilities:
+        columns["probabilities"] = _lists(probabilities, "float32")
+    return columns
+
+
+def _lists(values: np.ndarray, dtype: str, absent: np.ndarray | None = None) -> pa.Array:
+    with np.errstate(over="ignore"):
+        flat = values.astype(dtype).ravel()
+    if np.isinf(flat).any():
+        raise InputError("an embedding lies beyond the range of float16; write it with dtype=float32")
+    mask = None if absent is None else pa.array(absent)
+    return pa.FixedSizeListArray.from_arrays(pa.array(flat), values.shape[1], mask=mask)
+
+
+def _numpy(tensor: Tensor) -> np.ndarray:
+    return tensor.cpu().numpy()
+
+
+def _run(job: Job, missing: list[list[int]]) -> Generator[int, None, None]:
+    """Rows of each block as it finishes, stage after stage; leaving early cancels what is still out."""
+    job_ref = ray.put(job)
+    compute = _compute_block.options(num_gpus=1) if job.device == "cuda" else _compute_block
+    limit = max(1, int(_IN_FLIGHT_PER_CPU * ray.cluster_resources().get("CPU", 1)))
+    in_flight: dict[ray.ObjectRef, int] = {}
+    try:
+        for stage, indices in enumerate(missing):
+            waiting = iter(indices)
+            while True:
+                while len(in_flight) < limit and (index := next(waiting, None)) is not None:
+                    in_flight[compute.remote(job_ref, stage, index)] = index
+                if not in_flight:
+                    break
+                done, _ = ray.wait(list(in_flight), num_returns=1)
+                index = in_flight.pop(done[0])
+                try:
+                    rows = ray.get(done[0])
+                except ray.exceptions.RayError as error:
+                    raise _failed(job, stage, index, error) from error
+                yield rows
+            # Two layers on the disk at once, never more.
+            if 0 < stage < job.stages - 1:
+                job.parts.drop_activations(stage - 1)
+    finally:
+        for reference in in_flight:
+            ray.cancel(reference)
+
+
+def _failed(job: Job, stage: int, index: int, error: Exception) -> Exception:
+    first, last = job.store.ids(job.block(index)[[0, -1]])
+    where = f"block {index} of {job.parts.num_parts} (nodes {first!r} to {last!r}), stage {stage + 1} of {job.stages}"
+    text = f"{where} failed; what is finished stays in {job.parts.path}, the same command goes on.\n{error}"
+    cause = getattr(error, "cause", None)
+    return InputError(f"{where}: {cause}") if isinstance(cause, InputError) else RuntimeError(text)
+
+
+@contextmanager
+def _progress_bar(progress: bool, kind: str, job: Job, missing: list[list[int]]) -> Iterator[Callable[[int], None]]:
+    """A bar over the blocks of all stages on standard error, silent where that is no terminal."""
+    console = Console(stderr=True)
+    total = job.stages * job.parts.num_parts
+    columns = (
+        TextColumn(kind),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("blocks"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not (progress and console.is_terminal)) as bar:
+        task = bar.add_task(kind, total=total, completed=total - sum(map(len, missing)))
+        yield lambda rows: bar.update(task, advance=1)

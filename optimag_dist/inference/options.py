@@ -1,0 +1,51 @@
+"""What to compute of every node, and how."""
+
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from optimag_dist.options import Options
+
+
+class InferenceOptions(Options):
+    """What embedding and predicting have in common.
+
+    Attributes:
+        block_size: nodes per task and per Parquet part.
+        fanouts: neighbours drawn per node and layer, input side first; -1 takes all. Default: the checkpoint's
+            ``sampling.eval_fanouts``.
+        seed: of the draws, where fan-outs are not -1.
+        device: ``cuda`` gives each task a GPU; ``auto`` does so where the cluster has one.
+        allow_other_store: use the checkpoint on another graph than it was trained on, if the features fit.
+    """
+
+    block_size: int = Field(65_536, ge=1)
+    fanouts: tuple[int, ...] | None = None
+    seed: int = Field(0, ge=0)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    allow_other_store: bool = False
+
+    @field_validator("fanouts")
+    @classmethod
+    def _usable(cls, fanouts: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if any(fanout < -1 or fanout == 0 for fanout in fanouts or ()):
+            raise ValueError("fan-outs must be positive, or -1 for all neighbours")
+        return fanouts
+
+
+class EmbedOptions(InferenceOptions):
+    """Attributes:
+    per_modality: also write each modality's own embedding Z_m as ``embedding:<modality>``, null where absent.
+    dtype: of the numbers written.
+    """
+
+    per_modality: bool = False
+    dtype: Literal["float32", "float16"] = "float32"
+
+
+class PredictOptions(InferenceOptions):
+    """Attributes:
+    probabilities: also write the probabilities of all classes, in the order of ``classes`` in ``meta.json``.
+    """
+
+    probabilities: bool = False

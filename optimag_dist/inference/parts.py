@@ -1,0 +1,113 @@
+"""What inference leaves in its directory: Parquet parts in order, and ``meta.json``, written last.
+
+part-000000.parquet …   rows of consecutive nodes; the schema's metadata names the job they belong to
+.layers/                what one layer hands to the next while the job runs
+"""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from optimag_dist.files import atomic
+from optimag_dist.types import InputError
+
+META = "meta.json"
+_KEY = b"optimag_job"
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The directory of one job.
+
+    Attributes:
+        path: directory.
+        key: of everything that decides the numbers; parts of another key are never mixed in or overwritten.
+        num_rows: of all parts together.
+        block_size: rows of every part but the last.
+    """
+
+    path: Path
+    key: str
+    num_rows: int
+    block_size: int
+
+    @property
+    def num_parts(self) -> int:
+        return -(-self.num_rows // self.block_size)
+
+    def rows(self, index: int) -> range:
+        start = index * self.block_size
+        return range(start, min(start + self.block_size, self.num_rows))
+
+    def part(self, index: int) -> Path:
+        return self.path / f"part-{index:06d}.parquet"
+
+    def activations(self, layer: int, index: int) -> Path:
+        return self.path / ".layers" / self.key / f"{layer}-{index:06d}.npy"
+
+    def write_part(self, index: int, table: pa.Table) -> None:
+        with atomic(self.part(index)) as temporary:
+            pq.write_table(table.replace_schema_metadata({_KEY: self.key.encode()}), temporary)
+
+    def write_activations(self, layer: int, index: int, values: np.ndarray) -> None:
+        with atomic(self.activations(layer, index)) as temporary, temporary.open("wb") as file:
+            np.save(file, values)
+
+    def drop_activations(self, layer: int) -> None:
+        for index in range(self.num_parts):
+            self.activations(layer, index).unlink(missing_ok=True)
+
+    def has_part(self, index: int) -> bool:
+        """Whether the part is there and whole.
+
+        Raises:
+            InputError: it is there and belongs to another job.
+        """
+        if not self.part(index).is_file():
+            return False
+        try:
+            footer = pq.read_metadata(self.part(index))
+        except (pa.ArrowException, OSError):
+            return False
+        if (footer.metadata or {}).get(_KEY) != self.key.encode():
+            raise self.foreign(self.part(index))
+        return footer.num_rows == len(self.rows(index))
+
+    def finished(self) -> bool:
+        """Whether ``meta.json`` says that all is there, and it is.
+
+        Raises:
+            InputError: the directory is a file, or holds the results of another job.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise InputError(f"{self.path}: is a file; needed a directory for the results, or a free path")
+        file = self.path / META
+        if not file.is_file():
+            return False
+        try:
+            key = json.loads(file.read_text(encoding="utf-8"))["key"]
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise InputError(f"{file}: not the description of embeddings or predictions; name another path") from error
+        if key != self.key:
+            raise self.foreign(file)
+        return all(self.has_part(index) for index in range(self.num_parts))
+
+    def finish(self, record: dict[str, Any]) -> None:
+        """Remove what only the computation needed, and say that all is there."""
+        shutil.rmtree(self.path / ".layers", ignore_errors=True)
+        parts = [{"file": self.part(index).name, "rows": len(self.rows(index))} for index in range(self.num_parts)]
+        with atomic(self.path / META) as temporary:
+            text = json.dumps({"key": self.key, "rows": self.num_rows, "parts": parts, **record}, indent=2)
+            temporary.write_text(text, encoding="utf-8")
+
+    def foreign(self, file: Path) -> InputError:
+        return InputError(
+            f"{file}: made from another checkpoint, store, list of nodes or options; choose another path, or delete "
+            f"{self.path}"
+        )

@@ -1,0 +1,94 @@
+"""A fit's ``model.pt``, with what is needed to use it on a store."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from optimag_dist.models import MultimodalModel
+from optimag_dist.options import validate_options
+from optimag_dist.store import GraphStore
+from optimag_dist.train import checkpoint
+from optimag_dist.train.options import VariantConfig
+from optimag_dist.types import InputError
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """Attributes:
+    path: of ``model.pt``.
+    digest: sha256 of the file.
+    config: what it was trained with.
+    widths: modality → width of its features.
+    classes: names of the head's outputs.
+    store_hash: content hash of the store it was trained on.
+    model: on the asked device, in evaluation mode.
+    """
+
+    path: Path
+    digest: str
+    config: VariantConfig
+    widths: dict[str, int]
+    classes: tuple[str, ...]
+    store_hash: str
+    model: MultimodalModel
+
+    @classmethod
+    def open(cls, path: Path, device: torch.device) -> "TrainedModel":
+        """Read ``model.pt``, or that of a fit's directory.
+
+        Raises:
+            InputError: there is none, or it is damaged or of another kind.
+        """
+        file = path / "model.pt" if path.is_dir() else path
+        if not file.is_file():
+            what = "no model.pt in this directory (an unfinished fit has none)" if path.is_dir() else "no such file"
+            raise InputError(
+                f"{path}: {what}; give the model.pt of a finished fit, or its directory: RUN/VARIANT/seed-N"
+            )
+        state = checkpoint.load(file, device)
+        kind = isinstance(state, dict) and state.keys() >= {"model", "config", "widths", "classes", "store"}
+        if not kind:
+            raise InputError(f"{file}: not a trained model (checkpoint.pt holds an unfinished fit); give its model.pt")
+        config = validate_options(VariantConfig, state["config"], source=f"{file}, config")
+        return cls(
+            path=file.absolute(),
+            digest=hashlib.sha256(file.read_bytes()).hexdigest(),
+            config=config,
+            widths=dict(state["widths"]),
+            classes=tuple(state["classes"]),
+            store_hash=state["store"],
+            model=_build(file, state, config).to(device).eval(),
+        )
+
+    @property
+    def eval_fanouts(self) -> tuple[int, ...]:
+        sampling = self.config.sampling
+        return sampling.eval_fanouts or (-1,) * len(sampling.fanouts)
+
+    def check_store(self, store: GraphStore, *, allow_other: bool) -> None:
+        """Raise ``InputError`` unless ``store`` is the one trained on, or another is allowed and its features fit."""
+        if store.content_hash != self.store_hash and not allow_other:
+            raise InputError(
+                f"{store.path}: has content {store.content_hash[:16]}, but {self.path} was trained on "
+                f"{self.store_hash[:16]}; if that is meant, add allow_other_store=true"
+            )
+        found = {name: modality.width for name, modality in store.modalities.items()}
+        for name, width in self.widths.items():
+            if found.get(name) != width:
+                has = f"width {found[name]}" if name in found else f"only {', '.join(found)}"
+                raise InputError(
+                    f"{store.path}: {self.path} needs modality {name!r} of width {width}, and the store has {has}; "
+                    f"ingest the same features that it was trained on"
+                )
+
+
+def _build(file: Path, state: dict[str, Any], config: VariantConfig) -> MultimodalModel:
+    model = MultimodalModel(state["widths"], len(state["classes"]), len(config.sampling.fanouts), config.model)
+    try:
+        model.load_state_dict(state["model"])
+    except RuntimeError as error:
+        raise InputError(f"{file}: its weights do not fit its own configuration; train again: {error}") from error
+    return model
