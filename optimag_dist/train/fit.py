@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from optimag_dist.files import atomic
 from optimag_dist.models import MultimodalModel
 from optimag_dist.ppr import PPRArtefact
-from optimag_dist.sampling import GroupLoader, SeedBatcher
+from optimag_dist.sampling import GraphRows, GroupLoader, SeedBatcher, StoreRows
 from optimag_dist.store import GraphStore
 from optimag_dist.tasks import NodeClassification
 from optimag_dist.train import checkpoint
@@ -63,6 +63,7 @@ def run_fit(
     ppr: PPRArtefact | None,
     worker: Worker,
     on_epoch: Callable[[dict[str, Any]], None] = lambda record: None,
+    rows: GraphRows | None = None,
 ) -> dict[str, Any]:
     """Train, choose the best epoch on the validation nodes, test it, and leave the files behind.
 
@@ -73,6 +74,7 @@ def run_fit(
         store, ppr: the data; ``ppr`` may be None where the regulariser is off.
         worker: this process's rank; with more than one, torch.distributed must be initialised.
         on_epoch: called on every rank after every epoch with its record.
+        rows: where neighbours and features come from; default: the store, mapped on this host.
 
     Returns:
         The result, the same on every rank (also in ``result.json``): variant, seed, epochs, and val/test metrics.
@@ -80,7 +82,7 @@ def run_fit(
     finished = fit.directory / "result.json"
     if finished.exists():
         return json.loads(finished.read_text(encoding="utf-8"))
-    fitting = _Fitting(fit, store, ppr, worker)
+    fitting = _Fitting(fit, store, ppr, worker, rows or StoreRows(store))
     fitting.resume()
     with FitLog(fit.directory, fitting.epoch) if worker.rank == 0 else contextlib.nullcontext() as log:
         for record in fitting.epochs():
@@ -98,9 +100,9 @@ def run_fit(
 class _Fitting:
     """The state of one fit: weights, optimiser, the best weights so far, and the position in training."""
 
-    def __init__(self, fit: Fit, store: GraphStore, ppr: PPRArtefact | None, worker: Worker) -> None:
+    def __init__(self, fit: Fit, store: GraphStore, ppr: PPRArtefact | None, worker: Worker, rows: GraphRows) -> None:
         config = fit.config
-        self._fit, self._store, self._worker = fit, store, worker
+        self._fit, self._store, self._worker, self._rows = fit, store, worker, rows
         self._options = config.train
         self._task = NodeClassification(store, config.task, seed=fit.seed)
         torch.manual_seed(fit.seed)
@@ -128,7 +130,7 @@ class _Fitting:
 
     def _make_loader(self, *, messages: bool) -> GroupLoader:
         return GroupLoader(
-            self._store,
+            self._rows,
             self._ppr,
             self._task.labels,
             self._fit.config.sampling,
@@ -294,7 +296,7 @@ class _Fitting:
     def _kept_mass_of_all_nodes(self) -> dict[str, np.ndarray] | None:
         """Modality → (n,) float32 kept mass, the mean over the groups a node was in; NaN where it is absent."""
         regulariser = self._step_loss.regulariser
-        if regulariser is None:
+        if regulariser is None or self._options.kept_mass == "none":
             return None
         self._step_loss.eval()
         # Row m: sum of kept mass, row M + m: in how many groups.

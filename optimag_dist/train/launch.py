@@ -21,12 +21,13 @@ from optimag_dist.files import atomic
 from optimag_dist.options import dump_options, load_options
 from optimag_dist.ppr import PPRArtefact, PPROptions, compute_ppr
 from optimag_dist.ray_session import ensure_ray
-from optimag_dist.sampling import SeedBatcher
+from optimag_dist.sampling import GraphRows, SeedBatcher
 from optimag_dist.store import GraphStore
 from optimag_dist.tasks import NodeClassification
 from optimag_dist.train.fit import Fit, Worker, run_fit
 from optimag_dist.train.log import read_records
 from optimag_dist.train.options import RunConfig, fingerprint
+from optimag_dist.train.owners import shard_owners
 from optimag_dist.train.progress import ProgressView
 from optimag_dist.types import InputError
 
@@ -66,7 +67,8 @@ def launch(config: RunConfig, *, resume: bool = False, address: str | None = Non
     # Absolute, so that a report finds the store from any working directory.
     saved = config.model_copy(update={"store": config.store.absolute(), "out": config.out.absolute()})
     dump_options(saved, config.directory / "config.yaml")
-    results = _train(config, store, fits, prior_paths, use_gpu)
+    with shard_owners(store, options.owners if options.placement == "sharded" else 0) as rows:
+        results = _train(config, store, fits, prior_paths, rows, use_gpu)
     _write_tables(config.directory, fits, results)
     return config.directory
 
@@ -122,7 +124,12 @@ def _compute_priors(store: GraphStore, fits: list[Fit]) -> dict[PPROptions, Path
 
 
 def _train(
-    config: RunConfig, store: GraphStore, fits: list[Fit], priors: dict[PPROptions, Path], use_gpu: bool
+    config: RunConfig,
+    store: GraphStore,
+    fits: list[Fit],
+    priors: dict[PPROptions, Path],
+    rows: GraphRows | None,
+    use_gpu: bool,
 ) -> list[dict[str, Any]]:
     options = fits[0].config.train
     with ProgressView(len(fits)) as view:
@@ -132,6 +139,7 @@ def _train(
                 "fits": fits,
                 "store": store.path.absolute(),
                 "priors": priors,
+                "rows": rows,
                 "threads": options.cpus_per_worker,
                 "board": view.board,
             },
@@ -189,7 +197,8 @@ def _worker_loop(config: dict[str, Any]) -> list[dict[str, Any]]:
             if board is not None:
                 board.epoch.remote(f"{fit.variant} seed {fit.seed}", record, fit.config.train.epochs)
 
-        result = run_fit(fit, store, priors.get(fit.config.ppr) if fit.config.needs_ppr else None, worker, tell)
+        ppr = priors.get(fit.config.ppr) if fit.config.needs_ppr else None
+        result = run_fit(fit, store, ppr, worker, tell, config["rows"])
         if board is not None:
             ray.get(board.finished.remote(result))
         ray.train.report(result)

@@ -51,6 +51,11 @@ class TrainOptions(Options):
         eval_every: epochs between evaluations.
         checkpoint_every: epochs between checkpoints; a killed run loses at most these.
         max_failures: how often Ray may restart the workers after a crash; they go on from the last checkpoint.
+        placement: ``replicated`` maps the store's topology and features on every host; ``sharded`` asks the owners of
+            the shards of a partition, for graphs larger than a host (undirected ones). The weights are the same.
+        owners: of the shards, Ray actors spread over the nodes; only of use with ``sharded``.
+        kept_mass: ``all`` ends a fit with one more pass over all nodes and their transport problems, to export each
+            node's kept mass; ``none`` leaves that out: with millions of nodes it takes longer than training.
     """
 
     workers: int = Field(2, ge=1)
@@ -63,6 +68,9 @@ class TrainOptions(Options):
     eval_every: int = Field(1, ge=1)
     checkpoint_every: int = Field(10, ge=1)
     max_failures: int = Field(1, ge=0)
+    placement: Literal["replicated", "sharded"] = "replicated"
+    owners: int = Field(2, ge=1)
+    kept_mass: Literal["all", "none"] = "all"
 
 
 class VariantConfig(Options):
@@ -127,8 +135,9 @@ class RunConfig(VariantConfig):
             if name not in self.variants:
                 raise ValueError(f"compare_to names {name!r}, which is none of the variants {list(self.variants)}")
         resolved = self.resolve()
-        if len({(v.train.workers, v.train.cpus_per_worker, v.train.device) for v in resolved.values()}) > 1:
-            raise ValueError("variants share one group of workers: workers, cpus_per_worker and device cannot differ")
+        shared = ("workers", "cpus_per_worker", "device", "placement", "owners")
+        if len({tuple(getattr(v.train, key) for key in shared) for v in resolved.values()}) > 1:
+            raise ValueError(f"variants share one group of workers: {', '.join(shared)} cannot differ")
         return self
 
     @property
@@ -161,7 +170,18 @@ def fingerprint(config: VariantConfig, seed: int) -> str:
 
     How long to train and how workers are placed may change between a run and its resumption.
     """
-    free = {"workers", "cpus_per_worker", "device", "epochs", "patience", "checkpoint_every", "max_failures"}
+    free = {
+        "workers",
+        "cpus_per_worker",
+        "device",
+        "epochs",
+        "patience",
+        "checkpoint_every",
+        "max_failures",
+        "placement",
+        "owners",
+        "kept_mass",
+    }
     content = config.model_dump(mode="json", exclude={"train": free})
     return hashlib.sha256(json.dumps([content, seed], sort_keys=True).encode()).hexdigest()[:16]
 

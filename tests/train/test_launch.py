@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from optimag_dist.options import validate_options
 from optimag_dist.train.launch import launch
@@ -27,12 +28,18 @@ def test_two_workers_train_variants_and_seeds_and_a_cut_run_is_completed(recipe:
     assert {m["alignment"] is None for m in metrics if m["variant"] == "plain"} == {True}
     assert {m["alignment"] is None for m in metrics if m["variant"] == "optimag"} == {False}
 
-    # As if killed in its last fit: that one alone is done again, and ends as before.
+    # As if killed in its last fit: that one alone is done again, and ends as before, now with rows from shard owners.
     untouched = run / "plain" / "seed-1" / "model.pt"
     stamp = untouched.stat().st_mtime_ns
-    (run / "optimag" / "seed-1" / "result.json").unlink()
+    done = run / "optimag" / "seed-1"
+    weights = torch.load(done / "model.pt")["model"]
+    for name in ("result.json", "checkpoint.pt", "model.pt"):
+        (done / name).unlink()
     (run / "results.parquet").unlink()
+    recipe["train"] = {**recipe["train"], "placement": "sharded", "owners": 3}
     again = launch(_config(recipe, variants=variants, seeds=(0, 1)), resume=True)
+    retrained = torch.load(done / "model.pt")["model"]
+    assert all(torch.equal(retrained[name], weights[name]) for name in weights)
     assert pq.read_table(again / "results.parquet").to_pylist() == results
     assert untouched.stat().st_mtime_ns == stamp
 

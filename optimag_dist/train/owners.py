@@ -1,0 +1,60 @@
+"""The actors that own a graph's shards while it is trained on, and how workers ask them."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+
+from optimag_dist.sampling import GraphRows, ShardedRows, ShardOwner
+from optimag_dist.store import GraphStore, PartitionOptions, partition_store
+from optimag_dist.types import InputError
+
+# Threads of an owner: several workers ask at a time, and answering is mostly reading mapped files.
+_CONCURRENCY = 4
+
+
+@contextmanager
+def shard_owners(store: GraphStore, count: int) -> Iterator[GraphRows | None]:
+    """Rows of the shards of ``store``, owned by ``count`` actors until the block ends; None where ``count`` is 0.
+
+    The store is partitioned first if that has not been done. An actor that dies is started again, maps its shards and
+    is asked again.
+
+    Raises:
+        InputError: the store is directed; shards hold the undirected graph.
+    """
+    if count == 0:
+        yield None
+        return
+    if store.directed:
+        raise InputError(
+            f"{store.path}: is directed; train.placement=sharded needs an undirected graph, use replicated"
+        )
+    parts = min(max(PartitionOptions().parts, count), store.num_nodes)
+    partition = partition_store(store, PartitionOptions(parts=parts, features=True))
+    # No CPU is set aside: answering must never wait for the workers that ask.
+    actor = ray.remote(ShardOwner).options(
+        num_cpus=0,
+        scheduling_strategy="SPREAD",
+        max_restarts=-1,
+        max_task_retries=-1,
+        max_concurrency=_CONCURRENCY,
+    )
+    actors = [actor.remote(partition) for _ in range(min(count, parts))]
+    try:
+        yield ShardedRows(partition, len(actors), AskActors(actors))
+    finally:
+        for each in actors:
+            ray.kill(each)
+
+
+class AskActors:
+    """:data:`~optimag_dist.sampling.sharded.Ask` by Ray; travels to the workers."""
+
+    def __init__(self, actors: list[Any]) -> None:
+        self._actors = actors
+
+    def __call__(self, owner: int, question: str, *arguments: Any) -> Callable[[], Any]:
+        answer = getattr(self._actors[owner], question).remote(*arguments)
+        return lambda: ray.get(answer)
