@@ -31,11 +31,16 @@ def _run(program: str, cwd: Path) -> str:
     return done.stdout
 
 
+def _section(title: str) -> str:
+    """The commands of one section of the README."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (program,) = _blocks(readme.partition(f"\n## {title}\n")[2].partition("\n## ")[0], "bash")
+    return program
+
+
 def test_a_users_own_tables_go_from_ingest_to_report(tmp_path: Path) -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    section = readme.partition("\n## Your own graph\n")[2].partition("\n## ")[0]
-    (program,) = _blocks(section, "bash")
-    said = _run(program, tmp_path)
+    said = _run(_section("Your own graph"), tmp_path)
     assert "12 nodes" in said
     assert "sage+optimag" in said
     run = tmp_path / "runs/shop"
@@ -47,6 +52,21 @@ def test_a_users_own_tables_go_from_ingest_to_report(tmp_path: Path) -> None:
     kept = pd.read_parquet(run / "sage+optimag/seed-0/kept_mass.parquet").set_index("id")
     assert kept.loc["A-3"].isna().to_dict() == {"text": False, "facts": True}
     assert "A-3" in (run / "report.html").read_text(encoding="utf-8")
+    for table, column in (("embeddings", "embedding"), ("predictions", "label")):
+        rows = pd.read_parquet(tmp_path / table)
+        assert rows["id"].tolist()[0] == "A-1"
+        assert len(rows) == 12
+        assert rows[column].notna().all()
+
+
+@pytest.mark.slow
+def test_the_commands_for_large_graphs_run_as_they_read(tmp_path: Path) -> None:
+    tables, _, _ = _section("Your own graph").partition("cat > train.yaml")
+    changes = "printf 'source,target,op\\nA-1,B-2,insert\\nA-1,B-1,delete\\n' > changes.csv\n"
+    large = _section("Large graphs").replace("ppr/KEY", "ppr/$(ls stores/shop/ppr)")
+    said = _run(f"{tables}optimag ingest shop.yaml stores/shop\n{changes}{large}", tmp_path)
+    assert "edges cut" in said
+    assert "checksums" in said
 
 
 def test_the_solvers_document_runs_as_it_reads(tmp_path: Path) -> None:

@@ -2,10 +2,10 @@
 
 from optimag_dist.ppr.artefact import PPRArtefact
 from optimag_dist.ppr.driver import compute_ppr
-from optimag_dist.ppr.graph import symmetrise
 from optimag_dist.ppr.options import PPROptions
 from optimag_dist.ppr.topk import ppr_topk
 from optimag_dist.ppr.update import UpdateOptions, update_ppr
+from optimag_dist.store.undirected import symmetrise
 
 __all__ = [
     "PPRArtefact",

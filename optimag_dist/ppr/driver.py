@@ -21,13 +21,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from optimag_dist.files import sole_writer
 from optimag_dist.ppr.artefact import META_NAME, PPRArtefact, artefact_key
 from optimag_dist.ppr.block import block_name, read_block, write_block
-from optimag_dist.ppr.graph import graph_hash, symmetrise
 from optimag_dist.ppr.options import PPROptions
 from optimag_dist.ppr.sharded import MB, ShardedPusher, Traffic, actor_bytes, requests
 from optimag_dist.ppr.topk import TopK, push_sources
 from optimag_dist.ray_session import ensure_ray
 from optimag_dist.store.partition import find_partition
 from optimag_dist.store.shards import Partition
+from optimag_dist.store.undirected import graph_hash, symmetrise
 from optimag_dist.types import CSR, InputError
 
 # Tasks handed to Ray per core: one that runs, one that waits, so that no core idles and Ctrl-C cancels quickly.

@@ -2,10 +2,7 @@
 
 import numpy as np
 
-from optimag_dist.store.undirected import graph_hash, is_symmetric, symmetrise
 from optimag_dist.types import CSR, InputError
-
-__all__ = ["check_csr", "graph_hash", "is_symmetric", "symmetrise"]
 
 
 def check_csr(indptr: np.ndarray, indices: np.ndarray) -> CSR:

@@ -27,11 +27,8 @@ one means "untouched" and ``record`` is never cleared.
 from dataclasses import dataclass
 
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.core import cgutils
 
-from optimag_dist.jit import intrinsic, jit
+from optimag_dist.jit import jit, prefetch
 
 _LAST_SLOT = np.iinfo(np.int32).max
 # Arcs whose records are requested before the first of them is used; about what a core keeps in flight.
@@ -73,26 +70,6 @@ class Workspace:
             estimate=np.zeros(num_nodes, np.float64),
             queue=np.empty(num_nodes, np.int32),
         )
-
-
-@intrinsic
-def _prefetch(typingctx, array, index):  # type: ignore[no-untyped-def]
-    """Ask for the cache line of ``array[index]``; never faults, changes nothing."""
-
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        array_type, index_type = signature.args
-        struct = context.make_array(array_type)(context, builder, args[0])
-        place = context.cast(builder, args[1], index_type, types.intp)
-        pointer = cgutils.get_item_pointer(context, builder, array_type, struct, [place])
-        byte_pointer = builder.bitcast(pointer, ir.IntType(8).as_pointer())
-        i32 = ir.IntType(32)
-        function_type = ir.FunctionType(ir.VoidType(), [byte_pointer.type, i32, i32, i32])
-        function = builder.module.declare_intrinsic("llvm.prefetch", [byte_pointer.type], function_type)
-        read, keep_in_all_levels, data = 0, 3, 1
-        builder.call(function, [byte_pointer, i32(read), i32(keep_in_all_levels), i32(data)])
-        return context.get_dummy_value()
-
-    return types.none(array, index), codegen
 
 
 @jit(inline="always")
@@ -239,8 +216,8 @@ def push_top_k(  # type: ignore[no-untyped-def]
             waiting -= 1
             if waiting > 0:
                 ahead = starts[node[queue[head]]]
-                _prefetch(indices, ahead)
-                _prefetch(indices, ahead + _CACHE_LINE)
+                prefetch(indices, ahead)
+                prefetch(indices, ahead + _CACHE_LINE)
             u = node[place]
             start, stop = starts[u], stops[u]
             if start < 0:
@@ -261,7 +238,7 @@ def push_top_k(  # type: ignore[no-untyped-def]
             for chunk in range(start, stop, _PREFETCH):
                 chunk_stop = min(chunk + _PREFETCH, stop)
                 for e in range(chunk, chunk_stop):
-                    _prefetch(record, 2 * indices[e])
+                    prefetch(record, 2 * indices[e])
                 for e in range(chunk, chunk_stop):
                     v = np.uint64(indices[e])
                     # Half of the arcs reach a new node, in no order a branch predictor could learn: select, not branch.
@@ -277,7 +254,7 @@ def push_top_k(  # type: ignore[no-untyped-def]
                     threshold = eps * record[np.uint64(2) * v + np.uint64(1)]
                     # A node waits in the queue exactly while its residual is above its threshold.
                     if (before <= threshold) & (after > threshold):
-                        _prefetch(starts, v)
+                        prefetch(starts, v)
                         queue[tail] = t
                         tail += 1
                         if tail == n:

@@ -60,6 +60,7 @@ class ShardedPusher:
         self._cache = RowCache(degrees, options.row_cache_mb * MB)
         self._asked = np.empty(_ASKED, np.int32)
         self._width = _FIRST_GROUP
+        self._room_for_all = len(self._cache.arena) >= whole_graph_words(degrees)
 
     def push(self, sources: np.ndarray) -> tuple[TopK, Traffic]:
         """Top-k rows of ``sources`` ((S,) int64 node ids).
@@ -69,7 +70,8 @@ class ShardedPusher:
         """
         out = PushedRows.allocate(len(sources), min(self._options.k, len(self._cache.degrees)))
         waiting = np.arange(len(sources))
-        traffic, pushes, arcs = Traffic(), 0, 0
+        pushes = arcs = 0
+        traffic = self._fetch_all() if self._room_for_all else Traffic()
         while len(waiting):
             group, waiting = waiting[: self._width], waiting[self._width :]
             left, counts, fetched, advance = self._push_group(sources, group, out)
@@ -125,10 +127,26 @@ class ShardedPusher:
                 if alone:
                     raise self._too_small(int(sources[group[0]]), needed)
                 return group, (pushes, arcs), traffic, advance
-            for nodes, indptr, indices in self._fetch(lacking):
-                advance += cache.insert(nodes, indptr, indices)
-                traffic += Traffic(rows=len(nodes), num_bytes=indices.nbytes)
-            traffic += Traffic(rounds=1)
+            words, fetched = self._fetch_rows(lacking)
+            advance, traffic = advance + words, traffic + fetched
+
+    def _fetch_all(self) -> Traffic:
+        """All rows at once, where there is room for them: asked for as they are lacked they would all come as well, in
+        many rounds, after each of which sources are pushed again."""
+        self._room_for_all = False
+        traffic, num_nodes = Traffic(), len(self._cache.degrees)
+        for start in range(0, num_nodes, _ASKED):
+            nodes = np.arange(start, min(start + _ASKED, num_nodes), dtype=np.int32)
+            traffic += self._fetch_rows(self._cache.lacking(nodes))[1]
+        return traffic
+
+    def _fetch_rows(self, nodes: np.ndarray) -> tuple[int, Traffic]:
+        """Put the rows of ``nodes`` into the cache; how many words it went on by, and what came."""
+        words, traffic = 0, Traffic(rounds=1)
+        for asked, indptr, indices in self._fetch(nodes):
+            words += self._cache.insert(asked, indptr, indices)
+            traffic += Traffic(rows=len(asked), num_bytes=indices.nbytes)
+        return words, traffic
 
     def _too_small(self, node: int, words: int) -> InputError:
         # What else the source will ask for is not known: twice what is, and never more than all there is.

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numba import config
 
-from optimag_dist.ppr.graph import check_csr, symmetrise
+from optimag_dist.ppr.graph import check_csr
 from optimag_dist.ppr.push import Workspace, push_top_k
+from optimag_dist.store.undirected import symmetrise
 from optimag_dist.types import CSR, InputError
 
 # Sources a thread takes at a time: some milliseconds of work, so that an expensive source holds nobody up for long.

@@ -20,7 +20,6 @@ from optimag_dist.ppr.artefact import META_NAME, PPRArtefact, artefact_key
 from optimag_dist.ppr.block import PPRBlock, block_name, read_block, write_block
 from optimag_dist.ppr.drift import Drift, measure_drift
 from optimag_dist.ppr.driver import compute_ppr
-from optimag_dist.ppr.graph import graph_hash
 from optimag_dist.ppr.options import PPROptions
 from optimag_dist.ppr.topk import TopK, push_sources
 from optimag_dist.store import GraphStore
@@ -29,6 +28,7 @@ from optimag_dist.store.partition import PARTITIONS
 from optimag_dist.store.progress_bar import progress_bar
 from optimag_dist.store.rewire import EdgeChanges, read_changes, rewire
 from optimag_dist.store.staging import fingerprint, publish, staging
+from optimag_dist.store.undirected import graph_hash
 from optimag_dist.types import CSR, InputError
 
 # Up to so many rows are pushed in this process. Of more, blocks of which most rows are affected go to Ray as a whole.

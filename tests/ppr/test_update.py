@@ -19,11 +19,11 @@ import yaml
 from optimag_dist.ppr import PPRArtefact, PPROptions, compute_ppr, update
 from optimag_dist.ppr.artefact import artefact_key
 from optimag_dist.ppr.block import block_name, write_block
-from optimag_dist.ppr.graph import graph_hash
 from optimag_dist.ppr.topk import push_sources
 from optimag_dist.ppr.update import ArtefactUpdate, UpdateOptions, update_ppr
 from optimag_dist.store import GraphStore, ingest
 from optimag_dist.store.layout import old_store
+from optimag_dist.store.undirected import graph_hash
 from optimag_dist.types import InputError
 
 from .ppr_oracle import exact_ppr, power_law, undirected_dense
