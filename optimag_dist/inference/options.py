@@ -45,7 +45,7 @@ class EmbedOptions(InferenceOptions):
 
 class PredictOptions(InferenceOptions):
     """Attributes:
-    probabilities: also write the probabilities of all classes, in the order of ``classes`` in ``meta.json``.
+    probabilities: also write the probabilities of all classes, in the order of ``classes`` in ``_meta.json``.
     """
 
     probabilities: bool = False

@@ -1,4 +1,4 @@
-"""What inference leaves in its directory: Parquet parts in order, and ``meta.json``, written last.
+"""What inference leaves in its directory: Parquet parts in order, and ``_meta.json``, written last.
 
 part-000000.parquet …   rows of consecutive nodes; the schema's metadata names the job they belong to
 .layers/                what one layer hands to the next while the job runs
@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 from optimag_dist.files import atomic
 from optimag_dist.types import InputError
 
-META = "meta.json"
+# The underscore hides it from readers that take the directory for one table.
+META = "_meta.json"
 _KEY = b"optimag_job"
 
 
@@ -80,7 +81,7 @@ class Parts:
         return footer.num_rows == len(self.rows(index))
 
     def finished(self) -> bool:
-        """Whether ``meta.json`` says that all is there, and it is.
+        """Whether ``_meta.json`` says that all is there, and it is.
 
         Raises:
             InputError: the directory is a file, or holds the results of another job.

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("ray_session")
 
 
 def _read(out: Path) -> dict[str, list]:
-    parts = json.loads((out / "meta.json").read_text())["parts"]
+    parts = json.loads((out / "_meta.json").read_text())["parts"]
     assert sorted(p["file"] for p in parts) == sorted(p.name for p in out.glob("*.parquet"))
     return pa.concat_tables([pq.read_table(out / part["file"]) for part in parts]).to_pydict()
 
@@ -80,7 +80,7 @@ def test_predictions_are_classes_with_their_probabilities(store: GraphStore, mak
     assert found["label"] == [trained.classes[i] for i in best]
     assert found["probability"] == [row[i] for row, i in zip(found["probabilities"], best, strict=True)]
     assert len(set(found["label"])) > 1
-    assert json.loads((out / "meta.json").read_text())["classes"] == list(trained.classes)
+    assert json.loads((out / "_meta.json").read_text())["classes"] == list(trained.classes)
 
 
 @pytest.mark.parametrize("fanouts", [None, (3, 2)])
@@ -147,7 +147,7 @@ def test_a_killed_driver_goes_on_to_the_same_bytes(
     arguments = [address, str(model), str(store.path), str(broken), str(after)]
     done = subprocess.run([sys.executable, "-c", KILLED, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    assert not (broken / "meta.json").exists()
+    assert not (broken / "_meta.json").exists()
     layers = {p: p.stat().st_ino for p in broken.rglob("*.npy")}
     before = _contents(broken)
     assert len(layers) + len(before) >= left
@@ -228,7 +228,7 @@ def test_results_of_another_job_are_not_overwritten(store: GraphStore, make_mode
     ]:
         with pytest.raises(InputError, match="another checkpoint"):
             infer(other, store, out, options, progress=False)
-    (out / "meta.json").unlink()
+    (out / "_meta.json").unlink()
     with pytest.raises(InputError, match=r"part-000000\.parquet: made from another checkpoint"):
         infer(model, store, out, EmbedOptions(dtype="float16"), progress=False)
     assert _contents(out) == before
