@@ -32,7 +32,8 @@ class RowCache:
         self._ring = np.zeros(2, np.int64)
 
     def words(self, nodes: np.ndarray) -> int:
-        """Words by which the ring goes on at most when the rows of ``nodes`` are inserted."""
+        """Words by which the ring goes on at most when the rows of ``nodes`` are inserted, if that is ``len(arena)`` or
+        less (beyond, the ring may wrap more than once)."""
         sizes = self.degrees[nodes]
         return int(sizes.sum(dtype=np.int64)) + len(sizes) + int(sizes.max(initial=0))
 
@@ -93,7 +94,10 @@ def _insert(nodes, indptr, indices, degrees, arena, starts, stops, ring):  # typ
                 starts[node] = _ABSENT
             oldest = (oldest + length) % size
             used -= length
-        if left > 0:
+        if used == 0:
+            # Nothing to unwind: a gap and a row that together are longer than the arena must not both be counted.
+            oldest = at = 0
+        elif left > 0:
             arena[at] = _SKIP
             used += left
             at = 0
