@@ -26,7 +26,7 @@ from optimag_dist.store.reader import GraphStore
 from optimag_dist.store.source import AttributeReader, FeatureReader, GraphSource
 from optimag_dist.store.staging import FinishedFile, Staging, fingerprint, publish, staging, staging_bytes
 from optimag_dist.store.topology import build_topology
-from optimag_dist.store.writer import ArrowFile
+from optimag_dist.store.writer import ArrowFile, write_batches, write_topology
 from optimag_dist.types import InputError
 
 
@@ -91,7 +91,7 @@ def ingest(
             file = attribute_file(name)
             finished = stage.finished.get(file) if attribute.inputs_known else None
             files[file] = finished or _write_attribute(stage, name, attribute, source.num_nodes)
-        files[NODES] = _write_one_batch(stage.store / NODES, columns)
+        files[NODES] = write_batches(stage.store / NODES, [columns])
         meta = StoreMeta(
             name=source.name,
             num_nodes=len(ids),
@@ -127,8 +127,7 @@ def _write_topology(stage: Staging, source: GraphSource, ids: pa.Array) -> Finis
         built = build_topology(counted(), source.num_nodes, source.directed, stage.scratch, sorted_arcs=advance)
     if built is None:
         raise InputError(f"{source.edge_file}: all {source.num_edges} edges join a node to itself; {NO_EDGES}")
-    rows = pa.LargeListArray.from_arrays(pa.array(built.csr.indptr), pa.array(built.csr.indices))
-    stored = _write_one_batch(stage.store / TOPOLOGY, {"sources": rows})
+    stored = write_topology(stage.store / TOPOLOGY, built.csr)
     facts = {
         "arcs": built.csr.num_arcs,
         "self_loops": built.self_loops,
@@ -139,13 +138,6 @@ def _write_topology(stage: Staging, source: GraphSource, ids: pa.Array) -> Finis
     # The indices, now twice on the disk.
     stage.remove_unfinished()
     return finished
-
-
-def _write_one_batch(path: Path, columns: dict[str, pa.Array]) -> StoredFile:
-    # One batch, so that each column is one contiguous array in the map.
-    with ArrowFile(path, pa.schema([(name, column.type) for name, column in columns.items()])) as file:
-        file.write(*columns.values())
-    return file.stored()
 
 
 def _write_modality(stage: Staging, modality: Modality, reader: FeatureReader, num_nodes: int) -> FinishedFile:

@@ -10,8 +10,11 @@ attribute-<name>.arrow    raw text or bytes, ATTRIBUTE_ROWS rows per record batc
 import hashlib
 import json
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
+
+import numpy as np
 
 from optimag_dist.options import Options, validate_options
 from optimag_dist.types import InputError
@@ -130,12 +133,30 @@ def read_meta(directory: Path) -> StoreMeta:
     meta = validate_options(StoreMeta, record, source=str(path))
     if recorded_hash != meta.content_hash:
         raise InputError(f"{path}: damaged (its content hash does not match its own entries); {again}")
-    for name, file in meta.files.items():
+    check_sizes(directory, meta.files, f": half a store; {again}")
+    return meta
+
+
+def check_sizes(directory: Path, files: Mapping[str, StoredFile], remedy: str) -> None:
+    """Raise ``InputError``, ending in ``remedy``, for the first of ``files`` that is missing or of another size."""
+    for name, file in files.items():
         size = (directory / name).stat().st_size if (directory / name).is_file() else None
         if size != file.size:
             found = "is missing" if size is None else f"has {size:,} bytes"
-            raise InputError(f"{directory / name}: {found}, needed {file.size:,}: half a store; {again}")
-    return meta
+            raise InputError(f"{directory / name}: {found}, needed {file.size:,}{remedy}")
+
+
+def flat_batches(batches: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Arrays of one mapped file as one, for kernels that read them where they lie.
+
+    Returns:
+        The part of the map that holds them, flat; and (batches,) int64: where in it each begins.
+    """
+    first, size = batches[0], batches[0].itemsize
+    starts = np.array([(batch.ctypes.data - first.ctypes.data) // size for batch in batches], np.int64)
+    # All lie in one map, which the view of the first one keeps alive.
+    flat = np.lib.stride_tricks.as_strided(first, (int(starts[-1]) + batches[-1].size,), (size,), writeable=False)
+    return flat, starts
 
 
 def check_replaceable(target: Path) -> None:

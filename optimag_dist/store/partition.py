@@ -25,11 +25,11 @@ from rich.table import Table
 from optimag_dist.files import atomic, sole_writer
 from optimag_dist.jit import jit
 from optimag_dist.options import Options
-from optimag_dist.store.layout import BATCH_ROWS, META, StoredFile
+from optimag_dist.store.layout import BATCH_ROWS, META
 from optimag_dist.store.reader import GraphStore
 from optimag_dist.store.shards import ASSIGNMENT, Partition, PartitionMeta, copy_rows, feature_file, shard_file
 from optimag_dist.store.undirected import graph_hash, symmetrise
-from optimag_dist.store.writer import ArrowFile
+from optimag_dist.store.writer import write_batches
 from optimag_dist.types import CSR, InputError
 
 PARTITIONS = "partitions"
@@ -247,14 +247,14 @@ def _write(
     row = np.empty(len(part), np.int32)
     row[order] = np.arange(len(part)) - np.repeat(starts, part_nodes)
     columns = {"part": pa.array(part), "row": pa.array(row), "degree": pa.array(degrees, pa.int32())}
-    files = {ASSIGNMENT: _write_batches(directory / ASSIGNMENT, [columns])}
+    files = {ASSIGNMENT: write_batches(directory / ASSIGNMENT, [columns])}
     modalities = tuple(store.modalities.values()) if options.features else ()
     for index in range(options.parts):
         nodes = order[starts[index] : starts[index] + part_nodes[index]]
-        files[shard_file(index)] = _write_batches(directory / shard_file(index), [_shard_columns(graph, nodes)])
+        files[shard_file(index)] = write_batches(directory / shard_file(index), [_shard_columns(graph, nodes)])
         for modality in modalities:
             name = feature_file(index, modality.name)
-            files[name] = _write_batches(directory / name, _feature_columns(store, modality.name, nodes))
+            files[name] = write_batches(directory / name, _feature_columns(store, modality.name, nodes))
         report("writing shards", (index + 1) / options.parts)
     return PartitionMeta(
         method=method,
@@ -289,17 +289,6 @@ def _feature_columns(store: GraphStore, modality: str, nodes: np.ndarray) -> Ite
         values = store.gather(modality, rows)
         features = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
         yield {"features": features, "present": pa.array(present[rows])}
-
-
-def _write_batches(path: Path, batches: Iterator[dict[str, pa.Array]] | list[dict[str, pa.Array]]) -> StoredFile:
-    batches = iter(batches)
-    first = next(batches)
-    schema = pa.schema([pa.field(name, column.type) for name, column in first.items()])
-    with ArrowFile(path, schema) as file:
-        file.write(*first.values())
-        for columns in batches:
-            file.write(*columns.values())
-    return file.stored()
 
 
 def _key(store: GraphStore, method: str, options: PartitionOptions) -> str:

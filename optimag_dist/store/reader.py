@@ -1,8 +1,8 @@
 """The graph store as the rest of the program sees it: memory-mapped, read-only, opened by path."""
 
 import itertools
-from collections.abc import Iterable, Mapping
-from functools import cached_property
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,10 @@ from optimag_dist.store.layout import (
     Modality,
     StoreMeta,
     attribute_file,
+    flat_batches,
     read_meta,
 )
-from optimag_dist.store.writer import ContentDigest
+from optimag_dist.store.writer import is_intact
 from optimag_dist.types import CSR, InputError
 
 
@@ -125,17 +126,17 @@ class GraphStore:
             The part of the mapped file that holds them, flat, of the stored dtype; and (batches,) int64: where in it
             each batch of ``BATCH_ROWS`` rows begins.
         """
-        batches = self._feature_batches(self._modality(modality))
-        first, size = batches[0], batches[0].itemsize
-        starts = np.array([(batch.ctypes.data - first.ctypes.data) // size for batch in batches], np.int64)
-        # All batches lie in one map, which the view of the first one keeps alive.
-        flat = np.lib.stride_tricks.as_strided(first, (int(starts[-1]) + batches[-1].size,), (size,), writeable=False)
-        return flat, starts
+        return flat_batches(self._feature_batches(self._modality(modality)))
 
     @property
     def id_column(self) -> pa.Array:
         """(n,) int64 or large_string: the users' ids."""
         return self._nodes.column("id")
+
+    @property
+    def has_integer_ids(self) -> bool:
+        """Whether the users' ids are integers, and not strings."""
+        return self._meta.id_type == "int64"
 
     def ids(self, node_ids: np.ndarray) -> list[Any]:
         """The users' ids (all str or all int) of ``node_ids`` ((k,) int64)."""
@@ -152,7 +153,7 @@ class GraphStore:
         try:
             wanted = pa.array(user_ids, known.type)
         except (pa.ArrowException, OverflowError) as error:
-            kind = "integers" if self._meta.id_type == "int64" else "strings"
+            kind = "integers" if self.has_integer_ids else "strings"
             raise InputError(
                 f"{self.path}: the ids of this store are {kind}, such as {known[0].as_py()!r}: {error}"
             ) from error
@@ -180,15 +181,7 @@ class GraphStore:
             InputError: a file's content has changed since it was written.
         """
         for name, stored in self._meta.files.items():
-            digest = ContentDigest()
-            try:
-                reader = self._reader(name)
-                for index in range(reader.num_record_batches):
-                    digest.update(reader.get_batch(index))
-                intact = digest.hexdigest() == stored.digest
-            except (pa.ArrowException, OSError, ValueError):
-                intact = False
-            if not intact:
+            if not is_intact(partial(self._batches, name), stored):
                 raise InputError(f"{self.path / name}: damaged (its content is not what was written); ingest again")
 
     def summary(self) -> str:
@@ -221,6 +214,10 @@ class GraphStore:
     def _reader(self, file: str) -> pa.RecordBatchFileReader:
         return pa.ipc.open_file(self._maps[file])
 
+    def _batches(self, file: str) -> Iterator[pa.RecordBatch]:
+        reader = self._reader(file)
+        return (reader.get_batch(index) for index in range(reader.num_record_batches))
+
     def _modality(self, name: str) -> Modality:
         if name not in self.modalities:
             raise InputError(f"{self.path}: no modality {name!r}; it has {', '.join(self.modalities)}")
@@ -228,10 +225,9 @@ class GraphStore:
 
     def _feature_batches(self, modality: Modality) -> list[np.ndarray]:
         if modality.name not in self._features:
-            reader = self._reader(modality.file)
-            columns = (reader.get_batch(index).column(0) for index in range(reader.num_record_batches))
             self._features[modality.name] = [
-                column.flatten().to_numpy(zero_copy_only=True).reshape(-1, modality.width) for column in columns
+                batch.column(0).flatten().to_numpy(zero_copy_only=True).reshape(-1, modality.width)
+                for batch in self._batches(modality.file)
             ]
         return self._features[modality.name]
 

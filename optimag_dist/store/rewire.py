@@ -11,11 +11,11 @@ import pyarrow as pa
 
 from optimag_dist.files import sync
 from optimag_dist.store.edges import endpoint_batches
-from optimag_dist.store.layout import TOPOLOGY, StoredFile, read_meta, write_meta
+from optimag_dist.store.layout import TOPOLOGY, read_meta, write_meta
 from optimag_dist.store.reader import GraphStore
 from optimag_dist.store.schema import EdgeTable
 from optimag_dist.store.tables import SourceTable, cells, open_table
-from optimag_dist.store.writer import ArrowFile
+from optimag_dist.store.writer import write_topology
 from optimag_dist.types import CSR, InputError
 
 _OPERATIONS = ("insert", "delete")
@@ -95,7 +95,7 @@ def rewire(store: GraphStore, changes: EdgeChanges, directory: Path) -> GraphSto
     if read_meta(store.path).content_hash != store.content_hash:
         raise InputError(f"{store.path}: the store was replaced by another one while in use; start again")
     topology = change_topology(store.topology, changes)
-    files = {**meta.files, TOPOLOGY: _write_topology(directory / TOPOLOGY, topology)}
+    files = {**meta.files, TOPOLOGY: write_topology(directory / TOPOLOGY, topology)}
     write_meta(directory, meta.model_copy(update={"num_arcs": topology.num_arcs, "files": files}))
     return GraphStore.open(directory)
 
@@ -151,13 +151,6 @@ def _places(csr: CSR, rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray
     there = low < stop
     there[there] = csr.indices[low[there]] == columns[there]
     return low, there
-
-
-def _write_topology(path: Path, topology: CSR) -> StoredFile:
-    rows = pa.LargeListArray.from_arrays(pa.array(topology.indptr), pa.array(topology.indices))
-    with ArrowFile(path, pa.schema([("sources", rows.type)])) as file:
-        file.write(rows)
-    return file.stored()
 
 
 def _link(old: Path, new: Path) -> None:

@@ -9,7 +9,7 @@ The graph is the undirected one that PPR runs on, whatever the store holds.
 """
 
 import json
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Final, Literal
 
@@ -18,8 +18,8 @@ import pyarrow as pa
 
 from optimag_dist.jit import jit
 from optimag_dist.options import Options, validate_options
-from optimag_dist.store.layout import META, Modality, StoredFile
-from optimag_dist.store.writer import ContentDigest
+from optimag_dist.store.layout import META, Modality, StoredFile, check_sizes, flat_batches
+from optimag_dist.store.writer import is_intact
 from optimag_dist.types import CSR, InputError
 
 FORMAT: Final = "optimag-partition"
@@ -79,6 +79,14 @@ class Shard:
         self.rows = CSR(neighbours.offsets.to_numpy(), neighbours.values.to_numpy())
 
 
+class _ShardFeatures:
+    """One modality of one part: ``flat`` and ``starts`` of :func:`flat_batches`, and ``present`` (s,) bool."""
+
+    def __init__(self, batches: list[pa.RecordBatch]) -> None:
+        self.flat, self.starts = flat_batches([batch.column("features").flatten().to_numpy() for batch in batches])
+        self.present = np.concatenate([batch.column("present").to_numpy().view(bool) for batch in batches])
+
+
 class Partition:
     """A finished partition; files are mapped when they are first asked for. Pickles as its path.
 
@@ -91,7 +99,7 @@ class Partition:
         self.path = path
         self.meta = meta
         self._shards: dict[int, Shard] = {}
-        self._feature_batches: dict[tuple[int, str], list[pa.RecordBatch]] = {}
+        self._shard_features: dict[tuple[int, str], _ShardFeatures] = {}
 
     @classmethod
     def open(cls, path: str | Path) -> "Partition":
@@ -113,11 +121,7 @@ class Partition:
         if not isinstance(record, dict) or (record.get("format"), record.get("version")) != (FORMAT, VERSION):
             raise InputError(f"{file}: not a partition of format version {VERSION}; {again}")
         meta = validate_options(PartitionMeta, record, source=str(file))
-        for name, stored in meta.files.items():
-            size = (path / name).stat().st_size if (path / name).is_file() else None
-            if size != stored.size:
-                found = "is missing" if size is None else f"has {size:,} bytes"
-                raise InputError(f"{path / name}: {found}, needed {stored.size:,}; delete {path} and {again}")
+        check_sizes(path, meta.files, f"; delete {path} and {again}")
         return cls(path, meta)
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -130,14 +134,7 @@ class Partition:
             InputError: names the first file whose content has changed.
         """
         for name, stored in self.meta.files.items():
-            digest = ContentDigest()
-            try:
-                for batch in _batches(self.path / name):
-                    digest.update(batch)
-                intact = digest.hexdigest() == stored.digest
-            except (pa.ArrowException, OSError, ValueError):
-                intact = False
-            if not intact:
+            if not is_intact(partial(_batches, self.path / name), stored):
                 raise InputError(
                     f"{self.path / name}: damaged (its content is not what was written); delete the folder"
                 )
@@ -191,27 +188,22 @@ class Partition:
             The part of the mapped file that holds them, flat, of the stored dtype; and (batches,) int64: where in it
             each batch of ``BATCH_ROWS`` rows begins.
         """
-        columns = [batch.column("features").flatten().to_numpy() for batch in self._features(part, modality)]
-        first, size = columns[0], columns[0].itemsize
-        starts = np.array([(column.ctypes.data - first.ctypes.data) // size for column in columns], np.int64)
-        # All batches lie in one map, which the view of the first one keeps alive.
-        flat = np.lib.stride_tricks.as_strided(first, (int(starts[-1]) + columns[-1].size,), (size,), writeable=False)
-        return flat, starts
+        shard = self._features(part, modality)
+        return shard.flat, shard.starts
 
     def present(self, part: int, modality: str) -> np.ndarray:
         """(s,) bool in shard order: whether the node has a value in ``modality``."""
-        batches = self._features(part, modality)
-        return np.concatenate([batch.column("present").to_numpy().view(bool) for batch in batches])
+        return self._features(part, modality).present
 
-    def _features(self, part: int, modality: str) -> list[pa.RecordBatch]:
+    def _features(self, part: int, modality: str) -> "_ShardFeatures":
         if modality not in self.modalities:
             raise InputError(
                 f"{self.path}: its shards hold features of {', '.join(self.modalities) or 'no modality'}, not of "
                 f"{modality!r}; run `optimag partition` with features=true"
             )
-        if (part, modality) not in self._feature_batches:
-            self._feature_batches[part, modality] = _batches(self.path / feature_file(part, modality))
-        return self._feature_batches[part, modality]
+        if (part, modality) not in self._shard_features:
+            self._shard_features[part, modality] = _ShardFeatures(_batches(self.path / feature_file(part, modality)))
+        return self._shard_features[part, modality]
 
     @cached_property
     def _assignment(self) -> pa.RecordBatch:

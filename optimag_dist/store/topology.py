@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from optimag_dist.jit import jit
+from optimag_dist.store.undirected import is_symmetric
 from optimag_dist.types import CSR
 
 NODE_BYTES = 32
@@ -97,7 +98,7 @@ def build_topology(
     csr = CSR(starts, np.memmap(scratch / _INDICES, dtype, mode="r"))
     kept_edges = csr.num_arcs // 2 if both_ways else csr.num_arcs
     if directed is None:
-        directed = not _is_symmetric(csr.indptr, csr.indices)
+        directed = not is_symmetric(csr)
     return BuiltTopology(csr, num_edges - num_pairs, num_pairs - kept_edges, directed)
 
 
@@ -166,16 +167,3 @@ def _sort_rows(begins, arcs, degree):  # type: ignore[no-untyped-def]
                 kept += 1
         degree[row] = kept - start
     return kept
-
-
-@jit(nogil=True)
-def _is_symmetric(indptr, indices):  # type: ignore[no-untyped-def]
-    # Rows are ascending, so the opposites of the arcs into v = 0, 1, … are met in the order in which rows list them.
-    place = indptr[:-1].copy()
-    for v in range(len(place)):
-        for i in range(indptr[v], indptr[v + 1]):
-            u = indices[i]
-            if place[u] == indptr[u + 1] or indices[place[u]] != v:
-                return False
-            place[u] += 1
-    return True

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -9,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from optimag_dist.store.layout import StoredFile
+from optimag_dist.types import CSR
 
 
 class ContentDigest:
@@ -82,3 +84,31 @@ class ArrowFile:
     def stored(self) -> StoredFile:
         """What ``meta.json`` records of the finished file."""
         return StoredFile(size=self._path.stat().st_size, digest=self._digest.hexdigest())
+
+
+def write_batches(path: Path, batches: Iterable[Mapping[str, pa.Array]]) -> StoredFile:
+    """Write columns by name, a record batch each, at least one; each column of a batch is contiguous in the map."""
+    batches = iter(batches)
+    first = next(batches)
+    with ArrowFile(path, pa.schema([(name, column.type) for name, column in first.items()])) as file:
+        file.write(*first.values())
+        for columns in batches:
+            file.write(*columns.values())
+    return file.stored()
+
+
+def write_topology(path: Path, topology: CSR) -> StoredFile:
+    """Write an in-CSR as one list column whose offsets and values are its arrays."""
+    rows = pa.LargeListArray.from_arrays(pa.array(topology.indptr), pa.array(topology.indices))
+    return write_batches(path, [{"sources": rows}])
+
+
+def is_intact(batches: Callable[[], Iterable[pa.RecordBatch]], stored: StoredFile) -> bool:
+    """Whether what can be read of a file is what was written; reads all of it."""
+    digest = ContentDigest()
+    try:
+        for batch in batches():
+            digest.update(batch)
+    except (pa.ArrowException, OSError, ValueError):
+        return False
+    return digest.hexdigest() == stored.digest
