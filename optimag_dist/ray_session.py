@@ -1,8 +1,9 @@
-"""The one place that starts or joins Ray."""
+"""The one place that starts or joins Ray, and how numbered tasks are handed to it."""
 
 import logging
 import os
 import socket
+from collections.abc import Callable, Generator, Iterable, Sequence
 
 import ray
 from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
@@ -10,6 +11,12 @@ from ray._private.authentication.authentication_token_setup import maybe_enable_
 from optimag_dist.types import InputError
 
 _KNOCK_S = 5
+# Tasks handed to Ray per process that works: one that runs, one that waits, so that no core idles and Ctrl-C cancels
+# quickly.
+IN_FLIGHT = 2
+
+# Hands a number to Ray.
+Slot = Callable[[int], ray.ObjectRef]
 
 
 def ensure_ray(address: str | None = None, num_cpus: int | None = None) -> None:
@@ -58,3 +65,30 @@ def _knock(address: str) -> None:
             f"nothing answers at {address} ({error}); give the address of a running Ray head, as ray start --head "
             f"prints it, or none to train on this machine alone"
         ) from error
+
+
+def task_slots(submit: Slot) -> Sequence[Slot]:
+    """As many places for tasks as keep the cluster's cores busy."""
+    return [submit] * max(1, int(IN_FLIGHT * ray.cluster_resources().get("CPU", 1)))
+
+
+def completed(slots: Sequence[Slot], indices: Iterable[int]) -> Generator[tuple[int, ray.ObjectRef], None, None]:
+    """Hand ``indices`` to free ``slots`` and yield each with its task, as they end; leaving early (close it) cancels
+    what is still out."""
+    waiting = iter(indices)
+    free = list(slots)
+    in_flight: dict[ray.ObjectRef, tuple[int, Slot]] = {}
+    try:
+        while True:
+            while free and (index := next(waiting, None)) is not None:
+                slot = free.pop(0)
+                in_flight[slot(index)] = index, slot
+            if not in_flight:
+                return
+            done, _ = ray.wait(list(in_flight), num_returns=1)
+            index, slot = in_flight.pop(done[0])
+            free.append(slot)
+            yield index, done[0]
+    finally:
+        for reference in in_flight:
+            ray.cancel(reference)

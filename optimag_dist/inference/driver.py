@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,10 @@ from optimag_dist.inference.forward import Activations, Forward
 from optimag_dist.inference.options import EmbedOptions, PredictOptions
 from optimag_dist.inference.parts import Parts
 from optimag_dist.inference.trained import TrainedModel
-from optimag_dist.ray_session import ensure_ray
+from optimag_dist.ray_session import completed, ensure_ray, task_slots
 from optimag_dist.sampling import StoreRows
 from optimag_dist.store import GraphStore
 from optimag_dist.types import InputError
-
-# Tasks handed to Ray per core: one that runs, one that waits.
-_IN_FLIGHT_PER_CPU = 2
 
 
 @dataclass(frozen=True)
@@ -155,8 +153,7 @@ def read_ids(path: Path, store: GraphStore) -> list[Any]:
             raise InputError(f"{path}: needed a Parquet file with a column 'id': {error}") from error
     else:
         lines = path.read_text(encoding="utf-8").splitlines()
-        integers = isinstance(store.ids(np.zeros(1, np.int64))[0], int)
-        ids = [_integer(path, row, text) for row, text in enumerate(lines)] if integers else lines
+        ids = [_integer(path, row, text) for row, text in enumerate(lines)] if store.has_integer_ids else lines
     if not ids:
         raise InputError(f"{path}: holds no ids; needed at least one")
     return ids
@@ -263,29 +260,18 @@ def _run(job: Job, missing: list[list[int]]) -> Generator[int, None, None]:
     """Rows of each block as it finishes, stage after stage; leaving early cancels what is still out."""
     job_ref = ray.put(job)
     compute = _compute_block.options(num_gpus=1) if job.device == "cuda" else _compute_block
-    limit = max(1, int(_IN_FLIGHT_PER_CPU * ray.cluster_resources().get("CPU", 1)))
-    in_flight: dict[ray.ObjectRef, int] = {}
-    try:
-        for stage, indices in enumerate(missing):
-            waiting = iter(indices)
-            while True:
-                while len(in_flight) < limit and (index := next(waiting, None)) is not None:
-                    in_flight[compute.remote(job_ref, stage, index)] = index
-                if not in_flight:
-                    break
-                done, _ = ray.wait(list(in_flight), num_returns=1)
-                index = in_flight.pop(done[0])
+    for stage, indices in enumerate(missing):
+        slots = task_slots(partial(compute.remote, job_ref, stage))
+        with closing(completed(slots, indices)) as tasks:
+            for index, task in tasks:
                 try:
-                    rows = ray.get(done[0])
+                    rows = ray.get(task)
                 except ray.exceptions.RayError as error:
                     raise _failed(job, stage, index, error) from error
                 yield rows
-            # Two layers on the disk at once, never more.
-            if 0 < stage < job.stages - 1:
-                job.parts.drop_activations(stage - 1)
-    finally:
-        for reference in in_flight:
-            ray.cancel(reference)
+        # Two layers on the disk at once, never more.
+        if 0 < stage < job.stages - 1:
+            job.parts.drop_activations(stage - 1)
 
 
 def _failed(job: Job, stage: int, index: int, error: Exception) -> Exception:

@@ -24,19 +24,14 @@ from optimag_dist.ppr.block import block_name, read_block, write_block
 from optimag_dist.ppr.options import PPROptions
 from optimag_dist.ppr.sharded import MB, ShardedPusher, Traffic, actor_bytes, requests
 from optimag_dist.ppr.topk import TopK, push_sources
-from optimag_dist.ray_session import ensure_ray
+from optimag_dist.ray_session import IN_FLIGHT, Slot, completed, ensure_ray, task_slots
 from optimag_dist.store.partition import find_partition
 from optimag_dist.store.shards import Partition
 from optimag_dist.store.undirected import graph_hash, symmetrise
 from optimag_dist.types import CSR, InputError
 
-# Tasks handed to Ray per core: one that runs, one that waits, so that no core idles and Ctrl-C cancels quickly.
-_IN_FLIGHT_PER_CPU = 2
 # A block whose process dies is tried again this often; more than that, and the block itself is what kills it.
 _RETRIES = 3
-
-# Hands a block number to Ray.
-Slot = Callable[[int], ray.ObjectRef]
 
 
 class TopologyStore(Protocol):
@@ -209,8 +204,7 @@ class _Replicated:
     @contextmanager
     def slots(self, job: BlockJob) -> Iterator[Sequence[Slot]]:
         job_ref, source = ray.put(job), ray.put(self._source)
-        limit = max(1, int(_IN_FLIGHT_PER_CPU * ray.cluster_resources().get("CPU", 1)))
-        yield [lambda index: _push_block.remote(job_ref, source, index)] * limit
+        yield task_slots(lambda index: _push_block.remote(job_ref, source, index))
 
 
 @ray.remote(num_cpus=1)
@@ -238,7 +232,7 @@ class _Sharded:
     def slots(self, job: BlockJob) -> Iterator[Sequence[Slot]]:
         actors = self._start(job)
         try:
-            yield [partial(actor.push.remote, actors) for actor in actors] * _IN_FLIGHT_PER_CPU
+            yield [partial(actor.push.remote, actors) for actor in actors] * IN_FLIGHT
         finally:
             for actor in actors:
                 ray.kill(actor)
@@ -313,21 +307,10 @@ def _compute_block(job: BlockJob, index: int, push: Callable[[np.ndarray], tuple
 
 def _run_blocks(job: BlockJob, slots: Sequence[Slot], missing: list[int]) -> Generator[BlockReport, None, None]:
     """Reports of the blocks as they finish; leaving early cancels what is still out."""
-    waiting = iter(missing)
-    free = list(slots)
-    in_flight: dict[ray.ObjectRef, tuple[int, Slot]] = {}
-    try:
-        while True:
-            while free and (index := next(waiting, None)) is not None:
-                slot = free.pop(0)
-                in_flight[slot(index)] = index, slot
-            if not in_flight:
-                return
-            done, _ = ray.wait(list(in_flight), num_returns=1)
-            index, slot = in_flight.pop(done[0])
-            free.append(slot)
+    with closing(completed(slots, missing)) as tasks:
+        for index, task in tasks:
             try:
-                report = ray.get(done[0])
+                report = ray.get(task)
             except ray.exceptions.RayError as error:
                 if isinstance(error, InputError):
                     raise InputError(str(error.cause)) from error  # type: ignore[attr-defined]
@@ -337,9 +320,6 @@ def _run_blocks(job: BlockJob, slots: Sequence[Slot], missing: list[int]) -> Gen
                     f"finished blocks stay in {job.path}, the same command resumes.\n{error}"
                 ) from error
             yield report
-    finally:
-        for reference in in_flight:
-            ray.cancel(reference)
 
 
 def _finished(path: Path, key: str) -> PPRArtefact | None:
