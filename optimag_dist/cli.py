@@ -133,11 +133,11 @@ def partition_command(
     overrides: Overrides = None,
 ) -> None:
     """Divide a store into self-contained shards (keys: parts, method, seed, features)."""
-    from optimag_dist.options import apply_overrides, validate_options
+    from optimag_dist.options import parse_options
     from optimag_dist.store import GraphStore, PartitionOptions, partition_store
     from optimag_dist.store.partition import as_table
 
-    options = validate_options(PartitionOptions, apply_overrides({}, overrides or []), source="optimag partition")
+    options = parse_options(PartitionOptions, overrides, "optimag partition")
     partition = partition_store(GraphStore.open(store), options)
     console.print(as_table(partition.meta))
     console.print(f"{partition.path}\nnext: optimag ppr {store} placement=sharded", highlight=False, soft_wrap=True)
@@ -153,13 +153,13 @@ def ppr_compute(
 
     Keys: teleport, eps, k, block_size, placement, partition, actors, row_cache_mb, in_flight_mb.
     """
-    from optimag_dist.options import apply_overrides, validate_options
+    from optimag_dist.options import parse_options
     from optimag_dist.ppr import PPROptions, compute_ppr
     from optimag_dist.ppr.driver import RunTotals
     from optimag_dist.ray_session import ensure_ray
     from optimag_dist.store import GraphStore
 
-    options = validate_options(PPROptions, apply_overrides({}, overrides or []), source="optimag ppr")
+    options = parse_options(PPROptions, overrides, "optimag ppr")
     opened = GraphStore.open(store)
     ensure_ray(address)
     totals = RunTotals()
@@ -199,11 +199,11 @@ def ppr_update(
     address: Address = None,
 ) -> None:
     """Insert and delete edges, and bring the store's PPR up to date where it changes (key: slack)."""
-    from optimag_dist.options import apply_overrides, validate_options
+    from optimag_dist.options import parse_options
     from optimag_dist.ppr import UpdateOptions, update_ppr
     from optimag_dist.ray_session import ensure_ray
 
-    options = validate_options(UpdateOptions, apply_overrides({}, overrides or []), source="optimag ppr update")
+    options = parse_options(UpdateOptions, overrides, "optimag ppr update")
     if address is not None:
         ensure_ray(address)
     say = partial(console.print, highlight=False, soft_wrap=True, markup=False)
@@ -244,10 +244,9 @@ def embed(
 ) -> None:
     """Write every node's embedding (keys: block_size, fanouts, device, dtype, per_modality, allow_other_store)."""
     from optimag_dist.inference.options import EmbedOptions
-    from optimag_dist.options import apply_overrides, validate_options
+    from optimag_dist.options import parse_options
 
-    options = validate_options(EmbedOptions, apply_overrides({}, overrides or []), source="optimag embed")
-    _infer(checkpoint, store, out, options, nodes, address)
+    _infer(checkpoint, store, out, parse_options(EmbedOptions, overrides, "optimag embed"), nodes, address)
 
 
 @app.command()
@@ -261,10 +260,9 @@ def predict(
 ) -> None:
     """Write every node's most probable class (keys: block_size, fanouts, device, probabilities, allow_other_store)."""
     from optimag_dist.inference.options import PredictOptions
-    from optimag_dist.options import apply_overrides, validate_options
+    from optimag_dist.options import parse_options
 
-    options = validate_options(PredictOptions, apply_overrides({}, overrides or []), source="optimag predict")
-    _infer(checkpoint, store, out, options, nodes, address)
+    _infer(checkpoint, store, out, parse_options(PredictOptions, overrides, "optimag predict"), nodes, address)
 
 
 def _infer(

@@ -59,6 +59,11 @@ def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> dict[str,
     return data
 
 
+def parse_options(cls: type[OptionsT], overrides: Sequence[str] | None, source: str) -> OptionsT:
+    """``cls`` with its defaults changed by ``key.sub=value`` overrides; errors as of :func:`load_options`."""
+    return validate_options(cls, apply_overrides({}, overrides or []), source=source)
+
+
 def validate_options(cls: type[OptionsT], data: dict[str, Any], source: str) -> OptionsT:
     """Validate ``data`` as ``cls``; errors are ``InputError`` in the words of ``source``."""
     try:

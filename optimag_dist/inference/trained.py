@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ from optimag_dist.types import InputError
 class TrainedModel:
     """Attributes:
     path: of ``model.pt``.
-    digest: sha256 of the file.
     config: what it was trained with.
     widths: modality → width of its features.
     classes: names of the head's outputs.
@@ -28,7 +28,6 @@ class TrainedModel:
     """
 
     path: Path
-    digest: str
     config: VariantConfig
     widths: dict[str, int]
     classes: tuple[str, ...]
@@ -55,7 +54,6 @@ class TrainedModel:
         config = validate_options(VariantConfig, state["config"], source=f"{file}, config")
         return cls(
             path=file.absolute(),
-            digest=hashlib.sha256(file.read_bytes()).hexdigest(),
             config=config,
             widths=dict(state["widths"]),
             classes=tuple(state["classes"]),
@@ -65,8 +63,12 @@ class TrainedModel:
 
     @property
     def eval_fanouts(self) -> tuple[int, ...]:
-        sampling = self.config.sampling
-        return sampling.eval_fanouts or (-1,) * len(sampling.fanouts)
+        return self.config.sampling.fanouts_at_evaluation
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of the file."""
+        return hashlib.sha256(self.path.read_bytes()).hexdigest()
 
     def check_store(self, store: GraphStore, *, allow_other: bool) -> None:
         """Raise ``InputError`` unless ``store`` is the one trained on, or another is allowed and its features fit."""

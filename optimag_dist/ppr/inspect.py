@@ -49,7 +49,7 @@ def row_table(artefact: PPRArtefact, store: GraphStore, user_id: str) -> Table:
             "give the store it was computed from"
         )
     known: int | str = user_id
-    if isinstance(store.ids(np.zeros(1, np.int64))[0], int):
+    if store.has_integer_ids:
         try:
             known = int(user_id)
         except ValueError:

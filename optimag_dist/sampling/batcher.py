@@ -52,6 +52,11 @@ class SamplingOptions(Options):
             raise ValueError(f"eval_fanouts needs {len(self.fanouts)} entries, one per layer, like fanouts")
         return self
 
+    @property
+    def fanouts_at_evaluation(self) -> tuple[int, ...]:
+        """``eval_fanouts``, or all neighbours in every layer."""
+        return self.eval_fanouts or (-1,) * len(self.fanouts)
+
 
 class SeedBatcher:
     """Cuts ``nodes`` into seed groups, every node the anchor of exactly one group per epoch.

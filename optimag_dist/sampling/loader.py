@@ -73,7 +73,7 @@ class GroupLoader:
 
     def cover(self, nodes: np.ndarray, chunk: int) -> Iterator[GroupBatch]:
         """This rank's share of ``nodes``, in chunks of anchors without neighbours beyond the blocks' own."""
-        fanouts = self._options.eval_fanouts or (-1,) * len(self._options.fanouts)
+        fanouts = self._options.fanouts_at_evaluation
         mine = nodes[self._rank :: self._world_size]
         chunks = [mine[i : i + chunk] for i in range(0, len(mine), chunk)]
         jobs = [(self._assemble, SeedGroup(c, len(c)), fanouts, (0, i), None) for i, c in enumerate(chunks)]

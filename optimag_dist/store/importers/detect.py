@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from optimag_dist.options import apply_overrides, validate_options
+from optimag_dist.options import parse_options
 from optimag_dist.store.importers.dgl_file import is_dgl, open_dgl
 from optimag_dist.store.importers.magb import is_magb, open_magb
 from optimag_dist.store.importers.mm_graph import is_mm_graph, open_mm_graph
@@ -24,7 +24,7 @@ def open_source(path: Path, overrides: Sequence[str] = ()) -> GraphSource:
     """
     if path.suffix.lower() in (".yaml", ".yml"):
         return TableSource(path, overrides)
-    options = validate_options(ImportOptions, apply_overrides({}, overrides), source=str(path))
+    options = parse_options(ImportOptions, overrides, str(path))
     if path.is_dir():
         for has_layout, open_folder in ((is_ogb, open_ogb), (is_mm_graph, open_mm_graph), (is_magb, open_magb)):
             if has_layout(path):
