@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from optimag_dist.sampling.kernels import draw, gather_float16, gather_rows
 from optimag_dist.sampling.recycled import RecycledMemory
@@ -105,9 +106,13 @@ def draw_neighbours(
         (k + 1,) int64 ``indptr`` and the neighbours, of the dtype of ``csr.indices``.
     """
     starts, stops = csr.indptr[rows], csr.indptr[rows + 1]
-    sizes = stops - starts
-    indptr = np.zeros(len(rows) + 1, np.int64)
-    np.cumsum(sizes if fanout < 0 else np.minimum(sizes, fanout), out=indptr[1:])
-    out = np.empty(indptr[-1], csr.indices.dtype)
+    indptr, out = room_for_draws(stops - starts, fanout, csr.indices.dtype)
     draw(starts, stops, csr.indices, nodes, fanout, np.uint64(key), indptr, out)
     return indptr, out
+
+
+def room_for_draws(degrees: np.ndarray, fanout: int, dtype: DTypeLike) -> tuple[np.ndarray, np.ndarray]:
+    """``indptr`` of draws from rows of ``degrees`` (k,), and an empty array for what is drawn."""
+    indptr = np.zeros(len(degrees) + 1, np.int64)
+    np.cumsum(degrees if fanout < 0 else np.minimum(degrees, fanout), out=indptr[1:])
+    return indptr, np.empty(indptr[-1], dtype)

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from optimag_dist.sampling.kernels import copy_file_rows
-from optimag_dist.sampling.rows import draw_neighbours
-from optimag_dist.store.layout import BATCH_ROWS, Modality
+from optimag_dist.sampling.kernels import gather_rows
+from optimag_dist.sampling.rows import draw_neighbours, room_for_draws
+from optimag_dist.store.layout import Modality
 from optimag_dist.store.shards import Partition, copy_rows
 from optimag_dist.types import InputError
 
@@ -27,7 +27,7 @@ class ShardOwner:
 
     def neighbours(self, nodes: np.ndarray, fanout: int, key: int) -> tuple[np.ndarray, np.ndarray]:
         """As :meth:`optimag_dist.sampling.rows.GraphRows.neighbours`."""
-        indptr, out = _room_for_neighbours(self._partition.degrees[nodes], fanout)
+        indptr, out = room_for_draws(self._partition.degrees[nodes], fanout, np.int32)
         for part, places, rows in self._by_part(nodes):
             csr = self._partition.shard(part).rows
             drawn = draw_neighbours(csr, rows, nodes[places], fanout, key)
@@ -40,7 +40,11 @@ class ShardOwner:
         values = np.empty((len(nodes), record.width), record.dtype)
         for part, places, rows in self._by_part(nodes):
             flat, starts = self._partition.feature_file(part, modality)
-            copy_file_rows(flat, starts, BATCH_ROWS, rows, places, values)
+            mine = np.empty((len(rows), record.width), record.dtype)
+            # As integers: compiled code does not know float16, and nothing is computed.
+            bits = np.dtype(f"u{flat.itemsize}")
+            gather_rows(flat.view(bits), starts, rows, mine.view(bits))
+            values[places] = mine
         return values
 
     def present(self, modality: str, nodes: np.ndarray) -> np.ndarray:
@@ -80,7 +84,7 @@ class ShardedRows:
         return self._partition.modalities
 
     def neighbours(self, nodes: np.ndarray, fanout: int, key: int) -> tuple[np.ndarray, np.ndarray]:
-        indptr, out = _room_for_neighbours(self._partition.degrees[nodes], fanout)
+        indptr, out = room_for_draws(self._partition.degrees[nodes], fanout, np.int32)
         for places, drawn in self._answers(nodes, "neighbours", lambda mine: (mine, fanout, key)):
             copy_rows(*drawn, np.arange(len(places)), indptr, places, out)
         return indptr, out
@@ -111,9 +115,3 @@ class ShardedRows:
             asked.append((places, self._ask(int(index), question, *arguments(nodes[places]))))
         for places, wait in asked:
             yield places, wait()
-
-
-def _room_for_neighbours(degrees: np.ndarray, fanout: int) -> tuple[np.ndarray, np.ndarray]:
-    indptr = np.zeros(len(degrees) + 1, np.int64)
-    np.cumsum(degrees if fanout < 0 else np.minimum(degrees, fanout), out=indptr[1:])
-    return indptr, np.empty(indptr[-1], np.int32)
