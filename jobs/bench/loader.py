@@ -21,10 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
-import yaml
 from ppr import power_law_graph
 from rich.console import Console
 from rich.table import Table
@@ -35,20 +32,9 @@ from optimag_dist.store import GraphStore, ingest
 
 
 def make_store(folder: Path, edges: np.ndarray, features: dict[str, np.ndarray]) -> GraphStore:
-    """Ingest (E, 2) undirected edges and modality → (n, width) features, kept as float16."""
-    num_nodes = len(next(iter(features.values())))
-    pq.write_table(pa.table({"id": np.arange(num_nodes)}), folder / "nodes.parquet")
-    pq.write_table(pa.table({"u": edges[:, 0], "v": edges[:, 1]}), folder / "edges.parquet")
-    for name, values in features.items():
-        np.save(folder / f"{name}.npy", values)
-    schema = {
-        "name": "bench",
-        "nodes": {"file": "nodes.parquet", "id": "id"},
-        "modalities": {name: {"file": f"{name}.npy", "dtype": "float16"} for name in features},
-        "edges": {"file": "edges.parquet", "source": "u", "target": "v"},
-    }
-    (folder / "schema.yaml").write_text(yaml.safe_dump(schema))
-    return ingest(folder / "schema.yaml", folder / "store")
+    """Ingest (E, 2) undirected edges and modality → (n, width) float16 features."""
+    np.savez(folder / "bench.npz", edges=edges, **{f"x_{name}": values for name, values in features.items()})
+    return ingest(folder / "bench.npz", folder / "store")
 
 
 def read_graph(npz: Path | None, num_nodes: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:

@@ -22,7 +22,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
 from ppr import power_iteration, power_law_graph
 from rich.console import Console
 from rich.table import Table
@@ -57,19 +56,6 @@ def read_edges(args: argparse.Namespace) -> tuple[np.ndarray, int]:
     edges = np.sort(edges[edges[:, 0] != edges[:, 1]], axis=1)
     keys = np.unique(edges[:, 0] * n + edges[:, 1])
     return np.stack([keys // n, keys % n], axis=1), n
-
-
-def make_store(folder: Path, edges: np.ndarray, n: int) -> GraphStore:
-    pq.write_table(pa.table({"id": np.arange(n), "x": np.ones(n)}), folder / "nodes.parquet")
-    pq.write_table(pa.table({"a": edges[:, 0], "b": edges[:, 1]}), folder / "edges.parquet")
-    schema = {
-        "name": "bench",
-        "nodes": {"file": "nodes.parquet", "id": "id"},
-        "modalities": {"x": {"columns": ["x"]}},
-        "edges": {"file": "edges.parquet", "source": "a", "target": "b"},
-    }
-    (folder / "schema.yaml").write_text(yaml.safe_dump(schema), encoding="utf-8")
-    return ingest(folder / "schema.yaml", folder / "store", say=lambda line: None)
 
 
 def draw_changes(path: Path, edges: np.ndarray, n: int, count: int, rng: np.random.Generator) -> None:
@@ -145,7 +131,8 @@ def main() -> None:
         "changed edges", "rows pushed", "update, s", "anew, s", "ratio", "largest bound, eps", "error", "recall"
     )
     with tempfile.TemporaryDirectory() as folder:
-        store = make_store(Path(folder), edges, n)
+        np.savez(Path(folder, "graph.npz"), edges=edges, x_x=np.ones((n, 1), np.float16))
+        store = ingest(Path(folder, "graph.npz"), Path(folder, "store"), say=lambda line: None)
         compute_ppr(store, PPROptions(eps=args.eps, k=args.k), progress=False)
         rng = np.random.default_rng(args.seed)
         # The first draw of all compiles or loads the kernels.

@@ -7,36 +7,21 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-import yaml
 
 from optimag_dist.ppr import PPRArtefact, PPROptions, compute_ppr, driver, ppr_topk
 from optimag_dist.ppr.driver import BlockReport
-from optimag_dist.store import GraphStore, ingest
+from optimag_dist.store import GraphStore
 from optimag_dist.types import InputError
 
-from .ppr_oracle import power_law
+from .small_store import power_law_store
 
 NUM_NODES = 230
 OPTIONS = PPROptions(eps=1e-3, k=8, block_size=50)
 
 
 def make_store(folder: Path, directed: bool) -> GraphStore:
-    """Undirected: a power-law graph and ten nodes without edges. Directed: each edge in one direction only."""
-    csr = power_law(NUM_NODES - 10, 3, seed=0)
-    source = np.repeat(np.arange(csr.num_nodes), np.diff(csr.indptr))
-    once = source < csr.indices
-    pq.write_table(pa.table({"id": np.arange(NUM_NODES), "x": np.ones(NUM_NODES)}), folder / "nodes.parquet")
-    pq.write_table(pa.table({"a": source[once], "b": csr.indices[once]}), folder / "edges.parquet")
-    schema = {
-        "name": "power-law",
-        "nodes": {"file": "nodes.parquet", "id": "id"},
-        "modalities": {"x": {"columns": ["x"]}},
-        "edges": {"file": "edges.parquet", "source": "a", "target": "b", "directed": directed},
-    }
-    (folder / "schema.yaml").write_text(yaml.safe_dump(schema), encoding="utf-8")
-    return ingest(folder / "schema.yaml", folder / "store")
+    return power_law_store(folder, NUM_NODES, isolated=10, directed=directed)
 
 
 @pytest.fixture(scope="module")

@@ -14,11 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import ray
-import yaml
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -26,11 +23,11 @@ from optimag_dist import cli
 from optimag_dist.ppr import PPRArtefact, PPROptions, compute_ppr, driver
 from optimag_dist.ppr.driver import BlockReport, RunTotals
 from optimag_dist.ppr.sharded import ShardedPusher, actor_bytes
-from optimag_dist.store import GraphStore, PartitionOptions, ingest, partition_store
+from optimag_dist.store import GraphStore, PartitionOptions, partition_store
 from optimag_dist.store.partition import find_partition
 from optimag_dist.types import InputError
 
-from .ppr_oracle import power_law
+from .small_store import power_law_store
 
 NUM_NODES = 400
 OPTIONS = PPROptions(eps=1e-3, k=8, block_size=25)
@@ -39,20 +36,7 @@ OPTIONS = PPROptions(eps=1e-3, k=8, block_size=25)
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> GraphStore:
     """A directed power-law store and five nodes without edges, in seven shards."""
-    folder = tmp_path_factory.mktemp("graph")
-    csr = power_law(NUM_NODES - 5, 3, seed=0)
-    source = np.repeat(np.arange(csr.num_nodes), np.diff(csr.indptr))
-    once = source < csr.indices
-    pq.write_table(pa.table({"id": np.arange(NUM_NODES), "x": np.ones(NUM_NODES)}), folder / "nodes.parquet")
-    pq.write_table(pa.table({"a": source[once], "b": csr.indices[once]}), folder / "edges.parquet")
-    schema = {
-        "name": "power-law",
-        "nodes": {"file": "nodes.parquet", "id": "id"},
-        "modalities": {"x": {"columns": ["x"]}},
-        "edges": {"file": "edges.parquet", "source": "a", "target": "b", "directed": True},
-    }
-    (folder / "schema.yaml").write_text(yaml.safe_dump(schema), encoding="utf-8")
-    store = ingest(folder / "schema.yaml", folder / "store")
+    store = power_law_store(tmp_path_factory.mktemp("graph"), NUM_NODES, isolated=5, directed=True)
     partition_store(store, PartitionOptions(parts=7, method="streaming"), progress=False)
     return store
 

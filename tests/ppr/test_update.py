@@ -14,18 +14,18 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
-import yaml
 
 from optimag_dist.ppr import PPRArtefact, PPROptions, compute_ppr, update
 from optimag_dist.ppr.artefact import artefact_key
 from optimag_dist.ppr.block import block_name, write_block
 from optimag_dist.ppr.topk import push_sources
 from optimag_dist.ppr.update import ArtefactUpdate, UpdateOptions, update_ppr
-from optimag_dist.store import GraphStore, ingest
+from optimag_dist.store import GraphStore
 from optimag_dist.store.layout import old_store
 from optimag_dist.store.undirected import graph_hash
 from optimag_dist.types import InputError
 
+from . import small_store
 from .ppr_oracle import exact_ppr, power_law, undirected_dense
 
 NUM_NODES = 240
@@ -47,19 +47,8 @@ def base_edges() -> set[Edge]:
 
 
 def make_store(folder: Path, edges: Iterable[Edge], directed: bool = False) -> GraphStore:
-    folder.mkdir(parents=True, exist_ok=True)
-    ids = [user_id(node) for node in range(NUM_NODES)]
-    pq.write_table(pa.table({"id": ids, "x": np.arange(NUM_NODES) * 1.0}), folder / "nodes.parquet")
     ends = [[user_id(node) for node in side] for side in zip(*sorted(edges), strict=True)]
-    pq.write_table(pa.table({"a": ends[0], "b": ends[1]}), folder / "edges.parquet")
-    schema = {
-        "name": "changing",
-        "nodes": {"file": "nodes.parquet", "id": "id"},
-        "modalities": {"x": {"columns": ["x"]}},
-        "edges": {"file": "edges.parquet", "source": "a", "target": "b", "directed": directed},
-    }
-    (folder / "schema.yaml").write_text(yaml.safe_dump(schema), encoding="utf-8")
-    return ingest(folder / "schema.yaml", folder / "store", say=lambda line: None)
+    return small_store.make_store(folder, [user_id(node) for node in range(NUM_NODES)], ends, directed=directed)
 
 
 def add_artefact(store: GraphStore, options: PPROptions = OPTIONS) -> PPRArtefact:
