@@ -22,13 +22,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from optimag_dist.files import sole_writer
 from optimag_dist.inference.forward import Activations, Forward
 from optimag_dist.inference.options import EmbedOptions, PredictOptions
 from optimag_dist.inference.parts import Parts
 from optimag_dist.inference.trained import TrainedModel
 from optimag_dist.ray_session import completed, ensure_ray, task_slots
 from optimag_dist.sampling import StoreRows
+from optimag_dist.storage import AnyPath, is_file, on_this_host, sole_user
 from optimag_dist.store import GraphStore
 from optimag_dist.types import InputError
 
@@ -38,15 +38,15 @@ class Job:
     """What every task of one run has in common.
 
     Attributes:
-        checkpoint: path of ``model.pt``.
-        store: pickles as its path.
+        checkpoint: of ``model.pt``.
+        store: pickles as its location.
         nodes: (k,) int64 node ids to write in this order; None for all, layer by layer.
         fanouts: resolved.
         stages: how many the run has: one, or one per layer and the encoders.
         device: ``cpu`` or ``cuda``.
     """
 
-    checkpoint: Path
+    checkpoint: AnyPath
     store: GraphStore
     nodes: np.ndarray | None
     options: EmbedOptions | PredictOptions
@@ -59,31 +59,31 @@ class Job:
         rows = self.parts.rows(index)
         return np.arange(rows.start, rows.stop) if self.nodes is None else self.nodes[rows.start : rows.stop]
 
-    def output(self, stage: int, index: int) -> Path:
+    def output(self, stage: int, index: int) -> AnyPath:
         last = stage == self.stages - 1
         return self.parts.part(index) if last else self.parts.activations(stage, index)
 
 
 def infer(
-    checkpoint: Path,
+    checkpoint: AnyPath,
     store: GraphStore,
-    out: Path,
+    out: AnyPath,
     options: EmbedOptions | PredictOptions,
     *,
     user_ids: Sequence[Any] | None = None,
     progress: bool = True,
-) -> Path:
+) -> AnyPath:
     """Write embeddings (:class:`EmbedOptions`) or predictions (:class:`PredictOptions`) of nodes to ``out``.
 
     The parts hold ``id`` (the users' own) and ``embedding`` (what the model's head sees, a list of fixed size), or
     ``id``, ``label`` (a class) and ``probability``; see the options for more columns. The numbers do not depend on the
     number of workers, and on ``block_size`` only by rounding. A finished result is returned as it is; of an unfinished
-    one, what is there is kept. ``store.path`` and ``out`` must mean the same files on every Ray node.
+    one, what is there is kept. Checkpoint, store and ``out`` must mean the same files on every Ray node, as URIs do.
 
     Args:
         checkpoint: ``model.pt`` of a fit, or the fit's directory.
         store: the graph; the one the model was trained on, unless ``options.allow_other_store``.
-        out: directory.
+        out: directory, or its URI.
         user_ids: whose rows to write, in this order; default: all nodes in the store's order.
         progress: show a bar when the terminal can.
 
@@ -117,14 +117,14 @@ def infer(
     parts = Parts(out.absolute(), key, num_rows, options.block_size)
     if parts.finished():
         return parts.path
-    with sole_writer(parts.path):
+    with sole_user(parts.path):
         if parts.finished():
             return parts.path
         layered = nodes is None and trained.model.passes_messages
         stages = len(fanouts) + 1 if layered else 1
         ensure_ray()
         device = _device(options.device)
-        job = Job(trained.path, store, nodes, options, fanouts, stages, device, parts)
+        job = Job(trained.location, store, nodes, options, fanouts, stages, device, parts)
         missing = _missing(job)
         with (
             _progress_bar(progress, kind, job, missing) as advance,
@@ -132,9 +132,8 @@ def infer(
         ):
             for rows in reports:
                 advance(rows)
-        parts.finish(
-            {**record, "checkpoint_path": str(trained.path), "store_path": str(store.path), "classes": trained.classes}
-        )
+        places = {"checkpoint_path": str(trained.location), "store_path": str(store.location)}
+        parts.finish({**record, **places, "classes": trained.classes})
     return parts.path
 
 
@@ -189,7 +188,7 @@ def _missing(job: Job) -> list[list[int]]:
     missing[-1] = [index for index in parts if not job.parts.has_part(index)]
     for stage in range(job.stages - 2, -1, -1):
         if missing[stage + 1]:
-            missing[stage] = [index for index in parts if not job.output(stage, index).is_file()]
+            missing[stage] = [index for index in parts if not is_file(job.output(stage, index))]
     return missing
 
 
@@ -206,7 +205,7 @@ def _compute_block(job: Job, stage: int, index: int) -> int:
         if job.stages == 1:
             hidden = forward.represent(nodes)
         else:
-            files = [job.parts.activations(stage - 1, i) for i in range(job.parts.num_parts)]
+            files = [on_this_host(job.parts.activations(stage - 1, i)) for i in range(job.parts.num_parts)]
             hidden = forward.layer(stage - 1, nodes, Activations(files, job.parts.block_size))
         if stage < job.stages - 1:
             job.parts.write_activations(stage, index, _numpy(hidden))

@@ -43,6 +43,14 @@ class EmbedOptions(InferenceOptions):
     dtype: Literal["float32", "float16"] = "float32"
 
 
+class EvaluateOptions(InferenceOptions):
+    """Attributes:
+    split: the fit's own nodes to evaluate on; of no use with a list of nodes.
+    """
+
+    split: Literal["train", "val", "test"] = "test"
+
+
 class PredictOptions(InferenceOptions):
     """Attributes:
     probabilities: also write the probabilities of all classes, in the order of ``classes`` in ``_meta.json``.

@@ -5,7 +5,6 @@ part-000000.parquet …   rows of consecutive nodes; the schema's metadata names
 """
 
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from optimag_dist.files import atomic
+from optimag_dist.storage import AnyPath, is_file, opened, remove, remove_tree, to_write
 from optimag_dist.types import InputError
 
 # The underscore hides it from readers that take the directory for one table.
@@ -27,13 +27,13 @@ class Parts:
     """The directory of one job.
 
     Attributes:
-        path: directory.
+        path: directory, or its URI.
         key: of everything that decides the numbers; parts of another key are never mixed in or overwritten.
         num_rows: of all parts together.
         block_size: rows of every part but the last.
     """
 
-    path: Path
+    path: AnyPath
     key: str
     num_rows: int
     block_size: int
@@ -46,23 +46,24 @@ class Parts:
         start = index * self.block_size
         return range(start, min(start + self.block_size, self.num_rows))
 
-    def part(self, index: int) -> Path:
+    def part(self, index: int) -> AnyPath:
         return self.path / f"part-{index:06d}.parquet"
 
-    def activations(self, layer: int, index: int) -> Path:
+    def activations(self, layer: int, index: int) -> AnyPath:
         return self.path / ".layers" / self.key / f"{layer}-{index:06d}.npy"
 
     def write_part(self, index: int, table: pa.Table) -> None:
-        with atomic(self.part(index)) as temporary:
+        with to_write(self.part(index)) as file, atomic(file) as temporary:
             pq.write_table(table.replace_schema_metadata({_KEY: self.key.encode()}), temporary)
 
     def write_activations(self, layer: int, index: int, values: np.ndarray) -> None:
-        with atomic(self.activations(layer, index)) as temporary, temporary.open("wb") as file:
+        place = self.activations(layer, index)
+        with to_write(place) as target, atomic(target) as temporary, temporary.open("wb") as file:
             np.save(file, values)
 
     def drop_activations(self, layer: int) -> None:
         for index in range(self.num_parts):
-            self.activations(layer, index).unlink(missing_ok=True)
+            remove(self.activations(layer, index))
 
     def has_part(self, index: int) -> bool:
         """Whether the part is there and whole.
@@ -70,10 +71,11 @@ class Parts:
         Raises:
             InputError: it is there and belongs to another job.
         """
-        if not self.part(index).is_file():
+        if not is_file(self.part(index)):
             return False
         try:
-            footer = pq.read_metadata(self.part(index))
+            with opened(self.part(index)) as file:
+                footer = pq.read_metadata(file)
         except (pa.ArrowException, OSError):
             return False
         if (footer.metadata or {}).get(_KEY) != self.key.encode():
@@ -86,13 +88,14 @@ class Parts:
         Raises:
             InputError: the directory is a file, or holds the results of another job.
         """
-        if self.path.exists() and not self.path.is_dir():
+        if isinstance(self.path, Path) and self.path.exists() and not self.path.is_dir():
             raise InputError(f"{self.path}: is a file; needed a directory for the results, or a free path")
         file = self.path / META
-        if not file.is_file():
+        if not is_file(file):
             return False
         try:
-            key = json.loads(file.read_text(encoding="utf-8"))["key"]
+            with opened(file) as text:
+                key = json.loads(text.read())["key"]
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise InputError(f"{file}: not the description of embeddings or predictions; name another path") from error
         if key != self.key:
@@ -101,13 +104,13 @@ class Parts:
 
     def finish(self, record: dict[str, Any]) -> None:
         """Remove what only the computation needed, and say that all is there."""
-        shutil.rmtree(self.path / ".layers", ignore_errors=True)
+        remove_tree(self.path / ".layers")
         parts = [{"file": self.part(index).name, "rows": len(self.rows(index))} for index in range(self.num_parts)]
-        with atomic(self.path / META) as temporary:
+        with to_write(self.path / META) as file, atomic(file) as temporary:
             text = json.dumps({"key": self.key, "rows": self.num_rows, "parts": parts, **record}, indent=2)
             temporary.write_text(text, encoding="utf-8")
 
-    def foreign(self, file: Path) -> InputError:
+    def foreign(self, file: AnyPath) -> InputError:
         return InputError(
             f"{file}: made from another checkpoint, store, list of nodes or options; choose another path, or delete "
             f"{self.path}"

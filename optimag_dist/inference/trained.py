@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,16 +11,21 @@ import torch
 
 from optimag_dist.models import MultimodalModel
 from optimag_dist.options import validate_options
+from optimag_dist.storage import AnyPath, files_below, is_file, on_this_host
 from optimag_dist.store import GraphStore
 from optimag_dist.train import checkpoint
 from optimag_dist.train.options import VariantConfig
 from optimag_dist.types import InputError
 
+MODEL = "model.pt"
+
 
 @dataclass(frozen=True)
 class TrainedModel:
     """Attributes:
-    path: of ``model.pt``.
+    location: of ``model.pt``.
+    path: of it on this host.
+    seed: of the fit; None where the file does not say.
     config: what it was trained with.
     widths: modality → width of its features.
     classes: names of the head's outputs.
@@ -27,7 +33,9 @@ class TrainedModel:
     model: on the asked device, in evaluation mode.
     """
 
+    location: AnyPath
     path: Path
+    seed: int | None
     config: VariantConfig
     widths: dict[str, int]
     classes: tuple[str, ...]
@@ -35,25 +43,25 @@ class TrainedModel:
     model: MultimodalModel
 
     @classmethod
-    def open(cls, path: Path, device: torch.device) -> "TrainedModel":
+    def open(cls, path: AnyPath, device: torch.device) -> "TrainedModel":
         """Read ``model.pt``, or that of a fit's directory.
 
         Raises:
             InputError: there is none, or it is damaged or of another kind.
         """
-        file = path / "model.pt" if path.is_dir() else path
-        if not file.is_file():
-            what = "no model.pt in this directory (an unfinished fit has none)" if path.is_dir() else "no such file"
-            raise InputError(
-                f"{path}: {what}; give the model.pt of a finished fit, or its directory: RUN/VARIANT/seed-N"
-            )
+        location = path if is_file(path) else path / MODEL
+        if not is_file(location):
+            raise _no_model(path)
+        file = on_this_host(location)
         state = checkpoint.load(file, device)
         kind = isinstance(state, dict) and state.keys() >= {"model", "config", "widths", "classes", "store"}
         if not kind:
             raise InputError(f"{file}: not a trained model (checkpoint.pt holds an unfinished fit); give its model.pt")
         config = validate_options(VariantConfig, state["config"], source=f"{file}, config")
         return cls(
+            location=location.absolute(),
             path=file.absolute(),
+            seed=state.get("seed"),
             config=config,
             widths=dict(state["widths"]),
             classes=tuple(state["classes"]),
@@ -85,6 +93,16 @@ class TrainedModel:
                     f"{store.path}: {self.path} needs modality {name!r} of width {width}, and the store has {has}; "
                     f"ingest the same features that it was trained on"
                 )
+
+
+def _no_model(path: AnyPath) -> InputError:
+    needed = "give the model.pt of a finished fit, or its directory: RUN/VARIANT/seed-N"
+    there = files_below(path)
+    if fits := sorted(name.removesuffix(f"/{MODEL}") for name in there if fnmatch(name, f"*/seed-*/{MODEL}")):
+        return InputError(f"{path}: is a whole run; give one of its fits: {', '.join(str(path / fit) for fit in fits)}")
+    is_folder = there or (isinstance(path, Path) and path.is_dir())
+    what = "no model.pt in this directory (an unfinished fit has none)" if is_folder else "no such file"
+    return InputError(f"{path}: {what}; {needed}")
 
 
 def _build(file: Path, state: dict[str, Any], config: VariantConfig) -> MultimodalModel:

@@ -16,6 +16,7 @@ from optimag_dist.ppr.block import PPRBlock, block_name, read_block
 from optimag_dist.ppr.gather import copy_rows, fill_submatrix, row_sizes
 from optimag_dist.ppr.options import PPROptions
 from optimag_dist.ppr.topk import check_node_ids
+from optimag_dist.storage import AnyPath, RemotePath, file_sizes, local_copy, located, to_write
 from optimag_dist.types import InputError
 
 FORMAT_VERSION = 2
@@ -35,10 +36,11 @@ def artefact_key(graph_hash: str, options: PPROptions) -> str:
 
 
 class PPRArtefact:
-    """Top-k PPR rows of every node of a graph. Read-only; pickles as its path.
+    """Top-k PPR rows of every node of a graph. Read-only; pickles as its location.
 
     Attributes:
-        path: directory.
+        location: absolute path of the directory, or the URI it was opened by.
+        path: of the directory on this host; for a URI, its copy in the cache.
         num_nodes: n.
         options: teleport, eps, k and the block size it was written with; where it was computed is not recorded.
         graph_hash: of the symmetrised graph.
@@ -46,9 +48,17 @@ class PPRArtefact:
     """
 
     def __init__(
-        self, path: Path, num_nodes: int, options: PPROptions, graph_hash: str, key: str, blocks: Sequence[PPRBlock]
+        self,
+        path: Path,
+        num_nodes: int,
+        options: PPROptions,
+        graph_hash: str,
+        key: str,
+        blocks: Sequence[PPRBlock],
+        location: AnyPath,
     ) -> None:
         self.path = path
+        self.location = location
         self.num_nodes = num_nodes
         self.options = options
         self.graph_hash = graph_hash
@@ -63,14 +73,15 @@ class PPRArtefact:
         )
 
     @staticmethod
-    def open(path: str | Path) -> "PPRArtefact":
-        """Map a finished artefact.
+    def open(path: str | AnyPath) -> "PPRArtefact":
+        """Map a finished artefact; one at a URI is copied to this host's cache, once.
 
         Raises:
             InputError: nothing there, unfinished, of another format, or a block is missing, truncated or foreign.
                 (Changed numbers within a block are found by :meth:`verify`, which reads everything.)
         """
-        path = Path(path).absolute()
+        location = located(path)
+        path = local_copy(location, PPRArtefact.open) if isinstance(location, RemotePath) else location.absolute()
         try:
             meta = json.loads((path / META_NAME).read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -96,11 +107,14 @@ class PPRArtefact:
             if (block.key, block.checksum, block.num_rows) != (meta["key"], entry["sha256"], expected_rows):
                 raise InputError(f"{file}: is not the block that {META_NAME} lists; rerun `optimag ppr`")
             blocks.append(block)
-        return PPRArtefact(path, meta["num_nodes"], options, meta["graph_hash"], meta["key"], blocks)
+        return PPRArtefact(
+            path, meta["num_nodes"], options, meta["graph_hash"], meta["key"], blocks, location.absolute()
+        )
 
     @staticmethod
-    def finish(path: Path, num_nodes: int, options: PPROptions, graph_hash: str, checksums: Sequence[str]) -> None:
+    def finish(path: AnyPath, num_nodes: int, options: PPROptions, graph_hash: str, checksums: Sequence[str]) -> None:
         """Declare the blocks in ``path`` a finished artefact."""
+        sizes = file_sizes(path)
         meta = {
             "format": FORMAT_VERSION,
             "key": artefact_key(graph_hash, options),
@@ -108,15 +122,14 @@ class PPRArtefact:
             "num_nodes": num_nodes,
             "options": options.model_dump(mode="json", include={"teleport", "eps", "k", "block_size"}),
             "blocks": [
-                {"bytes": (path / block_name(index)).stat().st_size, "sha256": checksum}
-                for index, checksum in enumerate(checksums)
+                {"bytes": sizes[block_name(index)], "sha256": checksum} for index, checksum in enumerate(checksums)
             ],
         }
-        with atomic(path / META_NAME) as temporary:
+        with to_write(path / META_NAME) as file, atomic(file) as temporary:
             temporary.write_text(json.dumps(meta, indent=1), encoding="utf-8")
 
     def __reduce__(self) -> tuple[object, ...]:
-        return PPRArtefact.open, (self.path,)
+        return PPRArtefact.open, (self.location,)
 
     def __repr__(self) -> str:
         options = self.options

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,16 +19,17 @@ import ray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from optimag_dist.files import sole_writer
 from optimag_dist.ppr.artefact import META_NAME, PPRArtefact, artefact_key
 from optimag_dist.ppr.block import block_name, read_block, write_block
 from optimag_dist.ppr.options import PPROptions
 from optimag_dist.ppr.sharded import MB, ShardedPusher, Traffic, actor_bytes, requests
 from optimag_dist.ppr.topk import TopK, push_sources
 from optimag_dist.ray_session import IN_FLIGHT, Slot, completed, ensure_ray, task_slots
+from optimag_dist.storage import AnyPath, RemotePath, file_sizes, located, remove, sole_user, to_read, to_write
 from optimag_dist.store.partition import find_partition
 from optimag_dist.store.shards import Partition
 from optimag_dist.store.undirected import graph_hash, symmetrise
+from optimag_dist.telemetry.metrics import PPRMetrics
 from optimag_dist.types import CSR, InputError
 
 # A block whose process dies is tried again this often; more than that, and the block itself is what kills it.
@@ -41,6 +43,9 @@ class TopologyStore(Protocol):
     def path(self) -> Path: ...
 
     @property
+    def location(self) -> AnyPath: ...
+
+    @property
     def content_hash(self) -> str: ...
 
     @property
@@ -51,7 +56,7 @@ class TopologyStore(Protocol):
 class BlockJob:
     """What every block of one artefact has in common."""
 
-    path: Path
+    path: AnyPath
     key: str
     num_nodes: int
     options: PPROptions
@@ -130,7 +135,7 @@ class Placement(Protocol):
 def compute_ppr(
     store: TopologyStore,
     options: PPROptions,
-    out_path: str | Path | None = None,
+    out_path: str | AnyPath | None = None,
     *,
     progress: bool = True,
     totals: RunTotals | None = None,
@@ -146,7 +151,7 @@ def compute_ppr(
     Args:
         store: an open :class:`~optimag_dist.store.GraphStore`; its topology, if directed, is symmetrised once here.
         options: see :class:`PPROptions`.
-        out_path: directory; default ``store.path/ppr/<key>``.
+        out_path: directory; default ``store.location/ppr/<key>``. Tasks send the blocks of a remote one as they finish.
         progress: show a bar when the terminal can.
         totals: filled with what the run took.
 
@@ -158,15 +163,20 @@ def compute_ppr(
     totals = totals if totals is not None else RunTotals()
     placement: Placement
     if options.placement == "sharded":
+        if isinstance(store.location, RemotePath):
+            raise InputError(
+                f"{store.location}: placement=sharded needs the store and its partition on a disk all hosts mount; "
+                f"use placement=replicated, or copy the store there"
+            )
         placement = _Sharded(find_partition(store.path, store.content_hash, options.partition), options, progress)
     else:
         with _status("symmetrising and hashing the graph", progress):
             placement = _Replicated(store)
     key = artefact_key(placement.graph_hash, options)
-    path = Path(out_path).absolute() if out_path is not None else Path(store.path).absolute() / "ppr" / key
-    if path.exists() and not path.is_dir():
+    path = located(out_path).absolute() if out_path is not None else store.location / "ppr" / key
+    if isinstance(path, Path) and path.exists() and not path.is_dir():
         raise InputError(f"{path}: is a file; needed a directory for the PPR artefact, or a path that is still free")
-    with sole_writer(path):
+    with sole_user(path):
         finished = _finished(path, key)
         if finished is not None:
             return finished
@@ -174,7 +184,7 @@ def compute_ppr(
         checksums = _reusable_blocks(job)
         missing = [index for index in range(job.num_blocks) if index not in checksums]
         # A damaged artefact is unfinished from here on, whatever its old list of blocks says.
-        (path / META_NAME).unlink(missing_ok=True)
+        remove(path / META_NAME)
         ensure_ray()
         # closing(): an interrupt between two reports must cancel the tasks too, not wait for a garbage collection.
         with (
@@ -182,8 +192,15 @@ def compute_ppr(
             _progress_bar(progress, job, len(missing), totals) as advance,
             closing(_run_blocks(job, slots, missing)) as reports,
         ):
+            metrics = PPRMetrics()
             for report in reports:
                 checksums[report.index] = report.checksum
+                metrics.block(
+                    nodes=report.rows,
+                    pushes=report.pushes,
+                    rows_fetched=report.traffic.rows,
+                    bytes_fetched=report.traffic.num_bytes,
+                )
                 advance(report)
         _drop_stale_files(job)
         ordered = [checksums[index] for index in range(job.num_blocks)]
@@ -298,9 +315,8 @@ def _compute_block(job: BlockJob, index: int, push: Callable[[np.ndarray], tuple
     started, cpu_started = time.perf_counter(), time.process_time()
     nodes = job.nodes(index)
     rows, traffic = push(np.arange(nodes.start, nodes.stop, dtype=np.int64))
-    checksum = write_block(
-        job.path / block_name(index), job.key, nodes.start, rows.indptr, rows.indices, rows.values, rows.bounds
-    )
+    with to_write(job.path / block_name(index)) as file:
+        checksum = write_block(file, job.key, nodes.start, rows.indptr, rows.indices, rows.values, rows.bounds)
     seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
     return BlockReport(index, len(nodes), checksum, seconds, cpu_seconds, rows.pushes, rows.arcs, traffic)
 
@@ -322,12 +338,15 @@ def _run_blocks(job: BlockJob, slots: Sequence[Slot], missing: list[int]) -> Gen
             yield report
 
 
-def _finished(path: Path, key: str) -> PPRArtefact | None:
+def _finished(path: AnyPath, key: str) -> PPRArtefact | None:
     """The artefact in ``path`` if it is finished and sound, None if there is something to compute."""
     try:
         artefact = PPRArtefact.open(path)
         if artefact.key == key:
             artefact.verify()
+            # This host may have its copy of a remote one from before a block was lost.
+            if isinstance(path, RemotePath) and not file_sizes(artefact.path).items() <= path.files().items():
+                return None
             return artefact
     except InputError:
         # Unfinished or damaged: whatever blocks are sound will be found one by one.
@@ -341,9 +360,13 @@ def _finished(path: Path, key: str) -> PPRArtefact | None:
 def _reusable_blocks(job: BlockJob) -> dict[int, str]:
     """Checksums of the sound blocks that are already there, by block number."""
     checksums = {}
+    there = file_sizes(job.path)
     for index in range(job.num_blocks):
+        if block_name(index) not in there:
+            continue
         try:
-            block = read_block(job.path / block_name(index))
+            with to_read(job.path / block_name(index)) as file:
+                block = read_block(file)
         except InputError:
             continue
         if block.key != job.key:
@@ -360,10 +383,10 @@ def _reusable_blocks(job: BlockJob) -> dict[int, str]:
 def _drop_stale_files(job: BlockJob) -> None:
     """Remove what a killed run, or one with smaller blocks, has left beside the finished blocks."""
     names = {block_name(index) for index in range(job.num_blocks)}
-    for pattern in ("block-*.arrow", ".block-*.tmp", ".meta.json.*.tmp"):
-        for file in job.path.glob(pattern):
-            if file.name not in names:
-                file.unlink(missing_ok=True)
+    for name in file_sizes(job.path):
+        stale = any(fnmatch(name, pattern) for pattern in ("block-*.arrow", ".block-*.tmp", ".meta.json.*.tmp"))
+        if stale and name not in names:
+            remove(job.path / name)
 
 
 def _status(text: str, wanted: bool) -> AbstractContextManager[object]:

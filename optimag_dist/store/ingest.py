@@ -1,18 +1,22 @@
 """A user's graph into a graph store: everything is checked, then it appears at once."""
 
+import json
 from collections.abc import Callable, Iterator, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 from optimag_dist.files import sync
+from optimag_dist.storage import MANIFEST, AnyPath, RemotePath, adopt, located, work_directory
 from optimag_dist.store import needs
 from optimag_dist.store.edges import NO_EDGES
 from optimag_dist.store.features import checked_blocks
 from optimag_dist.store.importers import open_source
 from optimag_dist.store.layout import (
     NODES,
+    STORE_FILES,
     TOPOLOGY,
     Modality,
     StoredFile,
@@ -32,7 +36,7 @@ from optimag_dist.types import InputError
 
 def ingest(
     source_path: str | Path,
-    out_path: str | Path,
+    out_path: str | AnyPath,
     overrides: Sequence[str] = (),
     *,
     overwrite: bool = False,
@@ -48,7 +52,7 @@ def ingest(
     Args:
         source_path: a YAML file (:class:`IngestSchema`; paths in it are relative to its folder), or a file or folder
             of another layout, see :mod:`optimag_dist.store.importers`.
-        out_path: the directory to make.
+        out_path: the directory to make; for a URI it is made in this host's cache, and sent when it is whole.
         overrides: ``key=value`` changes to the schema or to the importer's options.
         overwrite: replace a store of other content (or a damaged one) that stands at ``out_path``.
         say: takes lines for people.
@@ -57,7 +61,10 @@ def ingest(
         InputError: the source cannot be used (file, column and row are named), ``out_path`` is taken, or the disk has
             too little room.
     """
-    target = Path(out_path).resolve()
+    place = located(out_path)
+    if isinstance(place, RemotePath):
+        return _ingest_remote(source_path, place, overrides, overwrite, say)
+    target = place.resolve()
     check_replaceable(target)
     source = open_source(Path(source_path), overrides)
     made_from = fingerprint(source.inputs, source.settings)
@@ -112,6 +119,36 @@ def ingest(
         else:
             publish(stage, target)
     return GraphStore.open(target)
+
+
+def _ingest_remote(
+    source_path: str | Path, place: RemotePath, overrides: Sequence[str], overwrite: bool, say: Callable[[str], None]
+) -> GraphStore:
+    there = place.files()
+    foreign = [name for name in there if not any(fnmatch(name, pattern) for pattern in STORE_FILES)]
+    if foreign and MANIFEST not in there:
+        raise InputError(
+            f"{place}: has {foreign[0]} in it, which is no part of a graph store; name a new folder to write to"
+        )
+    standing = _hash_of(place) if MANIFEST in there else None
+    made = ingest(source_path, work_directory(place) / "store", overrides, overwrite=True, say=say)
+    if standing == made.content_hash:
+        say(f"{place}: holds this very graph already; left as it is")
+    elif standing is not None and not overwrite:
+        raise InputError(
+            f"{place}: holds another graph (hash {standing[:16]}); name another folder, or ask for the old one to be "
+            f"overwritten (overwrite)"
+        )
+    else:
+        adopt(made.path, place)
+    return GraphStore.open(place)
+
+
+def _hash_of(place: RemotePath) -> str:
+    try:
+        return json.loads((place / MANIFEST).read())["content_hash"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{place / MANIFEST}: not the description of a graph store; name a new folder") from error
 
 
 def _write_topology(stage: Staging, source: GraphSource, ids: pa.Array) -> FinishedFile:

@@ -24,6 +24,8 @@ VERSION = 1
 META = "meta.json"
 NODES = "nodes.arrow"
 TOPOLOGY = "topology.arrow"
+# Names of all but ``meta.json``.
+STORE_FILES = (NODES, TOPOLOGY, "modality-*.arrow", "attribute-*.arrow")
 SPLITS = ("train", "val", "test")
 
 # Rows per record batch: one batch of 1,280 float32 features is 84 MB, and ten million nodes are 610 batches.

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from optimag_dist.storage import AnyPath, RemotePath, local_copy, located
 from optimag_dist.store.layout import (
     ATTRIBUTE_ROWS,
     BATCH_ROWS,
@@ -30,10 +31,12 @@ class GraphStore:
     """A multimodal attributed graph on disk. Open it with :meth:`open`.
 
     Opening maps files and reads nothing; arrays handed out are read-only views of the maps unless said otherwise.
-    Pickles as its path, so that it may travel to other processes of the same host for nothing.
+    Pickles as its location, so that it may travel to other processes for nothing; another host copies a remote one to
+    its own cache.
 
     Attributes:
-        path: absolute path of the directory.
+        location: absolute path of the directory, or the URI it was opened by.
+        path: of the directory on this host; for a URI, its copy in the cache.
         name: as in the schema it was ingested with.
         num_nodes: n.
         num_arcs: m; an undirected edge is two arcs.
@@ -44,8 +47,9 @@ class GraphStore:
         attributes: name → ``text`` or ``image``.
     """
 
-    def __init__(self, path: Path, meta: StoreMeta) -> None:
+    def __init__(self, path: Path, meta: StoreMeta, location: AnyPath | None = None) -> None:
         self.path = path
+        self.location = location or path
         self.name = meta.name
         self.num_nodes = meta.num_nodes
         self.num_arcs = meta.num_arcs
@@ -61,17 +65,21 @@ class GraphStore:
         self._attribute_files: dict[str, pa.RecordBatchFileReader] = {}
 
     @classmethod
-    def open(cls, path: str | Path) -> "GraphStore":
-        """Open the store at ``path``.
+    def open(cls, path: str | AnyPath) -> "GraphStore":
+        """Open the store at ``path``; one at a URI is copied to this host's cache, once.
 
         Raises:
             InputError: there is none, it is of another format version, or a file of it is missing or truncated.
         """
-        path = Path(path).resolve()
-        return cls(path, read_meta(path))
+        place = located(path)
+        if isinstance(place, RemotePath):
+            local = local_copy(place, read_meta)
+            return cls(local, read_meta(local), place)
+        local = place.resolve()
+        return cls(local, read_meta(local))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (self.path, self.content_hash)
+        return _reopen, (self.location, self.content_hash)
 
     def __repr__(self) -> str:
         return f"GraphStore({str(self.path)!r}, {self.num_nodes:,} nodes, {self.num_arcs:,} arcs)"
@@ -238,7 +246,7 @@ class GraphStore:
         return node_ids
 
 
-def _reopen(path: Path, content_hash: str) -> GraphStore:
+def _reopen(path: AnyPath, content_hash: str) -> GraphStore:
     store = GraphStore.open(path)
     if store.content_hash != content_hash:
         raise InputError(f"{path}: the store was replaced by another one while in use; start again")

@@ -77,12 +77,17 @@ class NodeClassification:
 
     def metrics(self, device: torch.device) -> MetricCollection:
         """Fresh metrics of (logits, labels); they reduce over the workers when computed."""
-        return MetricCollection(
-            {
-                "accuracy": MulticlassAccuracy(self.num_classes, average="micro"),
-                "macro_f1": MulticlassF1Score(self.num_classes, average="macro"),
-            }
-        ).to(device)
+        return classification_metrics(self.num_classes).to(device)
+
+
+def classification_metrics(num_classes: int) -> MetricCollection:
+    """Fresh metrics of ((k, classes) logits or probabilities, (k,) int64 labels)."""
+    return MetricCollection(
+        {
+            "accuracy": MulticlassAccuracy(num_classes, average="micro"),
+            "macro_f1": MulticlassF1Score(num_classes, average="macro"),
+        }
+    )
 
 
 def _stored(store: GraphStore, labels: np.ndarray) -> tuple[np.ndarray, ...]:
