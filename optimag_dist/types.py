@@ -28,6 +28,10 @@ class InputError(ValueError):
     """The user's input cannot be used: the message says what came, what was needed and how to fix it."""
 
 
+class RunError(RuntimeError):
+    """Work that cannot go on though its input is right: the message says what happened and how to go on."""
+
+
 @dataclass(frozen=True)
 class CSR:
     """Adjacency rows: the neighbours of row i are ``indices[indptr[i]:indptr[i + 1]]``, ascending.

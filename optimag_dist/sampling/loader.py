@@ -4,7 +4,7 @@ Every batch is a pure function of (seed, epoch, step) and of which groups this r
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -66,10 +66,10 @@ class GroupLoader:
         self._num_threads = num_threads or torch.get_num_threads()
         self._sampler = _make_sampler(rows, options) if messages else None
 
-    def epoch(self, batcher: SeedBatcher, epoch: int) -> Iterator[StepBatch]:
-        """The steps of one epoch, the same number on every rank."""
+    def epoch(self, batcher: SeedBatcher, epoch: int, first_step: int = 0) -> Generator[StepBatch, None, None]:
+        """The steps of one epoch from ``first_step`` on, the same number on every rank."""
         jobs = [(self._step, batcher, epoch, step, anchors) for step, anchors in enumerate(batcher.anchors(epoch))]
-        return _ahead(jobs, self._num_threads)
+        return _ahead(jobs[first_step:], self._num_threads)
 
     def cover(self, nodes: np.ndarray, chunk: int) -> Iterator[GroupBatch]:
         """This rank's share of ``nodes``, in chunks of anchors without neighbours beyond the blocks' own."""
@@ -124,7 +124,7 @@ def _make_sampler(rows: GraphRows, options: SamplingOptions) -> Sampler:
     return DGLBlockSampler(rows.topology)
 
 
-def _ahead(jobs: list[tuple], num_threads: int) -> Iterator:
+def _ahead(jobs: list[tuple], num_threads: int) -> Generator:
     """Results of ``jobs`` in order; each thread has one in hand and one waits to be taken."""
     pool = ThreadPoolExecutor(num_threads, thread_name_prefix="loader")
     pending: deque[Future] = deque()

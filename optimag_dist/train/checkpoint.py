@@ -1,6 +1,5 @@
 """Checkpoints: written whole or not at all, read without unpickling anything but tensors and plain values."""
 
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,6 @@ def load(path: Path, device: torch.device) -> dict[str, Any]:
     """
     try:
         return torch.load(path, map_location=device, weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
-        # torch's own words advise to unpickle what may not be trusted.
+    except Exception as error:
+        # Damage makes the unpickler raise anything; torch's own words advise to unpickle what may not be trusted.
         raise InputError(f"{path}: not a readable checkpoint, or damaged; delete it to train from the start") from error

@@ -1,16 +1,17 @@
 """Fits one model: one variant, one seed, on this process's rank. Knows torch.distributed, not Ray.
 
-Everything random is a pure function of (seed, epoch, step, rank): a fit resumed from a checkpoint ends with the same
-weights, bit for bit on the CPU, as one that was never stopped.
+Everything random is a pure function of (seed, epoch, step, rank): a fit resumed from a checkpoint, which may lie within
+an epoch, ends with the same weights, bit for bit on the CPU, as one that was never stopped.
 """
 
 import contextlib
+import itertools
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -27,12 +28,16 @@ from optimag_dist.sampling import GraphRows, GroupLoader, SeedBatcher, StoreRows
 from optimag_dist.store import GraphStore
 from optimag_dist.tasks import NodeClassification
 from optimag_dist.train import checkpoint
+from optimag_dist.train.agreement import Agreement
+from optimag_dist.train.epoch import EpochTotals
+from optimag_dist.train.host import Host, Wish
 from optimag_dist.train.log import FitLog
 from optimag_dist.train.options import VariantConfig, fingerprint
 from optimag_dist.train.step import StepLoss, align
 from optimag_dist.types import InputError
 from optimag_dist.ufgw import REMEDIES, UFGWRegulariser
 
+Batch = TypeVar("Batch")
 _EVALUATION_CHUNK = 512
 # A sign of useless plans seen in more than this share of an epoch's transport problems is told with the result.
 _WORTH_TELLING = 0.5
@@ -62,9 +67,9 @@ def run_fit(
     store: GraphStore,
     ppr: PPRArtefact | None,
     worker: Worker,
-    on_epoch: Callable[[dict[str, Any]], None] = lambda record: None,
+    host: Host | None = None,
     rows: GraphRows | None = None,
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
     """Train, choose the best epoch on the validation nodes, test it, and leave the files behind.
 
     A finished fit is not repeated; an unfinished one goes on from its checkpoint.
@@ -73,26 +78,33 @@ def run_fit(
         fit: what to train; every rank gets the same.
         store, ppr: the data; ``ppr`` may be None where the regulariser is off.
         worker: this process's rank; with more than one, torch.distributed must be initialised.
-        on_epoch: called on every rank after every epoch with its record.
+        host: is told how the fit goes and may ask it to save or to stop; default: nobody.
         rows: where neighbours and features come from; default: the store, mapped on this host.
 
     Returns:
         The result, the same on every rank (also in ``result.json``): variant, seed, epochs, and val/test metrics.
+        None where the host has stopped the fit; another call goes on from the same step. A wish to stop that comes
+        after the last step of training is too late.
     """
+    host = host or Host()
     finished = fit.directory / "result.json"
     if finished.exists():
         return json.loads(finished.read_text(encoding="utf-8"))
-    fitting = _Fitting(fit, store, ppr, worker, rows or StoreRows(store))
+    fitting = _Fitting(fit, store, ppr, worker, rows or StoreRows(store), host)
     fitting.resume()
     with FitLog(fit.directory, fitting.epoch) if worker.rank == 0 else contextlib.nullcontext() as log:
         for record in fitting.epochs():
             if log is not None:
                 log.write(record)
-            on_epoch(record)
+                host.saved(log.path)
+            host.epoch(record)
+    if fitting.stopped:
+        return None
     result = fitting.finish()
     if worker.rank == 0:
         with atomic(finished) as temporary:
             temporary.write_text(json.dumps(result, indent=2), encoding="utf-8")
+        host.saved(finished)
     _barrier(worker)
     return result
 
@@ -100,8 +112,11 @@ def run_fit(
 class _Fitting:
     """The state of one fit: weights, optimiser, the best weights so far, and the position in training."""
 
-    def __init__(self, fit: Fit, store: GraphStore, ppr: PPRArtefact | None, worker: Worker, rows: GraphRows) -> None:
+    def __init__(
+        self, fit: Fit, store: GraphStore, ppr: PPRArtefact | None, worker: Worker, rows: GraphRows, host: Host
+    ) -> None:
         config = fit.config
+        self._host = host
         self._fit, self._store, self._worker, self._rows = fit, store, worker, rows
         self._options = config.train
         self._task = NodeClassification(store, config.task, seed=fit.seed)
@@ -123,6 +138,9 @@ class _Fitting:
         self._loader = self._make_loader(messages=self._model.passes_messages)
         self._batcher = self._make_batcher(self._task.train)
         self.epoch = 0
+        self.stopped = False
+        self._totals = EpochTotals()
+        self._saved_at = time.monotonic()
         self._best: dict[str, Any] = {"metrics": None, "epoch": -1, "weights": None}
         self._evaluations_since_best = 0
         self._advice: list[str] = []
@@ -154,63 +172,94 @@ class _Fitting:
     # -- training ------------------------------------------------------------------------------------------------
 
     def epochs(self) -> Iterator[dict[str, Any]]:
-        """Train to the end, one record per epoch; checkpoints on the way."""
-        while self.epoch < self._options.epochs and self._evaluations_since_best < self._options.patience:
-            record = self._train_epoch()
-            self.epoch += 1
-            last = self.epoch == self._options.epochs
-            if self.epoch % self._options.eval_every == 0 or last:
-                metrics = self._evaluate(self._task.val)
-                record |= {f"val/{name}": value for name, value in metrics.items()}
-                self._keep_if_best(metrics)
-            yield record
-            if self.epoch % self._options.checkpoint_every == 0 or last:
-                self._save()
+        """Train to the end, one record per epoch; checkpoints on the way. Ends early, ``stopped``, if so wished."""
+        with Agreement(self._worker.world_size) as agreement:
+            while self.epoch < self._options.epochs and self._evaluations_since_best < self._options.patience:
+                self._train_epoch(agreement)
+                if self.stopped:
+                    return
+                record = self._end_epoch()
+                last = self.epoch == self._options.epochs
+                if self.epoch % self._options.eval_every == 0 or last:
+                    metrics = self._evaluate(self._task.val, "evaluate")
+                    record |= {f"val/{name}": value for name, value in metrics.items()}
+                    self._keep_if_best(metrics)
+                yield record
+                if self.epoch % self._options.checkpoint_every == 0 or last:
+                    self._save()
 
-    def _train_epoch(self) -> dict[str, Any]:
+    def _train_epoch(self, agreement: Agreement) -> None:
+        """The steps from the position in the epoch to its end, or to a wish to stop."""
         self._step_loss.train()
-        start, anchors = time.perf_counter(), 0
-        steps, groups, kept_ppr = 0, 0, 0.0
-        totals: dict[str, Tensor] = {}
-        for cpu_batch in self._loader.epoch(self._batcher, self.epoch):
-            batch = cpu_batch.to(self._worker.device)
-            # Dropout depends on the position alone, so a resumed fit draws what an unbroken one would have drawn.
-            torch.manual_seed(_mix(self._fit.seed, self.epoch, batch.step, self._worker.rank))
-            self._optimiser.zero_grad(set_to_none=True)
-            loss, figures = self._parallel(batch)
-            loss.backward()
-            self._optimiser.step()
-            totals = {name: totals.get(name, 0) + value for name, value in figures.items()}
-            kept_ppr += sum(group.kept_ppr for group in batch.groups) / batch.num_groups
-            anchors += batch.num_anchors
-            groups += batch.num_groups
-            steps += 1
-        totals["kept_ppr"] = torch.tensor(kept_ppr, device=self._worker.device)
+        totals, device = self._totals, self._worker.device
+        totals.start_clock()
+        batches = self._loader.epoch(self._batcher, self.epoch, first_step=totals.steps)
+        with contextlib.closing(batches):
+            for cpu_batch in self._beating("load", totals.timed(batches), totals.steps):
+                self._host.beat("step", self.epoch, cpu_batch.step)
+                batch = cpu_batch.to(device)
+                # Dropout depends on the position alone, so a resumed fit draws what an unbroken one would have drawn.
+                torch.manual_seed(_mix(self._fit.seed, self.epoch, batch.step, self._worker.rank))
+                self._optimiser.zero_grad(set_to_none=True)
+                loss, figures = self._parallel(batch)
+                loss.backward()
+                self._optimiser.step()
+                totals.add(batch, figures)
+                agreed = agreement.reached()
+                if agreed >= Wish.SAVE:
+                    self._save()
+                if agreed == Wish.STOP:
+                    self.stopped = True
+                    return
+                agreement.ask(self._wish())
+
+    def _wish(self) -> Wish:
+        wish = self._host.wish()
+        due = self._worker.rank == 0 and time.monotonic() - self._saved_at > self._options.checkpoint_every_s
+        return max(wish, Wish.SAVE) if due else wish
+
+    def _end_epoch(self) -> dict[str, Any]:
+        """The epoch's record; the position moves on to the next epoch."""
         # One wait for the device per epoch, none per step.
-        sums = dict(zip(totals, self._sum(torch.stack([t.double() for t in totals.values()])).tolist(), strict=True))
-        seconds = time.perf_counter() - start
+        sums, seconds = self._totals.over_ranks(self._totals_of_ranks())
+        steps, groups = self._totals.steps, self._totals.groups
         record = {
             "epoch": self.epoch,
             "loss": (sums["task_loss"] + sums["alignment"]) / steps,
             "task_loss": sums["task_loss"] / steps,
-            "seconds": seconds,
-            "anchors_per_s": anchors / seconds,
+            "steps": steps,
+            "seconds": seconds["seconds"],
+            "wait_s": seconds["wait_s"],
+            "anchors_per_s": self._totals.anchors / seconds["seconds"],
         }
         if self._step_loss.regulariser is not None:
             record |= {"alignment": sums["alignment"] / steps, "kept_ppr": sums["kept_ppr"] / steps}
+            record |= {"ufgw_s": seconds["ufgw_s"], "seeds_per_s": sums["seeds"] / seconds["seconds"]}
             record |= {
                 f"kept_mass/{m}": sums[f"kept/{m}"] / sums[f"nodes/{m}"] for m in self._widths if sums[f"nodes/{m}"]
             }
             signs = {sign: sums[f"sign/{sign}"] / groups for sign in REMEDIES}
             record |= {f"transport/{sign}": share for sign, share in signs.items()}
             self._advice = [REMEDIES[sign] for sign, share in signs.items() if share > _WORTH_TELLING]
+        self.epoch += 1
+        self._totals = EpochTotals()
         return record
 
+    def _beating(self, phase: str, batches: Iterable[Batch], first: int = 0) -> Iterator[Batch]:
+        """``batches``, with a beat before each is waited for."""
+        remaining = iter(batches)
+        for step in itertools.count(first):
+            self._host.beat(phase, self.epoch, step)
+            batch = next(remaining, None)
+            if batch is None:
+                return
+            yield batch
+
     @torch.no_grad()
-    def _evaluate(self, nodes: np.ndarray) -> dict[str, float]:
+    def _evaluate(self, nodes: np.ndarray, phase: str) -> dict[str, float]:
         self._step_loss.eval()
         metrics = self._task.metrics(self._worker.device)
-        for cpu_batch in self._loader.cover(nodes, _EVALUATION_CHUNK):
+        for cpu_batch in self._beating(phase, self._loader.cover(nodes, _EVALUATION_CHUNK)):
             batch = cpu_batch.to(self._worker.device)
             metrics.update(self._model.predict(self._model.encode(batch.features), batch), batch.labels)
         return {name: float(value) for name, value in metrics.compute().items()}
@@ -247,8 +296,13 @@ class _Fitting:
         self.epoch, self._best = state["epoch"], state["best"]
         self._evaluations_since_best = state["evaluations_since_best"]
         self._advice = state["advice"]
+        if state["totals"] is not None:
+            self._totals = EpochTotals.restored(state["totals"], self._worker.rank, self._worker.world_size)
 
     def _save(self) -> None:
+        path = self._fit.directory / "checkpoint.pt"
+        self._host.beat("save", self.epoch, self._totals.steps)
+        totals = self._totals.state(self._totals_of_ranks()) if self._totals.steps else None
         if self._worker.rank == 0:
             state = {
                 "fingerprint": self._fingerprint,
@@ -256,18 +310,24 @@ class _Fitting:
                 "model": self._model.state_dict(),
                 "optimiser": self._optimiser.state_dict(),
                 "epoch": self.epoch,
+                "totals": totals,
                 "best": self._best,
                 "evaluations_since_best": self._evaluations_since_best,
                 "advice": self._advice,
             }
-            checkpoint.save(self._fit.directory / "checkpoint.pt", state)
+            checkpoint.save(path, state)
+            self._host.saved(path)
         # No rank may run ahead of the checkpoint it would be resumed from.
         _barrier(self._worker)
+        self._saved_at = time.monotonic()
 
     def finish(self) -> dict[str, Any]:
         """Test the best weights, save them, and export every node's kept mass."""
+        if self._best["metrics"] is None:
+            # Resumed with fewer epochs than the first evaluation waits for.
+            self._keep_if_best(self._evaluate(self._task.val, "evaluate"))
         self._model.load_state_dict(self._best["weights"])
-        test = self._evaluate(self._task.test)
+        test = self._evaluate(self._task.test, "test")
         kept_mass = self._kept_mass_of_all_nodes()
         if self._worker.rank == 0:
             model = {
@@ -276,12 +336,17 @@ class _Fitting:
                 "widths": self._widths,
                 "classes": list(self._store.classes),
                 "store": self._store.content_hash,
+                "seed": self._fit.seed,
             }
-            checkpoint.save(self._fit.directory / "model.pt", model)
+            path = self._fit.directory / "model.pt"
+            checkpoint.save(path, model)
+            self._host.saved(path)
             if kept_mass is not None:
                 ids = self._store.ids(np.arange(self._store.num_nodes))
-                with atomic(self._fit.directory / "kept_mass.parquet") as temporary:
+                path = self._fit.directory / "kept_mass.parquet"
+                with atomic(path) as temporary:
                     pq.write_table(pa.table({"id": ids, **kept_mass}), temporary)
+                self._host.saved(path)
         return {
             "variant": self._fit.variant,
             "seed": self._fit.seed,
@@ -303,7 +368,7 @@ class _Fitting:
         names = list(self._store.modalities)
         totals = torch.zeros(2 * len(names), self._store.num_nodes, dtype=torch.float64, device=self._worker.device)
         batcher = self._make_batcher(np.arange(self._store.num_nodes))
-        for batch in self._make_loader(messages=False).epoch(batcher, epoch=0):
+        for batch in self._beating("export", self._make_loader(messages=False).epoch(batcher, epoch=0)):
             for group in batch.to(self._worker.device).groups:
                 seeds = group.node_ids[group.seed_rows]
                 _, kept_mass = align(regulariser, self._model.encode(group.features), group)
@@ -318,6 +383,16 @@ class _Fitting:
         if self._worker.world_size > 1:
             dist.all_reduce(tensor)
         return tensor
+
+    def _totals_of_ranks(self) -> Tensor:
+        """(world_size, figures) float64; waits for the device."""
+        self._totals.ufgw_s += self._step_loss.ufgw_time.take()
+        mine = self._totals.pack().to(self._worker.device)
+        if self._worker.world_size == 1:
+            return mine[None]
+        ranks = [torch.empty_like(mine) for _ in range(self._worker.world_size)]
+        dist.all_gather(ranks, mine)
+        return torch.stack(ranks)
 
 
 def _mix(*key: int) -> int:

@@ -20,11 +20,11 @@ class FitLog:
 
     def __init__(self, directory: Path, first_epoch: int) -> None:
         directory.mkdir(parents=True, exist_ok=True)
-        path = directory / "metrics.jsonl"
-        kept = [r for r in read_records(path) if r["epoch"] < first_epoch]
-        with atomic(path) as temporary:
+        self.path = directory / "metrics.jsonl"
+        kept = [r for r in read_records(self.path) if r["epoch"] < first_epoch]
+        with atomic(self.path) as temporary:
             temporary.write_text("".join(json.dumps(r) + "\n" for r in kept), encoding="utf-8")
-        self._file = path.open("a", encoding="utf-8")
+        self._file = self.path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=first_epoch)
 
     def __enter__(self) -> "FitLog":

@@ -11,7 +11,10 @@ from optimag_dist.models import ModelOptions
 from optimag_dist.options import Options, validate_options
 from optimag_dist.ppr import PPROptions
 from optimag_dist.sampling import SamplingOptions
+from optimag_dist.storage import AnyPath, Location
 from optimag_dist.tasks import NodeClassificationOptions
+from optimag_dist.telemetry import TrackingOptions
+from optimag_dist.types import InputError
 
 
 class RegulariserOptions(Options):
@@ -50,7 +53,10 @@ class TrainOptions(Options):
         patience: evaluations without a better validation metric before training stops.
         eval_every: epochs between evaluations.
         checkpoint_every: epochs between checkpoints; a killed run loses at most these.
+        checkpoint_every_s: seconds after which a checkpoint is written within an epoch too.
         max_failures: how often Ray may restart the workers after a crash; they go on from the last checkpoint.
+        start_timeout_s: seconds in which the workers must have begun to train, waiting for nodes included.
+        stall_timeout_s: seconds without progress after which the worker that holds the others up is named and replaced.
         placement: ``replicated`` maps the store's topology and features on every host; ``sharded`` asks the owners of
             the shards of a partition, for graphs larger than a host (undirected ones). The weights are the same.
         owners: of the shards, Ray actors spread over the nodes; only of use with ``sharded``.
@@ -67,7 +73,10 @@ class TrainOptions(Options):
     patience: int = Field(15, ge=1)
     eval_every: int = Field(1, ge=1)
     checkpoint_every: int = Field(10, ge=1)
+    checkpoint_every_s: float = Field(600, gt=0)
     max_failures: int = Field(1, ge=0)
+    start_timeout_s: float = Field(600, gt=0)
+    stall_timeout_s: float = Field(300, gt=0)
     placement: Literal["replicated", "sharded"] = "replicated"
     owners: int = Field(2, ge=1)
     kept_mass: Literal["all", "none"] = "all"
@@ -103,9 +112,10 @@ class RunConfig(VariantConfig):
 
     Attributes:
         name: the run's directory under ``out``.
-        store: directory of the graph store.
-        out: where run directories lie.
+        store: directory of the graph store, or its URI.
+        out: where run directories lie, a directory or its URI.
         seeds: one fit per variant and seed; the seed decides split, initial weights, batches and dropout.
+        tracking: experiment trackers besides TensorBoard.
         variants: name → changes to the sections, as dotted keys or nested mappings; none means one variant of
             the configuration as it stands.
         compare_to: variant → the variant the report pairs it with, seed by seed; without it, all are paired with the
@@ -113,9 +123,10 @@ class RunConfig(VariantConfig):
     """
 
     name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")
-    store: Path
-    out: Path = Path("runs")
+    store: Location
+    out: Location = Path("runs")
     seeds: tuple[int, ...] = Field((0,), min_length=1)
+    tracking: TrackingOptions = TrackingOptions()
     variants: dict[str, dict[str, Any]] = Field(default_factory=dict)
     compare_to: dict[str, str] = Field(default_factory=dict)
 
@@ -141,8 +152,20 @@ class RunConfig(VariantConfig):
         return self
 
     @property
-    def directory(self) -> Path:
+    def location(self) -> AnyPath:
+        """The run's directory."""
         return self.out / self.name
+
+    @property
+    def directory(self) -> Path:
+        """The run's directory on this host.
+
+        Raises:
+            InputError: ``out`` is a URI.
+        """
+        if not isinstance(self.location, Path):
+            raise InputError(f"out={self.out}: needed a directory here; only optimag train keeps its runs at a URI")
+        return self.location
 
     def baseline_of(self, variant: str) -> str | None:
         """What ``variant`` is compared with; None where that is nothing, or itself."""
@@ -177,6 +200,9 @@ def fingerprint(config: VariantConfig, seed: int) -> str:
         "epochs",
         "patience",
         "checkpoint_every",
+        "checkpoint_every_s",
+        "start_timeout_s",
+        "stall_timeout_s",
         "max_failures",
         "placement",
         "owners",

@@ -7,6 +7,7 @@ from typing import Any
 import ray
 
 from optimag_dist.sampling import GraphRows, ShardedRows, ShardOwner
+from optimag_dist.storage import RemotePath
 from optimag_dist.store import GraphStore, PartitionOptions, partition_store
 from optimag_dist.types import InputError
 
@@ -27,6 +28,11 @@ def shard_owners(store: GraphStore, count: int) -> Iterator[GraphRows | None]:
     if count == 0:
         yield None
         return
+    if isinstance(store.location, RemotePath):
+        raise InputError(
+            f"{store.location}: train.placement=sharded needs the store and its partition on a disk that all hosts "
+            f"mount; use replicated, or copy the store there"
+        )
     if store.directed:
         raise InputError(
             f"{store.path}: is directed; train.placement=sharded needs an undirected graph, use replicated"

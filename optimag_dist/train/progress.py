@@ -9,8 +9,12 @@ from types import TracebackType
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from optimag_dist.train.watch import Beat
+from optimag_dist.types import InputError
 
 _POLL_S = 0.3
 
@@ -21,6 +25,20 @@ class ProgressBoard:
     def __init__(self) -> None:
         self._current: dict[str, Any] = {}
         self._finished: list[dict[str, Any]] = []
+        self._life = 0
+        self._beats: dict[int, Beat] = {}
+        self._refusal: InputError | None = None
+        self._controller: Any = None
+        self._lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        """A line for the terminal."""
+        self._lines.append(line)
+
+    def lines(self) -> list[str]:
+        """What was said since the last call."""
+        lines, self._lines = self._lines, []
+        return lines
 
     def epoch(self, fit: str, record: dict[str, Any], epochs: int) -> None:
         """``fit`` has ended an epoch."""
@@ -30,6 +48,31 @@ class ProgressBoard:
         """A fit has ended, or was found finished; restarted workers tell again of those that ended before."""
         if result not in self._finished:
             self._finished.append(result)
+
+    def starting(self) -> None:
+        """The workers are about to be started, or started again."""
+        self._life += 1
+        self._beats = {}
+
+    def beat(self, beat: Beat) -> None:
+        """A worker is alive, and there."""
+        self._beats[beat.rank] = beat
+
+    def refuse(self, error: InputError) -> None:
+        """A worker cannot use its input; starting it again would not help."""
+        self._refusal = error
+
+    def signs(self) -> tuple[int, list[Beat], InputError | None]:
+        """How often the workers were started, what was heard since the last call, and what was refused."""
+        beats, self._beats = list(self._beats.values()), {}
+        return self._life, beats, self._refusal
+
+    def controlled_by(self, controller: Any) -> None:
+        """The actor that starts the workers, so that the driver can stop it."""
+        self._controller = controller
+
+    def controller(self) -> Any:
+        return self._controller
 
     def read(self, seen: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """The current fit's state and the results after the first ``seen``."""
@@ -45,7 +88,9 @@ class ProgressView:
     """
 
     def __init__(self, num_fits: int, console: Console | None = None) -> None:
-        self.board: Any = ray.remote(num_cpus=0)(ProgressBoard).remote()
+        # On the driver's own node: another may be taken away.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self.board: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(ProgressBoard).remote()
         self._console = console or Console()
         self._num_fits = num_fits
         self._seen = 0
@@ -62,6 +107,10 @@ class ProgressView:
             transient=True,
             disable=not self._console.is_terminal,
         )
+
+    def say(self, text: str) -> None:
+        """Print ``text`` above the bars."""
+        self._bars.console.print(f"  {text}", highlight=False, markup=False, soft_wrap=True)
 
     def __enter__(self) -> "ProgressView":
         self._thread.start()
@@ -84,12 +133,15 @@ class ProgressView:
 
     def _poll(self, fits: TaskID, epochs: TaskID) -> bool:
         try:
-            current, finished = ray.get(self.board.read.remote(self._seen), timeout=5)
+            calls = [self.board.read.remote(self._seen), self.board.lines.remote()]
+            (current, finished), lines = ray.get(calls, timeout=5)
         except ray.exceptions.GetTimeoutError:
             return True
         except Exception:
             # The session is going down, with or without an error of its own: the driver's main thread tells.
             return False
+        for line in lines:
+            self.say(line)
         for result in finished:
             self._seen += 1
             metrics = "  ".join(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from optimag_dist.models import MultimodalModel
 from optimag_dist.tasks import NodeClassification
+from optimag_dist.train.stopwatch import Stopwatch
 from optimag_dist.types import GroupBatch, StepBatch
 from optimag_dist.ufgw import UFGWRegulariser
 
@@ -28,6 +29,7 @@ class StepLoss(nn.Module):
         self.regulariser = regulariser
         self._task = task
         self._world_size = world_size
+        self.ufgw_time = Stopwatch()
 
     def forward(self, batch: StepBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """This rank's scaled loss, and its detached shares of the step's figures, which add up over ranks.
@@ -44,7 +46,8 @@ class StepLoss(nn.Module):
             logits = self.model.predict(embeddings, group)
             task_loss = task_loss + self._task.loss(logits, group.labels) / batch.num_anchors
             if self.regulariser is not None:
-                value, kept_mass = align(self.regulariser, embeddings, group)
+                with self.ufgw_time(device):
+                    value, kept_mass = align(self.regulariser, embeddings, group)
                 for sign, flags in self.regulariser.diagnostics().status.signs.items():
                     figures[f"sign/{sign}"] = figures.get(f"sign/{sign}", 0) + flags.float().mean()
                 alignment = alignment + value / batch.num_groups

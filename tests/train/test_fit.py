@@ -1,6 +1,7 @@
 """One fit: it learns, it resumes exactly, and its gradient does not depend on the number of workers."""
 
 import json
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,8 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from optimag_dist.options import validate_options
@@ -17,13 +20,46 @@ from optimag_dist.sampling import GroupLoader, SeedBatcher, StoreRows
 from optimag_dist.store import GraphStore
 from optimag_dist.tasks import NodeClassification
 from optimag_dist.train.fit import Fit, Worker, _Fitting, run_fit
+from optimag_dist.train.host import Host, Wish
+from optimag_dist.train.log import read_records
 from optimag_dist.train.options import RunConfig, VariantConfig
+from optimag_dist.train.watch import place
 from optimag_dist.types import InputError
 
 
 def _fit(recipe: dict, directory: Path, **train: object) -> Fit:
     recipe = {**recipe, "train": {**recipe["train"], **train}}
     return Fit("default", 0, validate_options(RunConfig, recipe, "recipe").resolve()["default"], directory)
+
+
+class Killed(BaseException):
+    pass
+
+
+class Watcher(Host):
+    """Keeps what a fit tells; wishes and kills at chosen places."""
+
+    def __init__(self, wishes: dict[int, Wish] | None = None, kill_at: tuple | None = None) -> None:
+        self.records: list[dict] = []
+        self.beats: list[tuple] = []
+        self.files: list[str] = []
+        self._wishes, self._kill_at, self._steps = wishes or {}, kill_at, 0
+
+    def beat(self, phase: str, epoch: int, step: int) -> None:
+        self.beats.append((phase, epoch, step))
+        if self.beats[-1] == self._kill_at:
+            raise Killed
+
+    def epoch(self, record: dict) -> None:
+        self.records.append(record)
+
+    def saved(self, path: Path) -> None:
+        assert path.exists()
+        self.files.append(path.name)
+
+    def wish(self) -> Wish:
+        self._steps += 1
+        return self._wishes.get(self._steps, Wish.GO_ON)
 
 
 def _weights(directory: Path) -> dict[str, Tensor]:
@@ -46,9 +82,10 @@ def test_every_backbone_leaves_a_whole_fit_behind(
     backbone: str, recipe: dict, planted_store: GraphStore, planted_ppr: PPRArtefact, tmp_path: Path
 ) -> None:
     recipe["model"] = {**recipe["model"], "backbone": backbone}
-    records: list[dict] = []
+    host = Watcher()
     fit = _fit(recipe, tmp_path / "fit", epochs=3)
-    result = run_fit(fit, planted_store, planted_ppr, Worker(), records.append)
+    result = run_fit(fit, planted_store, planted_ppr, Worker(), host)
+    records = host.records
     assert result == json.loads((fit.directory / "result.json").read_text())
     assert [r["epoch"] for r in records] == [0, 1, 2]
     assert records == [json.loads(line) for line in (fit.directory / "metrics.jsonl").read_text().splitlines()]
@@ -60,35 +97,144 @@ def test_every_backbone_leaves_a_whole_fit_behind(
     assert np.array_equal(np.isnan(kept["image"]), ~planted_store.present("image"))
 
 
-class Killed(BaseException):
-    pass
+TIMES = ("seconds", "wait_s", "ufgw_s", "anchors_per_s", "seeds_per_s")
 
 
-@pytest.mark.parametrize("killed_after", [1, 6, 11])
-def test_a_killed_fit_resumes_to_the_same_bits(
-    killed_after: int, recipe: dict, planted_store: GraphStore, planted_ppr: PPRArtefact, tmp_path: Path
-) -> None:
-    whole = _fit(recipe, tmp_path / "whole")
-    run_fit(whole, planted_store, planted_ppr, Worker())
-    broken = _fit(recipe, tmp_path / "broken")
-
-    def kill(record: dict) -> None:
-        if record["epoch"] == killed_after:
-            raise Killed
-
-    with pytest.raises(Killed):
-        run_fit(broken, planted_store, planted_ppr, Worker(), kill)
-    resumed: list[dict] = []
-    run_fit(broken, planted_store, planted_ppr, Worker(), resumed.append)
-    # Checkpoints are written every four epochs.
-    assert resumed[0]["epoch"] == killed_after // 4 * 4
-    ours, theirs = _weights(broken.directory), _weights(whole.directory)
+def _same_fit(one: Path, two: Path) -> None:
+    """Weights, kept mass and records are equal to the bit; only times may differ."""
+    ours, theirs = _weights(one), _weights(two)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    losses = [
-        [json.loads(line)["loss"] for line in (fit.directory / "metrics.jsonl").read_text().splitlines()]
-        for fit in (whole, broken)
+    assert (one / "result.json").read_text() == (two / "result.json").read_text()
+    kept = [pq.read_table(fit / "kept_mass.parquet") for fit in (one, two)]
+    for name in ("text", "image"):
+        assert np.array_equal(*(table[name].to_numpy() for table in kept), equal_nan=True)
+    records = [
+        [{k: v for k, v in record.items() if k not in TIMES} for record in read_records(fit / "metrics.jsonl")]
+        for fit in (one, two)
     ]
-    assert losses[0] == losses[1]
+    assert records[0] == records[1]
+
+
+@pytest.fixture(scope="module")
+def whole(planted_store: GraphStore, planted_ppr: PPRArtefact, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fit that nothing has disturbed: six epochs of a few steps."""
+    folder = tmp_path_factory.mktemp("whole")
+    run_fit(_short(folder), planted_store, planted_ppr, Worker())
+    return folder
+
+
+def _short(directory: Path, **train: object) -> Fit:
+    recipe = {
+        "name": "toy",
+        "store": "none",
+        "sampling": {"groups": 2, "anchors": 4, "group_size": 16, "fanouts": [3, 3]},
+        "model": {"hidden": 16, "embedding": 8, "dropout": 0.2},
+        "train": {"epochs": 6, "lr": 0.01, "checkpoint_every": 4},
+    }
+    return _fit(recipe, directory, **train)
+
+
+# Nodes of the planted graph's training part over two groups of four anchors.
+STEPS = 6
+
+
+@settings(max_examples=8, deadline=None, phases=[Phase.generate])  # an example is a training: no shrinking
+@given(data=st.data())
+def test_a_fit_killed_anywhere_resumes_to_the_same_bits(
+    data: st.DataObject, whole: Path, planted_store: GraphStore, planted_ppr: PPRArtefact
+) -> None:
+    """Whatever was last saved, and whether the kill comes in a step, an evaluation or the export."""
+    phase = data.draw(st.sampled_from(["load", "step", "evaluate", "save", "test", "export"]))
+    epoch, step = {
+        "load": lambda: (data.draw(st.integers(0, 5)), data.draw(st.integers(0, STEPS))),
+        "step": lambda: (data.draw(st.integers(0, 5)), data.draw(st.integers(0, STEPS - 1))),
+        "evaluate": lambda: (data.draw(st.integers(1, 6)), 0),
+        "save": lambda: (data.draw(st.sampled_from([4, 6])), 0),
+        "test": lambda: (6, 0),
+        "export": lambda: (6, data.draw(st.integers(0, 3))),
+    }[phase]()
+    saves = data.draw(st.lists(st.integers(1, 6 * STEPS), max_size=3))
+    with tempfile.TemporaryDirectory() as folder:
+        fit = _short(Path(folder))
+        with pytest.raises(Killed):
+            run_fit(
+                fit,
+                planted_store,
+                planted_ppr,
+                Worker(),
+                Watcher(dict.fromkeys(saves, Wish.SAVE), kill_at=(phase, epoch, step)),
+            )
+        run_fit(fit, planted_store, planted_ppr, Worker())
+        _same_fit(fit.directory, whole)
+
+
+@pytest.mark.parametrize("after", [1, STEPS, 3 * STEPS + 2])
+def test_a_fit_asked_to_stop_saves_at_that_step_and_goes_on_from_it(
+    after: int, whole: Path, planted_store: GraphStore, planted_ppr: PPRArtefact, tmp_path: Path
+) -> None:
+    fit = _short(tmp_path)
+    stopped = Watcher({after: Wish.STOP})
+    assert run_fit(fit, planted_store, planted_ppr, Worker(), stopped) is None
+    assert stopped.files[-1] == "checkpoint.pt"
+    assert not (tmp_path / "result.json").exists()
+    # The wish is complied with one step later.
+    epoch, step = divmod(after, STEPS)
+    assert stopped.beats[-1] == ("save", epoch, step + 1)
+    resumed = Watcher()
+    run_fit(fit, planted_store, planted_ppr, Worker(), resumed)
+    assert resumed.beats[0] == ("load", epoch, step + 1)
+    _same_fit(tmp_path, whole)
+
+
+def test_a_wish_to_save_is_complied_with_once(
+    whole: Path, planted_store: GraphStore, planted_ppr: PPRArtefact, tmp_path: Path
+) -> None:
+    host = Watcher({3: Wish.SAVE, 2 * STEPS: Wish.SAVE})
+    run_fit(_short(tmp_path), planted_store, planted_ppr, Worker(), host)
+    saves = [beat for beat in host.beats if beat[0] == "save"]
+    assert saves == [("save", 0, 4), ("save", 2, 1), ("save", 4, 0), ("save", 6, 0)]
+    assert host.files.count("checkpoint.pt") == 4
+    assert {"metrics.jsonl", "model.pt", "kept_mass.parquet", "result.json"} <= set(host.files)
+    _same_fit(tmp_path, whole)
+
+
+def test_long_epochs_are_saved_by_the_clock(
+    planted_store: GraphStore, planted_ppr: PPRArtefact, tmp_path: Path
+) -> None:
+    host = Watcher()
+    run_fit(_short(tmp_path, epochs=1, checkpoint_every_s=1e-9), planted_store, planted_ppr, Worker(), host)
+    # Due at every step; asked for after one step and complied with after the next, then asked for again.
+    assert [step for phase, epoch, step in host.beats if phase == "save" and epoch == 0] == list(range(2, STEPS + 1))
+
+
+def test_beats_go_forward(planted_store: GraphStore, planted_ppr: PPRArtefact, tmp_path: Path) -> None:
+    host = Watcher({5: Wish.SAVE})
+    run_fit(_short(tmp_path), planted_store, planted_ppr, Worker(), host)
+    places = [place(*beat) for beat in host.beats]
+    assert places == sorted(places)
+    assert len(set(places)) == len(places)
+
+
+def test_fewer_epochs_than_the_first_evaluation_waits_for(
+    planted_store: GraphStore, planted_ppr: PPRArtefact, tmp_path: Path
+) -> None:
+    long = _short(tmp_path, epochs=30, eval_every=20)
+    assert run_fit(long, planted_store, planted_ppr, Worker(), Watcher({3 * STEPS: Wish.STOP})) is None
+    result = run_fit(_short(tmp_path, epochs=2, eval_every=20), planted_store, planted_ppr, Worker())
+    assert result is not None
+    assert result["val/accuracy"] > 0
+    assert (tmp_path / "model.pt").exists()
+
+
+def test_the_record_tells_where_the_time_went(
+    planted_store: GraphStore, planted_ppr: PPRArtefact, tmp_path: Path
+) -> None:
+    host = Watcher()
+    run_fit(_short(tmp_path, epochs=2), planted_store, planted_ppr, Worker(), host)
+    for record in host.records:
+        assert 0 < record["wait_s"] + record["ufgw_s"] < record["seconds"]
+        # Every step has two groups of 16 seeds.
+        assert record["seeds_per_s"] * record["seconds"] == pytest.approx(2 * 16 * STEPS)
 
 
 def test_a_finished_fit_is_not_repeated(
@@ -96,7 +242,9 @@ def test_a_finished_fit_is_not_repeated(
 ) -> None:
     fit = _fit(recipe, tmp_path / "fit", epochs=2)
     first = run_fit(fit, planted_store, planted_ppr, Worker())
-    assert run_fit(fit, planted_store, planted_ppr, Worker(), lambda record: pytest.fail("trained again")) == first
+    again = Watcher()
+    assert run_fit(fit, planted_store, planted_ppr, Worker(), again) == first
+    assert not again.beats
 
 
 def test_another_configuration_does_not_take_up_a_checkpoint(
@@ -132,7 +280,7 @@ def _first_step_gradients(
         dist.init_process_group("gloo", f"file://{out}.sync", rank=rank, world_size=world_size)
     fit = Fit("default", 0, config, out)
     store = GraphStore.open(store_path)
-    fitting = _Fitting(fit, store, PPRArtefact.open(ppr_path), Worker(rank, world_size), StoreRows(store))
+    fitting = _Fitting(fit, store, PPRArtefact.open(ppr_path), Worker(rank, world_size), StoreRows(store), Host())
     batch = next(iter(fitting._loader.epoch(fitting._batcher, 0)))
     loss, _ = fitting._parallel(batch)
     loss.backward()
@@ -155,6 +303,28 @@ def test_two_workers_have_the_gradient_of_one(
     for name, gradient in one.items():
         # The sums differ in order alone: float32 rounding, relative to the parameter's largest gradient.
         torch.testing.assert_close(two[name], gradient, rtol=1e-4, atol=1e-5 * float(gradient.abs().max()) + 1e-8)
+
+
+def _stop_and_go_on(rank: int, store_path: Path, ppr_path: Path, folder: Path) -> None:
+    """A fit of two ranks, and the same stopped within an epoch by the second rank and gone on with."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{folder}/sync", rank=rank, world_size=2)
+    data = GraphStore.open(store_path), PPRArtefact.open(ppr_path), Worker(rank, 2)
+    run_fit(_short(folder / "whole", epochs=3), *data)
+    cut = _short(folder / "cut", epochs=3)
+    host = Watcher({STEPS + 2: Wish.STOP} if rank == 1 else {3: Wish.SAVE})
+    assert run_fit(cut, *data, host) is None
+    # Every rank has complied with both ranks' wishes, at the same steps.
+    assert [beat for beat in host.beats if beat[0] == "save"] == [("save", 0, 4), ("save", 1, 3)]
+    assert run_fit(cut, *data) is not None
+    dist.destroy_process_group()
+
+
+def test_ranks_agree_on_a_wish_and_go_on_as_one(
+    planted_store: GraphStore, planted_ppr: PPRArtefact, tmp_path: Path
+) -> None:
+    mp.spawn(_stop_and_go_on, args=(planted_store.path, planted_ppr.path, tmp_path), nprocs=2)
+    _same_fit(tmp_path / "cut", tmp_path / "whole")
 
 
 def test_ranks_share_a_step_out_and_take_as_many_steps(planted_store: GraphStore, planted_ppr: PPRArtefact) -> None:

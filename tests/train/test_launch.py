@@ -4,12 +4,13 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import ray
 import torch
 
 from optimag_dist.options import validate_options
 from optimag_dist.train.launch import launch
 from optimag_dist.train.options import RunConfig
-from optimag_dist.types import InputError
+from optimag_dist.types import InputError, RunError
 
 
 def _config(recipe: dict, **changes: object) -> RunConfig:
@@ -53,8 +54,16 @@ def test_two_workers_train_variants_and_seeds_and_a_cut_run_is_completed(recipe:
     ("section", "changes", "words"),
     [
         ("sampling", {"groups": 90}, "training nodes cannot fill sampling.groups=90"),
-        ("train", {"cpus_per_worker": 64}, "needs 128 CPUs and the Ray cluster has 2"),
-        ("train", {"device": "cuda"}, "needs 2 GPUs and the Ray cluster has 0"),
+        (
+            "train",
+            {"cpus_per_worker": 64},
+            "needs 2 × {CPU: 64}, each whole on one node",
+        ),
+        (
+            "train",
+            {"device": "cuda"},
+            "needs 2 × {CPU: 1, GPU: 1}, each whole on one node",
+        ),
     ],
 )
 def test_what_cannot_run_is_refused_before_it_starts(
@@ -71,3 +80,28 @@ def test_a_missing_store_and_nothing_to_resume_are_named(recipe: dict, tmp_path:
         launch(_config(recipe, store=str(tmp_path / "nowhere")))
     with pytest.raises(InputError, match="no run to resume here"):
         launch(_config(recipe), resume=True)
+
+
+def test_workers_that_do_not_come_are_told_with_what_is_missing(recipe: dict, ray_session: None) -> None:
+    """Somebody else holds a CPU: enough are there, but not free."""
+    hog = ray.util.placement_group([{"CPU": 1}])
+    ray.get(hog.ready())
+    try:
+        recipe["train"] = {**recipe["train"], "start_timeout_s": 8}
+        with pytest.raises(RunError, match=r"not placed within 8 s: 2 of 1 CPUs each.*CPUs free now: 1") as told:
+            launch(_config(recipe))
+        assert "Raise train.start_timeout_s" in str(told.value)
+    finally:
+        ray.util.remove_placement_group(hog)
+
+
+def test_input_that_a_worker_refuses_ends_the_run_at_once(recipe: dict, ray_session: None) -> None:
+    """Although failures are allowed: started again, it would refuse again."""
+    recipe["train"] = {**recipe["train"], "epochs": 2, "max_failures": 100}
+    config = _config(recipe)
+    damaged = config.directory / "default/seed-0/checkpoint.pt"
+    launch(config)
+    (damaged.parent / "result.json").unlink()
+    damaged.write_bytes(b"torn")
+    with pytest.raises(InputError, match="not a readable checkpoint"):
+        launch(config, resume=True)

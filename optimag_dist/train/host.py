@@ -1,0 +1,45 @@
+"""What surrounds a fit: who is told how it goes, and who may ask it to save or to stop."""
+
+import enum
+from pathlib import Path
+from typing import Any
+
+
+class Wish(enum.IntEnum):
+    """What a fit is asked to do; of several ranks' wishes the greatest counts."""
+
+    GO_ON = 0
+    SAVE = 1
+    STOP = 2
+
+
+# In the order in which a fit passes through them between two positions (epoch, step); see :func:`Host.beat`.
+PHASES = ("open", "evaluate", "save", "load", "step", "test", "export", "done")
+
+
+class Host:
+    """Called by a fit on every rank; this one does nothing, which is what a fit outside of Ray has.
+
+    All calls must return at once: they are made between steps.
+    """
+
+    def beat(self, phase: str, epoch: int, step: int) -> None:
+        """This rank enters ``phase``, one of :data:`PHASES`.
+
+        ``load`` (waiting for a batch), ``step`` and ``save`` (a checkpoint from which the fit would go on at this very
+        step) count an epoch's steps; ``evaluate`` (named by the epoch that follows), ``test`` and ``export`` count
+        batches of their own.
+        """
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        """An epoch has ended with the figures ``record``, the same on every rank."""
+
+    def saved(self, path: Path) -> None:
+        """``path``, a file of the fit, is written; told by the rank that wrote it."""
+
+    def wish(self) -> Wish:
+        """What this rank asks of the fit; asked after every step, and each answer counts once.
+
+        The ranks agree on it, so any of them may ask; the fit complies one step later.
+        """
+        return Wish.GO_ON

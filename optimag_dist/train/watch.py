@@ -1,0 +1,145 @@
+"""Who holds a group of workers up: decided from what each last told of itself. Knows neither Ray nor torch."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from optimag_dist.train.host import PHASES
+
+# A worker's first step compiles and connects, so it counts as start: opening the fit, loading and step come before.
+_STARTED = 4
+# A worker that is alive tells of itself this many times within the time-out, whether or not it has moved.
+SIGNS_PER_TIMEOUT = 5
+
+
+@dataclass(frozen=True)
+class Beat:
+    """What a worker last told of itself.
+
+    Attributes:
+        rank, host, node_id, pid: which worker, and where its process runs; ``node_id`` is Ray's.
+        fit: how many fits it had begun before this one.
+        name: of the fit.
+        phase, epoch, step: where it is, see :meth:`optimag_dist.train.host.Host.beat`; phase ``done`` after all fits.
+        count: of its beats so far; it has moved when this has.
+        stack: the last frames of its training thread, if it has not moved for long.
+    """
+
+    rank: int
+    host: str
+    node_id: str
+    pid: int
+    fit: int
+    name: str
+    phase: str
+    epoch: int
+    step: int
+    count: int
+    stack: str = ""
+
+    def __str__(self) -> str:
+        return (
+            f"rank {self.rank} (host {self.host}, pid {self.pid}) in phase {self.phase!r}, epoch {self.epoch}, "
+            f"step {self.step} of {self.name}"
+        )
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Workers that have not come, or that hold the others up.
+
+    Attributes:
+        starting: whether the group had not begun to train as a whole.
+        stuck: the workers to blame.
+        missing: ranks that were never heard of.
+        silent: whether those in ``stuck`` give no sign of life at all.
+        seconds: how long nothing has moved.
+    """
+
+    starting: bool
+    stuck: tuple[Beat, ...]
+    missing: tuple[int, ...]
+    silent: bool
+    seconds: float
+
+    def __str__(self) -> str:
+        what = "not ready to train" if self.starting else "stuck"
+        how = ", with no sign of life" if self.silent else ""
+        lines = [f"{beat}: {what} for {self.seconds:.0f} s{how}" for beat in self.stuck]
+        if self.missing:
+            ranks = ", ".join(map(str, self.missing))
+            lines.append(f"rank {ranks} of the workers: not started within {self.seconds:.0f} s")
+        return "; ".join(lines)
+
+
+class Watch:
+    """Judges one group of workers.
+
+    Ranks move in lockstep: all but the one that is stuck get as far as its next collective and wait there. So nobody
+    moves soon, and the one to blame is the one furthest behind, or one that has fallen silent.
+
+    Args:
+        world_size: how many ranks there are.
+        start_timeout_s: until every rank has begun to train.
+        stall_timeout_s: without progress of any rank from then on.
+        clock: seconds.
+    """
+
+    def __init__(
+        self,
+        world_size: int,
+        start_timeout_s: float,
+        stall_timeout_s: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._world_size = world_size
+        self._start_timeout_s, self._stall_timeout_s = start_timeout_s, stall_timeout_s
+        self._clock = clock
+        self.restart()
+
+    def restart(self) -> None:
+        """The workers are started anew: those before are forgotten, and the time to start counts from here."""
+        self._since = self._clock()
+        self._beats: dict[int, Beat] = {}
+        self._heard: dict[int, float] = {}
+        self._moved = self._since
+
+    def hear(self, beat: Beat) -> None:
+        """A worker has told of itself just now."""
+        before = self._beats.get(beat.rank)
+        if before is None or (before.pid, before.node_id, before.count) != (beat.pid, beat.node_id, beat.count):
+            self._moved = self._clock()
+        self._beats[beat.rank] = beat
+        self._heard[beat.rank] = self._clock()
+
+    def verdict(self) -> Verdict | None:
+        """Who is to blame, once a time-out has passed; None before."""
+        now = self._clock()
+        late = [beat for beat in self._beats.values() if beat.count < _STARTED and beat.phase != "done"]
+        missing = tuple(rank for rank in range(self._world_size) if rank not in self._beats)
+        if late or missing:
+            seconds = now - self._since
+            # Whoever places workers has a time-out of its own and can say what is missing; here it is the last resort.
+            if seconds < self._start_timeout_s * (1 if self._beats else 2):
+                return None
+            return Verdict(True, tuple(late), missing, False, seconds)
+        seconds = now - self._moved
+        if seconds < self._stall_timeout_s or all(beat.phase == "done" for beat in self._beats.values()):
+            return None
+        silent = [b for b in self._beats.values() if now - self._heard[b.rank] > self._stall_timeout_s / 2]
+        if 0 < len(silent) < self._world_size:
+            return Verdict(False, tuple(silent), (), True, seconds)
+        return Verdict(False, _furthest_behind(list(self._beats.values())), (), bool(silent), seconds)
+
+
+def place(phase: str, epoch: int, step: int) -> tuple[int, ...]:
+    """Sorts the beats of one fit in the order in which they are made."""
+    # Phases between two epochs count batches of their own, not the epoch's steps.
+    part = {"open": 0, "evaluate": 0, "test": 2, "export": 3}.get(phase, 1)
+    return (epoch, part, step, PHASES.index(phase))
+
+
+def _furthest_behind(beats: Sequence[Beat]) -> tuple[Beat, ...]:
+    places = {b.rank: (b.phase == "done", b.fit, place(b.phase, b.epoch, b.step)) for b in beats}
+    last = min(places.values())
+    return tuple(beat for beat in beats if places[beat.rank] == last)
