@@ -1,0 +1,82 @@
+"""A tiny run that exports everything, and what Prometheus then reads of the session's Ray."""
+
+import re
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import ray
+import torch
+
+from optimag_dist.ppr import PPROptions, compute_ppr
+from optimag_dist.store import GraphStore
+from optimag_dist.telemetry import TrackingOptions
+from optimag_dist.telemetry.metrics import PPRMetrics
+from optimag_dist.train.fit import Fit, Worker, run_fit
+from optimag_dist.train.host import Host
+from optimag_dist.train.options import VariantConfig
+from optimag_dist.train.telemetry import telling
+
+CONFIG = {
+    "sampling": {"groups": 1, "anchors": 12, "group_size": 32, "fanouts": [5, 5]},
+    "model": {"hidden": 32, "embedding": 16},
+    "train": {"workers": 1, "epochs": 3, "checkpoint_every": 1, "kept_mass": "none"},
+}
+Samples = dict[str, list[tuple[dict[str, str], float]]]
+
+
+@pytest.fixture(scope="session")
+def metrics_url(ray_session: None) -> str:
+    (node,) = ray.nodes()
+    return f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+
+
+@pytest.fixture(scope="session")
+def fit_with(
+    planted_store: GraphStore, ray_session: None, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Fit]:
+    """Runs a fit of three epochs in this process, told of by ``telling`` with the arguments given."""
+    ppr = compute_ppr(planted_store, PPROptions(), tmp_path_factory.mktemp("ppr") / "artefact")
+
+    def fit_with(directory: Path, host: Host, **arguments: object) -> Fit:
+        fit = Fit("sage", 4, VariantConfig.model_validate(CONFIG), directory)
+        torch.set_num_threads(1)
+        with telling(host, fit, 0, run="toy", **arguments) as told:  # type: ignore[arg-type]
+            run_fit(fit, planted_store, ppr, Worker(0, 1, torch.device("cpu")), told)
+        return fit
+
+    return fit_with
+
+
+@pytest.fixture(scope="session")
+def scraped(fit_with: Callable[..., Fit], metrics_url: str, tmp_path_factory: pytest.TempPathFactory) -> Samples:
+    """What the metrics port serves after a run, by name: labels and value of every sample."""
+    samples: Samples = {}
+
+    class Lingering(Host):
+        """Keeps the fit's figures alive until the port has served them, as a longer fit would."""
+
+        def saved(self, path: Path) -> None:
+            if path.name == "result.json":
+                # What a sharded run adds to the counts: a replicated one fetches nothing.
+                PPRMetrics().block(nodes=10, pushes=100, rows_fetched=5, bytes_fetched=2000)
+                samples.update(_scrape(metrics_url, ["ray_optimag_loss", "ray_optimag_ppr_fetched_bytes_total"]))
+
+    fit_with(tmp_path_factory.mktemp("fit"), Lingering(), tracking=TrackingOptions())
+    return samples
+
+
+def _scrape(url: str, awaited: list[str]) -> Samples:
+    """Metrics reach the port some ten seconds after they were set."""
+    deadline = time.monotonic() + 90
+    samples: Samples = {}
+    while time.monotonic() < deadline and not all(name in samples for name in awaited):
+        time.sleep(1)
+        samples = {}
+        for line in urllib.request.urlopen(url, timeout=10).read().decode().splitlines():
+            if found := re.fullmatch(r"([a-z_A-Z0-9]+)(?:\{(.*)\})? (\S+)", line):
+                labels = dict(re.findall(r'(\w+)="([^"]*)"', found[2] or ""))
+                samples.setdefault(found[1], []).append((labels, float(found[3])))
+    return samples
