@@ -1,0 +1,112 @@
+"""What a sweep leaves behind: the table of its trials, and the best of them ready for use."""
+
+import json
+import math
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from optimag_dist.files import atomic
+from optimag_dist.options import dump_options
+from optimag_dist.train.fit import Fit
+from optimag_dist.train.options import RunConfig
+from optimag_dist.tune.options import SweepOptions
+from optimag_dist.tune.space import Point
+
+Status = Literal["pending", "running", "finished", "stopped", "failed"]
+
+
+@dataclass(frozen=True)
+class TrialRow:
+    """How a trial stands.
+
+    Attributes:
+        trial: its name, and its directory's.
+        status: ``stopped`` by the scheduler, ``failed`` for good, or as the word says.
+        epochs: trained, over all seeds.
+        seconds: of training, over all seeds.
+        point: searched key → value as it was drawn.
+        values: the same as the trial has them, for tables.
+        metrics: metric → value so far; missing before the first report.
+        error: why it failed.
+    """
+
+    trial: str
+    status: Status
+    epochs: int
+    seconds: float
+    point: Point
+    values: Point
+    metrics: dict[str, float]
+    error: str | None
+
+
+def write_table(rows: list[TrialRow], options: SweepOptions, path: Path) -> None:
+    """``trials.parquet``: a row per trial, a column per searched key and metric."""
+    columns: dict[str, list[Any]] = {name: [getattr(r, name) for r in rows] for name in ("trial", "status", "epochs")}
+    columns["seconds"] = [r.seconds for r in rows]
+    columns |= {key: _of_one_type([r.values[key] for r in rows]) for key in options.space}
+    columns |= {name: [r.metrics.get(name) for r in rows] for name in options.metrics}
+    columns["error"] = pa.array([r.error for r in rows], pa.string())
+    with atomic(path) as temporary:
+        pq.write_table(pa.table(columns), temporary)
+
+
+def _of_one_type(values: list[Any]) -> list[Any]:
+    """A choice may mix numbers and words; a column cannot."""
+    if all(v is None or isinstance(v, bool) for v in values):
+        return values
+    if any(isinstance(v, bool | str) for v in values):
+        return [None if v is None else str(v) for v in values]
+    if any(isinstance(v, float) for v in values):
+        return [None if v is None else float(v) for v in values]
+    return values
+
+
+def ranked(rows: list[TrialRow], options: SweepOptions) -> list[TrialRow]:
+    """The trials that have a value of the first metric, best first; of equal ones the first comes first."""
+    name, mode = next(iter(options.metrics.items()))
+    known = [row for row in rows if not math.isnan(row.metrics.get(name, math.nan))]
+    return sorted(known, key=lambda row: row.metrics[name], reverse=mode == "max")
+
+
+def best(rows: list[TrialRow], options: SweepOptions) -> TrialRow | None:
+    """The best of the finished trials; only these have been trained to their end and tested."""
+    return next((row for row in ranked(rows, options) if row.status == "finished"), None)
+
+
+def pareto_front(rows: list[TrialRow], options: SweepOptions) -> list[TrialRow]:
+    """The finished trials than which no other is better in one metric and as good in all."""
+    signs = {name: 1 if mode == "max" else -1 for name, mode in options.metrics.items()}
+    finished = [row for row in rows if row.status == "finished"]
+    points = {row.trial: [sign * row.metrics[name] for name, sign in signs.items()] for row in finished}
+
+    def dominated(mine: list[float]) -> bool:
+        return any(other != mine and all(o >= m for o, m in zip(other, mine, strict=True)) for other in points.values())
+
+    return [row for row in finished if not dominated(points[row.trial])]
+
+
+def export_best(row: TrialRow, config: RunConfig, fits: list[Fit], directory: Path) -> None:
+    """Make ``directory``: ``config.yaml`` for ``optimag train``, ``result.json``, and ``seed-<seed>/model.pt``."""
+    run = RunConfig.model_validate(
+        {
+            **fits[0].config.model_dump(mode="json"),
+            "name": f"{config.name}-best",
+            "store": config.store,
+            "out": config.out,
+            "seeds": config.seeds,
+        }
+    )
+    for fit in fits:
+        with atomic(directory / f"seed-{fit.seed}" / "model.pt") as temporary:
+            shutil.copyfile(fit.directory / "model.pt", temporary)
+    dump_options(run, directory / "config.yaml")
+    results = {fit.seed: json.loads((fit.directory / "result.json").read_text(encoding="utf-8")) for fit in fits}
+    summary = {"trial": row.trial, "values": row.values, "metrics": row.metrics, "fits": list(results.values())}
+    with atomic(directory / "result.json") as temporary:
+        temporary.write_text(json.dumps(summary, indent=2), encoding="utf-8")

@@ -1,0 +1,61 @@
+"""How well a trial does so far, from what its fits tell."""
+
+from typing import Any
+
+from optimag_dist.tasks import NodeClassification
+
+
+class Score:
+    """The trial's metrics while it runs and at its end.
+
+    Args:
+        seeds: of the trial's fits, in the order in which they run.
+        epochs: of each fit, at most.
+    """
+
+    def __init__(self, seeds: tuple[int, ...], epochs: int) -> None:
+        self._seeds, self._limit = seeds, epochs
+        self._records: dict[int, dict[int, dict[str, Any]]] = {}
+        self.results: dict[int, dict[str, Any]] = {}
+
+    def epoch(self, seed: int, record: dict[str, Any]) -> None:
+        """A fit's epoch; one that is told again (of an earlier life) counts once."""
+        self._records.setdefault(seed, {})[record["epoch"]] = record
+
+    def result(self, seed: int, result: dict[str, Any]) -> None:
+        """A fit has ended."""
+        self.results[seed] = result
+
+    @property
+    def finished(self) -> bool:
+        """Whether all fits have ended."""
+        return len(self.results) == len(self._seeds)
+
+    @property
+    def clock(self) -> int:
+        """The position by which trials are compared: the same seed and epoch for all that are at the same.
+
+        A fit that ends early by its patience jumps to the next seed's first epoch.
+        """
+        if not self._records:
+            return 0
+        current = max(self._seeds.index(seed) for seed in self._records)
+        return current * self._limit + max(self._records[self._seeds[current]]) + 1
+
+    @property
+    def epochs(self) -> int:
+        """Trained, over all fits."""
+        return sum(map(len, self._records.values()))
+
+    def metrics(self, names: list[str]) -> dict[str, float]:
+        """``val/...``: of each fit's best validated epoch, the mean over the fits so far; ``seconds``: of all epochs.
+        NaN before the first validation."""
+        values = {name: [self._best(seed).get(name, float("nan")) for seed in self._records] for name in names}
+        metrics = {name: sum(v) / len(v) if v else float("nan") for name, v in values.items()}
+        seconds = sum(r["seconds"] for records in self._records.values() for r in records.values())
+        return {name: seconds if name == "seconds" else value for name, value in metrics.items()}
+
+    def _best(self, seed: int) -> dict[str, Any]:
+        decisive = f"val/{NodeClassification.decisive}"
+        validated = [record for record in self._records[seed].values() if decisive in record]
+        return max(validated, key=lambda record: record[decisive], default={})

@@ -1,0 +1,121 @@
+"""Points of a search space, and the run configurations they stand for."""
+
+import functools
+import itertools
+import json
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+
+from optimag_dist.options import apply_overrides, validate_options
+from optimag_dist.ppr import PPROptions
+from optimag_dist.train.options import RunConfig, VariantConfig
+from optimag_dist.tune.options import Distribution, SweepOptions
+from optimag_dist.types import InputError
+
+# Dotted key of the configuration → its value in a trial.
+Point = dict[str, Any]
+
+_DEFAULT_TRIALS = 16
+_DECIDED_BY_THE_SWEEP = {
+    f"train.{key}": "all trials ask for the same places in the cluster; set it in the configuration"
+    for key in ("workers", "cpus_per_worker", "device", "placement", "owners")
+}
+
+
+def num_trials(options: SweepOptions) -> int:
+    """How many trials the sweep has in all."""
+    if options.search.method == "grid":
+        return int(np.prod([len(d.arguments) for d in options.space.values()]))
+    return options.search.trials or _DEFAULT_TRIALS
+
+
+def known_points(options: SweepOptions) -> list[Point] | None:
+    """Every trial's point; None where the search learns from trial to trial."""
+    if options.search.method == "tpe":
+        return None
+    if options.search.method == "grid":
+        values = [d.arguments for d in options.space.values()]
+        return [dict(zip(options.space, point, strict=True)) for point in itertools.product(*values)]
+    rng = np.random.default_rng(options.search.seed)
+    return [{key: _draw(d, rng) for key, d in options.space.items()} for _ in range(num_trials(options))]
+
+
+def _draw(distribution: Distribution, rng: np.random.Generator) -> Any:
+    arguments = distribution.arguments
+    if distribution.finite:
+        return arguments[rng.integers(len(arguments))]
+    low, high = arguments[:2]
+    if distribution.kind == "uniform":
+        return float(rng.uniform(low, high))
+    if distribution.kind == "loguniform":
+        return float(np.exp(rng.uniform(np.log(low), np.log(high))))
+    if distribution.kind == "randint":
+        return int(rng.integers(low, high))
+    step = arguments[2]
+    return float(low + step * rng.integers(int((high - low) / step + 1e-9) + 1))
+
+
+def as_optuna(options: SweepOptions) -> dict[str, BaseDistribution]:
+    """The space as Optuna has it; listed values by their positions, for it takes no lists as values."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    space: dict[str, BaseDistribution] = {}
+    for key, distribution in options.space.items():
+        arguments = distribution.arguments
+        if distribution.finite:
+            space[key] = CategoricalDistribution(range(len(arguments)))
+        elif distribution.kind == "randint":
+            space[key] = IntDistribution(arguments[0], arguments[1] - 1)
+        else:
+            low, high, *step = arguments
+            space[key] = FloatDistribution(low, high, log=distribution.kind == "loguniform", step=(*step, None)[0])
+    return space
+
+
+def from_optuna(options: SweepOptions, suggested: dict[str, Any]) -> Point:
+    """What Optuna suggests in the space of :func:`as_optuna`, as a point."""
+    return {key: d.arguments[suggested[key]] if d.finite else suggested[key] for key, d in options.space.items()}
+
+
+def configure(config: RunConfig, point: Point, source: str) -> VariantConfig:
+    """The configuration of the trial at ``point``.
+
+    Raises:
+        InputError: a key does not exist (the nearest one is named), is none that a trial may change, or a value does
+            not fit.
+    """
+    for key in point:
+        if key in _DECIDED_BY_THE_SWEEP:
+            raise InputError(f"{source}: {key} cannot be searched: {_DECIDED_BY_THE_SWEEP[key]}")
+    base = {name: getattr(config, name).model_dump(mode="json") for name in VariantConfig.model_fields}
+    changes = [f"{key}={json.dumps(value)}" for key, value in point.items()]
+    return validate_options(VariantConfig, apply_overrides(base, changes), source)
+
+
+def values_of(config: VariantConfig, keys: list[str]) -> Point:
+    """The searched keys' values as the trial has them: validated, and lists as text, for tables."""
+    found = {key: functools.reduce(getattr, key.split("."), config) for key in keys}
+    return {k: v if isinstance(v, int | float | str | None) else json.dumps(v, default=str) for k, v in found.items()}
+
+
+def corners(options: SweepOptions) -> list[Point]:
+    """Points that together hold every listed value and both ends of every range, to see that all are valid."""
+    listed = {
+        key: list(d.arguments) if d.finite else [d.arguments[0], d.arguments[1] - (d.kind == "randint")]
+        for key, d in options.space.items()
+    }
+    longest = max(map(len, listed.values()))
+    return [{key: values[i % len(values)] for key, values in listed.items()} for i in range(longest)]
+
+
+def priors_needed(config: RunConfig, options: SweepOptions, points: list[Point] | None) -> list[PPROptions]:
+    """The distinct PPR options that trials may have."""
+    if points is None:
+        ppr = {key: d.arguments for key, d in options.space.items() if key.startswith("ppr.")}
+        points = [dict(zip(ppr, values, strict=True)) for values in itertools.product(*ppr.values())]
+        weight = "regulariser.weight"
+        points = [{**point, weight: 1.0} for point in points] if weight in options.space else points
+    configs = [configure(config, point, "space") for point in points]
+    return list(dict.fromkeys(c.ppr for c in configs if c.needs_ppr))

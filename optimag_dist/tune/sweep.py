@@ -1,0 +1,229 @@
+"""The driver of a sweep: doors, artefacts, Ray Tune, and what is left at the end."""
+
+import concurrent.futures
+import logging
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from ray import tune
+
+from optimag_dist.options import dump_options, load_options
+from optimag_dist.ppr import compute_ppr
+from optimag_dist.ray_session import ensure_ray
+from optimag_dist.sampling import SeedBatcher
+from optimag_dist.store import GraphStore
+from optimag_dist.tasks import NodeClassification
+from optimag_dist.telemetry import check_trackers
+from optimag_dist.train.options import RunConfig
+from optimag_dist.train.owners import shard_owners
+from optimag_dist.train.placement import use_gpus
+from optimag_dist.tune.follow import Follower
+from optimag_dist.tune.gang import Crew
+from optimag_dist.tune.options import SweepOptions
+from optimag_dist.tune.results import TrialRow, best, export_best, write_table
+from optimag_dist.tune.search import make_scheduler, search_arguments
+from optimag_dist.tune.space import Point, configure, corners, known_points, num_trials, priors_needed
+from optimag_dist.tune.trial import SweepTrial, TrialPlan, plan_fits
+from optimag_dist.tune.view import SweepView
+from optimag_dist.types import InputError
+
+# After Ctrl-C the workers are given so long to write their checkpoints.
+_LEAVE_S = 20
+# Tune's own state under the sweep's directory.
+_STATE = "tune"
+# What a resumed sweep may change of train.*: where and how trials run, not what they end with.
+_FREE = {"workers", "cpus_per_worker", "device", "max_failures", "placement", "owners", "checkpoint_every"}
+_FREE |= {"checkpoint_every_s", "start_timeout_s", "stall_timeout_s"}
+
+
+def run_sweep(
+    config: RunConfig, options: SweepOptions, *, resume: bool = False, address: str | None = None
+) -> list[TrialRow]:
+    """Search ``options.space`` around ``config``.
+
+    Args:
+        config: what every trial starts from, as :func:`load_sweep` reads it. Each trial fits all its seeds.
+        options: the sweep.
+        resume: go on with the sweep that is in ``config.directory``: trials that have ended well are kept, others go
+            on from their last checkpoint.
+        address: of a running Ray cluster; None uses the session there is or starts an embedded one.
+
+    Returns:
+        How the trials ended, as in ``trials.parquet`` of ``config.directory``; beside it are ``config.yaml``,
+        ``space.yaml``, ``trials/<trial>/seed-<seed>/``, and ``best/`` if any trial has finished.
+
+    Raises:
+        InputError: configuration, space and store do not fit together, the directory is in the way or cannot be
+            resumed, or the cluster is too small for one trial.
+    """
+    config = config.model_copy(update={"store": config.store.absolute(), "out": config.out.absolute()})
+    if not isinstance(config.out, Path):
+        raise InputError(
+            f"out={config.out}: a sweep's trials go on from their checkpoints on any host, so they are kept in a "
+            f"directory that all hosts share; set out to a path of one"
+        )
+    store = GraphStore.open(config.store)
+    points = known_points(options)
+    _check(config, options, store, points or corners(options))
+    check_trackers(config.tracking)
+    _check_directory(config, options, resume)
+    train = config.train
+    ensure_ray(address, num_cpus=max(len(os.sched_getaffinity(0)), train.workers * train.cpus_per_worker))
+    use_gpu = use_gpus(train.workers, train.cpus_per_worker, train.device)
+    priors = {ppr: compute_ppr(store, ppr).location for ppr in priors_needed(config, options, points)}
+    dump_options(config, config.directory / "config.yaml")
+    dump_options(options, config.directory / "space.yaml")
+    with shard_owners(store, train.owners if train.placement == "sharded" else 0) as graph_rows:
+        crew = Crew(
+            sweep=config.name,
+            tracking=config.tracking,
+            workers=train.workers,
+            cpus=train.cpus_per_worker,
+            use_gpu=use_gpu,
+            store=config.store,
+            priors=priors,
+            rows=graph_rows,
+            start_timeout_s=train.start_timeout_s,
+            stall_timeout_s=train.stall_timeout_s,
+        )
+        rows = _search(TrialPlan(config, options, crew), points)
+    write_table(rows, options, config.directory / "trials.parquet")
+    winner = best(rows, options)
+    if winner is not None:
+        export_best(winner, config, plan_fits(config, winner.trial, winner.point), config.directory / "best")
+    return rows
+
+
+def _check(config: RunConfig, options: SweepOptions, store: GraphStore, points: list[Point]) -> None:
+    """Every door that a trial goes through, before anything is started or written."""
+    configs = [configure(config, point, source="space") for point in points]
+    for task, sampling in dict.fromkeys((c.task, c.sampling) for c in configs):
+        for seed in config.seeds:
+            nodes = NodeClassification(store, task, seed=seed)
+            SeedBatcher(nodes.train, store.num_nodes, None, sampling, seed=seed, fill=False)
+    known = [*(f"val/{name}" for name in nodes.metrics(torch.device("cpu"))), "seconds"]
+    for metric in options.metrics:
+        if metric not in known:
+            raise InputError(f"metrics: unknown metric {metric!r}; known: {', '.join(known)}")
+    scheduler = options.scheduler
+    if scheduler.method == "none":
+        return
+    if "train.epochs" in options.space:
+        raise InputError("space: train.epochs cannot be searched with scheduler.method=asha, which decides on epochs")
+    if scheduler.grace < max(c.train.eval_every for c in configs):
+        raise InputError(
+            f"scheduler.grace={scheduler.grace} is before the first validation; let it be train.eval_every or more"
+        )
+    if not scheduler.milestones(_last_epoch(config)):
+        raise InputError(
+            f"scheduler.grace={scheduler.grace} is not below the {_last_epoch(config)} epochs of a trial, so asha "
+            f"would stop nothing; lower it, or use method: none"
+        )
+
+
+def _last_epoch(config: RunConfig) -> int:
+    return config.train.epochs * len(config.seeds)
+
+
+def _check_directory(config: RunConfig, options: SweepOptions, resume: bool) -> None:
+    """Refuse a directory that is in the way, that holds another sweep, or whose state others may have written."""
+    directory = config.directory
+    if not resume:
+        if directory.exists() and any(directory.iterdir()):
+            raise InputError(
+                f"{directory}: there is a run here already; go on with it by --resume, or choose another name=..."
+            )
+        return
+    if not (directory / "space.yaml").exists():
+        raise InputError(f"{directory}: no sweep to resume here; leave out --resume to start one")
+    if _what_decides(load_options(RunConfig, directory / "config.yaml")) != _what_decides(config):
+        raise InputError(
+            f"{directory}/config.yaml: the sweep was started with another configuration; resume with the same one, or "
+            f"choose another name=..."
+        )
+    if load_options(SweepOptions, directory / "space.yaml") != options:
+        raise InputError(
+            f"{directory}/space.yaml: the sweep was started with another space; resume with the same one, or choose "
+            f"another name=..."
+        )
+    state = directory / _STATE
+    if state.exists():
+        status = state.lstat()
+        if status.st_uid != os.geteuid() or status.st_mode & 0o022 or state.is_symlink():
+            # Tune unpickles what lies there, which can run any code.
+            raise InputError(
+                f"{state}: others can write to this directory, and resuming would run code that they leave there; if "
+                f"you trust what is in it: chown -R $USER {state} && chmod -R go-w {state}"
+            )
+
+
+def _what_decides(config: RunConfig) -> dict[str, Any]:
+    """Of a configuration, what decides the trials' results."""
+    return config.model_dump(mode="json", exclude={"train": _FREE, "out": True})
+
+
+def _search(plan: TrialPlan, points: list[Point] | None) -> list[TrialRow]:
+    config, options, crew = plan.config, plan.options, plan.crew
+    state = config.directory / _STATE
+    state.mkdir(mode=0o700, exist_ok=True)
+    _quieten()
+    # An empty first bundle: the trial's own actor only waits, and needs no CPU that its workers could use.
+    places = tune.PlacementGroupFactory([{}, *[crew.bundle] * crew.workers], strategy="PACK")
+    scheduler = make_scheduler(options, _last_epoch(config))
+    with SweepView(options, num_trials(options)) as view:
+        follower = Follower(plan, view, scheduler)
+
+        def run() -> None:
+            analysis = tune.run(
+                tune.with_resources(tune.with_parameters(SweepTrial, plan=plan), places),
+                **search_arguments(config, options, points),
+                name=_STATE,
+                storage_path=str(config.directory),
+                scheduler=scheduler,
+                callbacks=[follower],
+                max_failures=config.train.max_failures,
+                reuse_actors=True,
+                raise_on_failed_trial=False,
+                resume="AUTO+ERRORED" if any(state.glob("experiment_state-*")) else None,
+                trial_dirname_creator=lambda trial: trial.trial_id,
+                verbose=0,
+            )
+            # Where there was nothing left to do there was no step either.
+            follower.follow(analysis.trials)
+
+        _on_a_thread(run, interrupt=lambda: setattr(follower, "interrupted", True))
+    return follower.rows
+
+
+def _quieten() -> None:
+    """The view tells how the sweep goes; Tune's own tables, warnings and log files per trial are not wanted."""
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
+    os.environ["TUNE_PRINT_ALL_TRIAL_ERRORS"] = "0"
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+
+
+def _on_a_thread(run: Callable[[], None], interrupt: Callable[[], None]) -> None:
+    """On the main thread Tune takes Ctrl-C over and returns as if all were well."""
+    future: concurrent.futures.Future[None] = concurrent.futures.Future()
+
+    def work() -> None:
+        try:
+            run()
+            future.set_result(None)
+        except BaseException as error:
+            future.set_exception(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        future.result()
+    except KeyboardInterrupt:
+        # A thread that went on would start Ray anew after this process has left it.
+        interrupt()
+        thread.join(timeout=_LEAVE_S)
+        raise
