@@ -1,7 +1,9 @@
-"""What a run has learned, for people: one HTML page, and the comparison of its variants as data or in a terminal."""
+"""What a run or a sweep has learned, for people: one HTML page, and the comparison of variants in a terminal."""
 
 from optimag_dist.report.page import write_report
 from optimag_dist.report.statistics import comparison_table
+from optimag_dist.report.sweep import write_sweep_report
+from optimag_dist.report.sweep_data import is_sweep
 from optimag_dist.report.terminal import render_comparison
 
-__all__ = ["comparison_table", "render_comparison", "write_report"]
+__all__ = ["comparison_table", "is_sweep", "render_comparison", "write_report", "write_sweep_report"]

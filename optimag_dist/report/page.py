@@ -5,12 +5,12 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import yaml
 
 from optimag_dist.files import atomic
 from optimag_dist.report import figures
+from optimag_dist.report.html import render
 from optimag_dist.report.kept_mass import Gallery, check_store, gallery, read_kept_mass
 from optimag_dist.report.run import Run, read_run
 from optimag_dist.report.statistics import METRICS, compare
@@ -61,11 +61,6 @@ def write_report(run_dir: Path, out: Path | None = None) -> Path:
 
 
 def _render(run: Run) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-    )
     colours = figures.variant_colours(list(run.variants))
     masses = read_kept_mass(run)
     graph = _describe_graph(run)
@@ -77,7 +72,8 @@ def _render(run: Run) -> str:
             galleries = [gallery(mass, graph.store) for mass in masses]
         except InputError as error:
             trouble = str(error)
-    return environment.get_template("template.html.j2").render(
+    return render(
+        "run.html.j2",
         run=run,
         facts=graph.facts | _training_facts(run),
         table=compare(run),
