@@ -3,7 +3,10 @@
 Every command imports what it needs itself: torch, DGL and Ray take seconds that ``optimag --help`` need not wait for.
 """
 
+import os
+import shlex
 import sys
+from collections.abc import Sequence
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -17,6 +20,8 @@ from typer.core import TyperGroup
 
 if TYPE_CHECKING:
     from optimag_dist.inference.options import EmbedOptions, PredictOptions
+    from optimag_dist.storage import AnyPath
+    from optimag_dist.submit.cluster import Jobs
     from optimag_dist.train.options import RunConfig
 
 app = typer.Typer(
@@ -27,26 +32,47 @@ app = typer.Typer(
 )
 
 
-class _ComputeByDefault(TyperGroup):
+class _DefaultCommand(TyperGroup):
     """``optimag ppr STORE`` means ``optimag ppr compute STORE``."""
 
+    default: str
+
+    def spelt_out(self, args: list[str]) -> list[str]:
+        """``args`` with the command they mean in front."""
+        return args if args and args[0] in {*self.commands, "--help"} else [self.default, *args]
+
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
-        if args and args[0] not in self.commands and args[0] != "--help":
-            args = ["compute", *args]
-        return super().parse_args(ctx, args)
+        return super().parse_args(ctx, self.spelt_out(args) if args else args)
+
+
+class _Compute(_DefaultCommand):
+    default = "compute"
+
+
+class _Run(_DefaultCommand):
+    default = "run"
 
 
 data_app = typer.Typer(help="Real graphs that come with the package.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 ppr_app = typer.Typer(
-    cls=_ComputeByDefault,
+    cls=_Compute,
     help="Personalised PageRank of every node: optimag ppr STORE [KEY=VALUE]... computes it.",
     no_args_is_help=True,
 )
 app.add_typer(ppr_app, name="ppr")
+submit_app = typer.Typer(
+    cls=_Run,
+    help="Jobs of several commands: optimag submit JOB.yaml [KEY=VALUE]... runs one, here or on a Ray cluster.",
+    no_args_is_help=True,
+)
+app.add_typer(submit_app, name="submit")
 console = Console()
+# click's own error, whichever click this typer comes with.
+_USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
 
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the configuration.")]
+Store = Annotated[str, typer.Argument(help="Directory or URI of a graph store.")]
 Address = Annotated[str | None, typer.Option(help="Address of a running Ray cluster; default: an embedded one.")]
 
 
@@ -54,12 +80,12 @@ def main() -> None:
     """Entry point: errors of input are told in one message, without a traceback."""
     try:
         app()
-    except ValueError as error:
-        from optimag_dist.types import InputError
+    except (ValueError, RuntimeError) as error:
+        from optimag_dist.types import InputError, RunError
 
-        if not isinstance(error, InputError):
+        if not isinstance(error, InputError | RunError):
             raise
-        _fail(str(error), 2)
+        _fail(str(error), 2 if isinstance(error, InputError) else 1)
 
 
 def _fail(message: str, status: int) -> NoReturn:
@@ -102,11 +128,14 @@ def data_list() -> None:
 def data_get(
     name: Annotated[str, typer.Argument(help="A name from: optimag data list")],
     out: Annotated[Path | None, typer.Option(help="Directory to make; default: data/NAME.")] = None,
+    if_missing: Annotated[bool, typer.Option("--if-missing", help="Leave a directory that is there as it is.")] = False,
 ) -> None:
     """Copy a graph's tables and its schema into a directory, ready for ``optimag ingest``."""
     from optimag_dist.datasets import copy_dataset
 
-    target = copy_dataset(name, out or Path("data") / name)
+    target = out or Path("data") / name
+    if not (if_missing and target.exists()):
+        target = copy_dataset(name, target)
     console.print(f"{target}\nnext: optimag ingest {target}/schema.yaml stores/{name}", highlight=False, soft_wrap=True)
 
 
@@ -115,16 +144,17 @@ def ingest_command(
     source: Annotated[
         Path, typer.Argument(help="YAML file that describes tables, or npz, DGL, PyG, OGB, MAGB, MM-Graph.")
     ],
-    store: Annotated[Path, typer.Argument(help="Directory of the graph store to make.")],
+    store: Annotated[str, typer.Argument(help="Directory or URI of the graph store to make.")],
     overrides: Overrides = None,
     overwrite: Annotated[bool, typer.Option(help="Replace a store with other content.")] = False,
 ) -> None:
     """Read a graph from tables or another layout into a memory-mapped graph store."""
+    from optimag_dist.storage import located
     from optimag_dist.store import ingest
 
     made = ingest(source, store, overrides or [], overwrite=overwrite)
     console.print(made.summary(), highlight=False, soft_wrap=True)
-    console.print(f"next: optimag ppr {store}", highlight=False, soft_wrap=True)
+    console.print(f"next: optimag ppr {located(store)}", highlight=False, soft_wrap=True)
 
 
 @app.command("partition")
@@ -145,7 +175,7 @@ def partition_command(
 
 @ppr_app.command("compute")
 def ppr_compute(
-    store: Annotated[Path, typer.Argument(help="Directory of a graph store.")],
+    store: Store,
     overrides: Overrides = None,
     address: Address = None,
 ) -> None:
@@ -166,7 +196,7 @@ def ppr_compute(
     artefact = compute_ppr(opened, options, totals=totals)
     if totals.blocks:
         console.print(totals.line(), highlight=False, soft_wrap=True)
-    console.print(f"{artefact.path}", highlight=False, soft_wrap=True)
+    console.print(f"{artefact.location}", highlight=False, soft_wrap=True)
 
 
 @ppr_app.command("inspect")
@@ -219,25 +249,64 @@ def train(
     config: Annotated[Path, typer.Argument(help="YAML file of a run.")],
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option(help="Go on with the run directory that is there.")] = False,
+    resume_if_there: Annotated[bool, typer.Option("--resume-if-there", help="The same, or start the run.")] = False,
     address: Address = None,
 ) -> None:
     """Train every variant and seed of a run on Ray workers, and report."""
     from optimag_dist.options import load_options
+    from optimag_dist.storage import is_file
     from optimag_dist.train.options import RunConfig
 
     again = " ".join(["optimag train", str(config), *(overrides or []), "--resume"])
-    _train(load_options(RunConfig, config, overrides or []), resume=resume, address=address, again=again)
+    loaded = load_options(RunConfig, config, overrides or [])
+    resume = resume or (resume_if_there and is_file(loaded.location / "config.yaml"))
+    _train(loaded, resume=resume, address=address, again=again)
 
 
-Checkpoint = Annotated[Path, typer.Argument(help="model.pt of a finished fit, or the fit's directory.")]
+@app.command()
+def tune(
+    config: Annotated[Path, typer.Argument(help="YAML file of a run.")],
+    space: Annotated[Path, typer.Argument(metavar="SPACE.yaml", help="What is searched, how, and by which metrics.")],
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option(help="Go on with the sweep that is there.")] = False,
+    resume_if_there: Annotated[bool, typer.Option("--resume-if-there", help="The same, or start the sweep.")] = False,
+    address: Address = None,
+) -> None:
+    """Search hyperparameters: trials of several workers each, all on one store and its PPR."""
+    from optimag_dist.tune.options import load_sweep
+    from optimag_dist.tune.results import best, pareto_front, ranked
+    from optimag_dist.tune.sweep import run_sweep
+    from optimag_dist.tune.view import trials_table
+
+    run, options = load_sweep(config, space, overrides or [])
+    resume = resume or (resume_if_there and (run.directory / "space.yaml").exists())
+    try:
+        rows = run_sweep(run, options, resume=resume, address=address)
+    except KeyboardInterrupt:
+        words = ["optimag", "tune", str(config), str(space), *(overrides or []), "--resume"]
+        again = shlex.join([*words, *(["--address", address] if address else [])])
+        _fail(f"interrupted; trials and checkpoints are kept in {run.directory}; go on with: {again}", 130)
+    front = pareto_front(rows, options) if len(options.metrics) > 1 else None
+    console.print(trials_table(ranked(rows, options), options, front))
+    _report(run.directory)
+    _say(f"trials:      {run.directory / 'trials.parquet'}")
+    winner = best(rows, options)
+    if winner is None:
+        reason = next((row.error for row in rows if row.error), "all were stopped")
+        _fail(f"no trial has finished: {reason}", 1)
+    _say(f"best:        {winner.trial}; train it again with: optimag train {run.directory / 'best' / 'config.yaml'}")
+
+
+Checkpoint = Annotated[str, typer.Argument(help="model.pt of a finished fit, or the fit's directory; path or URI.")]
+Parts = Annotated[str, typer.Argument(help="Directory or URI of the Parquet parts to make.")]
 NodeFile = Annotated[Path | None, typer.Option(help="Ids to do: a Parquet column 'id', or a text file of one a line.")]
 
 
 @app.command()
 def embed(
     checkpoint: Checkpoint,
-    store: Annotated[Path, typer.Argument(help="Directory of a graph store.")],
-    out: Annotated[Path, typer.Argument(help="Directory of Parquet parts to make.")],
+    store: Store,
+    out: Parts,
     overrides: Overrides = None,
     nodes: NodeFile = None,
     address: Address = None,
@@ -252,8 +321,8 @@ def embed(
 @app.command()
 def predict(
     checkpoint: Checkpoint,
-    store: Annotated[Path, typer.Argument(help="Directory of a graph store.")],
-    out: Annotated[Path, typer.Argument(help="Directory of Parquet parts to make.")],
+    store: Store,
+    out: Parts,
     overrides: Overrides = None,
     nodes: NodeFile = None,
     address: Address = None,
@@ -265,31 +334,75 @@ def predict(
     _infer(checkpoint, store, out, parse_options(PredictOptions, overrides, "optimag predict"), nodes, address)
 
 
+@app.command()
+def evaluate(
+    checkpoint: Checkpoint,
+    store: Store,
+    overrides: Overrides = None,
+    nodes: NodeFile = None,
+    out: Annotated[str | None, typer.Option(help="JSON file to write the figures to; path or URI.")] = None,
+    address: Address = None,
+) -> None:
+    """Compare predictions with labels (keys: split=test|val|train, block_size, fanouts, device, allow_other_store)."""
+    from optimag_dist.inference.driver import read_ids
+    from optimag_dist.inference.evaluate import as_table
+    from optimag_dist.inference.evaluate import evaluate as evaluate_model
+    from optimag_dist.inference.options import EvaluateOptions
+    from optimag_dist.options import parse_options
+    from optimag_dist.ray_session import ensure_ray
+    from optimag_dist.storage import located
+    from optimag_dist.store import GraphStore
+
+    options = parse_options(EvaluateOptions, overrides, "optimag evaluate")
+    graph = GraphStore.open(store)
+    user_ids = None if nodes is None else read_ids(nodes, graph)
+    ensure_ray(address)
+    target = None if out is None else located(out)
+    console.print(as_table(evaluate_model(located(checkpoint), graph, options, user_ids=user_ids, out=target)))
+
+
 def _infer(
-    checkpoint: Path,
-    store: Path,
-    out: Path,
+    checkpoint: str,
+    store: str,
+    out: str,
     options: "EmbedOptions | PredictOptions",
     nodes: Path | None,
     address: str | None,
 ) -> None:
     from optimag_dist.inference.driver import infer, read_ids
     from optimag_dist.ray_session import ensure_ray
+    from optimag_dist.storage import located
     from optimag_dist.store import GraphStore
 
     graph = GraphStore.open(store)
     user_ids = None if nodes is None else read_ids(nodes, graph)
     ensure_ray(address)
-    console.print(f"{infer(checkpoint, graph, out, options, user_ids=user_ids)}", highlight=False, soft_wrap=True)
+    made = infer(located(checkpoint), graph, located(out), options, user_ids=user_ids)
+    console.print(f"{made}", highlight=False, soft_wrap=True)
 
 
 @app.command()
-def report(run: Annotated[Path, typer.Argument(help="A run directory.")]) -> None:
-    """Write a run's results and what it learned into one HTML file."""
-    from optimag_dist.report import render_comparison, write_report
+def report(run: Annotated[str, typer.Argument(help="The directory of a run or of a sweep, or its URI.")]) -> None:
+    """Write the results of a run or a sweep, and what it learned, into one HTML file."""
+    from optimag_dist.storage import located
 
-    render_comparison(run, console)
-    console.print(f"report: {write_report(run)}", highlight=False, soft_wrap=True)
+    _report(located(run))
+
+
+def _report(run: "AnyPath") -> None:
+    from optimag_dist.report import is_sweep, render_comparison, write_report, write_sweep_report
+    from optimag_dist.storage import Mirror
+    from optimag_dist.train.launch import worth_reporting
+
+    with Mirror(run, "report") as mirror:
+        mirror.fetch(worth_reporting)
+        if is_sweep(mirror.path):
+            file = write_sweep_report(mirror.path)
+        else:
+            render_comparison(mirror.path, console)
+            file = write_report(mirror.path)
+        mirror.publish(file)
+    console.print(f"report:      {run / file.name}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -317,17 +430,166 @@ def demo(
 
 
 def _train(config: "RunConfig", *, resume: bool, address: str | None, again: str) -> None:
-    from optimag_dist.report import render_comparison, write_report
+    from optimag_dist.storage import files_below, without_secrets
     from optimag_dist.train.launch import launch
 
     try:
         run = launch(config, resume=resume, address=address)
     except KeyboardInterrupt:
-        _fail(f"interrupted; finished fits and checkpoints are kept in {config.directory}; go on with: {again}", 130)
-    render_comparison(run, console)
-    models = ", ".join(sorted({str(path.parents[1]) for path in run.glob("*/seed-*/model.pt")}))
-    console.print(f"report:      {write_report(run)}", highlight=False, soft_wrap=True)
+        kept = f"finished fits and checkpoints are kept in {config.location}"
+        _fail(f"interrupted; {kept}; go on with: {without_secrets(again)}", 130)
+    _report(run)
+    models = ", ".join(sorted({str(run / n.split("/")[0]) for n in files_below(run) if n.endswith("/model.pt")}))
     console.print(f"checkpoints: seed-*/model.pt in {models}", highlight=False, soft_wrap=True)
+
+
+ClusterAddress = Annotated[
+    str | None,
+    typer.Option("--address", help="Dashboard of a Ray cluster, http://HOST:8265; or RAY_API_SERVER_ADDRESS."),
+]
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="Id of a job, as optimag submit prints it.")]
+
+
+@submit_app.command("run")
+def submit_run(
+    recipe: Annotated[Path, typer.Argument(metavar="JOB.yaml", help="Recipe of a job; jobs/ holds some.")],
+    changes: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to its parameters and its steps.")
+    ] = None,
+    address: ClusterAddress = None,
+    local: Annotated[bool, typer.Option("--local", help="Run it here; so it is where no cluster is named.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", help="Show what the job prints until it ends.")] = False,
+) -> None:
+    """Run the steps of a recipe, here or as a job of a Ray cluster."""
+    from optimag_dist.submit import load_job, run_steps
+
+    job = load_job(recipe, changes or [])
+    for step in job.steps:
+        check_command(step)
+    if local or not (address or os.environ.get("RAY_API_SERVER_ADDRESS")):
+        raise typer.Exit(run_steps(job.steps, job.directory, job.files))
+    jobs = _jobs(address)
+    submitted = jobs.submit(job)
+    _say(f"submitted: {submitted}")
+    if follow:
+        _follow(jobs, submitted)
+    else:
+        _say(f"watch: {_submit_command('logs', jobs, submitted)} --follow")
+
+
+@submit_app.command("list")
+def submit_list(address: ClusterAddress = None) -> None:
+    """Show the jobs the cluster remembers."""
+    table = Table("job", "status", "started", "seconds")
+    for job in _jobs(address).known():
+        table.add_row(job.submission_id, job.status.value, *_times(job.start_time, job.end_time))
+    console.print(table)
+
+
+@submit_app.command("status")
+def submit_status(job: JobId, address: ClusterAddress = None) -> None:
+    """Show where a job stands."""
+    from optimag_dist.submit.cluster import remedy
+
+    info = _jobs(address).info(job)
+    started, seconds = _times(info.start_time, info.end_time)
+    _say(f"{job}: {info.status.value}, started {started}, {seconds} s\n{info.message}")
+    if advice := remedy(info):
+        _say(advice)
+
+
+@submit_app.command("logs")
+def submit_logs(
+    job: JobId,
+    follow: Annotated[bool, typer.Option("--follow", help="Go on until the job ends.")] = False,
+    address: ClusterAddress = None,
+) -> None:
+    """Show what a job printed."""
+    jobs = _jobs(address)
+    if follow:
+        _follow(jobs, job)
+    sys.stdout.write(jobs.logs(job))
+
+
+@submit_app.command("stop")
+def submit_stop(job: JobId, address: ClusterAddress = None) -> None:
+    """End a job; what it has saved stays, and the same recipe goes on from there."""
+    status = _jobs(address).stop(job).status.value
+    _say(f"{job}: {status}" + ("; it ends as soon as it has the resources it waits for" * (status == "PENDING")))
+
+
+@submit_app.command("delete")
+def submit_delete(job: JobId, address: ClusterAddress = None) -> None:
+    """Have the cluster forget a job that has ended."""
+    _jobs(address).delete(job)
+    _say(f"{job}: forgotten")
+
+
+def check_command(words: Sequence[str]) -> None:
+    """Check that ``optimag`` has a command that takes ``words``, without running it.
+
+    Raises:
+        InputError: it has not; the message is what the command itself would say.
+    """
+    from optimag_dist.types import InputError
+
+    command, args = typer.main.get_command(app), list(words)
+    name = "optimag"
+    while isinstance(command, TyperGroup):
+        args = command.spelt_out(args) if isinstance(command, _DefaultCommand) else args
+        if not args or args[0] not in command.commands or args[0] == "submit":
+            raise InputError(f"step {shlex.join(words)!r}: needed one of {', '.join(command.commands)} after {name!r}")
+        name = f"{name} {args[0]}"
+        command = command.commands[args.pop(0)]
+    try:
+        command.make_context(name, args)
+    except _USAGE_ERROR as error:
+        raise InputError(f"step {shlex.join(words)!r}: {error}; see {name} --help") from error
+
+
+def _jobs(address: str | None) -> "Jobs":
+    from optimag_dist.submit.cluster import Jobs
+
+    return Jobs(address, say=_say)
+
+
+def _follow(jobs: "Jobs", job: str) -> NoReturn:
+    from optimag_dist.submit.cluster import remedy
+
+    def write(text: str) -> None:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+    try:
+        status = jobs.follow(job, write)
+    except KeyboardInterrupt:
+        _fail(
+            f"left; the job goes on. Come back: {_submit_command('logs', jobs, job)} --follow; end it: "
+            f"{_submit_command('stop', jobs, job)}",
+            130,
+        )
+    info = jobs.info(job)
+    _say(f"{job}: {info.status.value}")
+    if advice := remedy(info):
+        _fail(advice, status)
+    raise typer.Exit(status)
+
+
+def _submit_command(name: str, jobs: "Jobs", job: str) -> str:
+    return f"optimag submit {name} {job} --address {jobs.address}"
+
+
+def _times(start_ms: int | None, end_ms: int | None) -> tuple[str, str]:
+    """When a job started, and how many seconds it took or takes so far."""
+    if start_ms is None:
+        return "", ""
+    start = datetime.fromtimestamp(start_ms / 1000)
+    end = datetime.fromtimestamp(end_ms / 1000) if end_ms else datetime.now()
+    return f"{start:%Y-%m-%d %H:%M:%S}", f"{(end - start).total_seconds():.0f}"
+
+
+def _say(line: str) -> None:
+    console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
 if __name__ == "__main__":

@@ -3,14 +3,23 @@
 import logging
 import os
 import socket
+import stat
+import uuid
 from collections.abc import Callable, Generator, Iterable, Sequence
+from pathlib import Path
 
 import ray
-from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
+from ray._private.authentication.authentication_token_generator import generate_new_authentication_token
+from ray._private.authentication.authentication_token_setup import (
+    AuthenticationTokenLoader,
+    maybe_enable_token_auth_if_token_available,
+)
+from ray.exceptions import AuthenticationError
 
 from optimag_dist.types import InputError
 
 _KNOCK_S = 5
+_token_log = logging.getLogger("ray._private.authentication.authentication_token_setup")
 # Tasks handed to Ray per process that works: one that runs, one that waits, so that no core idles and Ctrl-C cancels
 # quickly.
 IN_FLIGHT = 2
@@ -21,6 +30,9 @@ Slot = Callable[[int], ray.ObjectRef]
 
 def ensure_ray(address: str | None = None, num_cpus: int | None = None) -> None:
     """Connect to Ray, unless this process already is.
+
+    An embedded instance asks for the user's token (``RAY_AUTH_MODE=disabled`` in the environment turns that off) and
+    shows its dashboard to this machine alone.
 
     Args:
         address: of a running cluster. Default: the cluster of the surrounding Ray job (Ray sets ``RAY_ADDRESS``
@@ -34,23 +46,71 @@ def ensure_ray(address: str | None = None, num_cpus: int | None = None) -> None:
         return
     # Plain ray.init() would join whatever cluster it finds on the host; an embedded run must not depend on that.
     address = address or os.environ.get("RAY_ADDRESS") or "local"
-    if address != "local":
+    if address == "local":
+        _make_token()
+    else:
         _knock(address)
-        # What `ray start` does by itself: clusters ask for the token by default, and a client that is given an address
-        # would not send it. Setting RAY_AUTH_MODE here would be too late, Ray has read it when it was imported.
-        maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+    use_token()
     try:
         ray.init(
             address=address,
             num_cpus=num_cpus if address == "local" else None,
+            dashboard_host="127.0.0.1",
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
-    except ConnectionError as error:
+    except (ConnectionError, AuthenticationError) as error:
         raise InputError(
             f"no Ray cluster accepts this process at {address}: is it running there (ray status), and is its token in "
             f"~/.ray/auth_token, or named by RAY_AUTH_TOKEN_PATH? {error}"
         ) from error
+
+
+def use_token() -> None:
+    """Send this user's token with what this process asks of clusters, if there is one, and keep its file private.
+
+    What ``ray start`` does by itself: a client that is given an address would not send it. Setting ``RAY_AUTH_MODE``
+    would be too late, Ray has read it when it was imported.
+    """
+    level = _token_log.level
+    _token_log.setLevel(logging.ERROR)  # says at each start that tokens are on
+    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+    _token_log.setLevel(level)
+    file = _token_file()
+    # Ray writes it with the modes of any file, readable by all.
+    if file.is_file() and file.stat().st_uid == os.getuid() and stat.S_IMODE(file.stat().st_mode) & 0o077:
+        file.chmod(0o600)
+
+
+def _token_file() -> Path:
+    return Path.home() / ".ray" / "auth_token"
+
+
+def _make_token() -> None:
+    """Make this user's token where there is none, as Ray would, but for the user alone to read."""
+    loader = AuthenticationTokenLoader.instance()
+    if loader.has_token(ignore_auth_mode=True):
+        return
+    token = generate_new_authentication_token()
+    file = _token_file()
+    part = file.with_name(f".{uuid.uuid4().hex}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            os.write(descriptor, token.encode())
+        finally:
+            os.close(descriptor)
+        try:
+            os.link(part, file)
+        except FileExistsError:
+            pass  # Another process was faster; its token is this user's.
+        finally:
+            part.unlink()
+    except OSError:
+        # A home that cannot be written to: this process and its children alone know the token.
+        os.environ["RAY_AUTH_TOKEN"] = token
+    loader.reset_cache()
 
 
 def _knock(address: str) -> None:

@@ -1,0 +1,80 @@
+"""Runs a job's commands one after the other, on the machine it is called on."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from optimag_dist.submit.recipe import HERE, Job
+from optimag_dist.types import InputError
+
+_PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def run_steps(steps: Sequence[Sequence[str]], directory: Path, here: Path | None) -> int:
+    """Run ``optimag`` with the words of each step, until one fails.
+
+    Args:
+        steps: words of each command; ``{here}`` in them stands for ``here``.
+        directory: where they run.
+        here: folder of the job's own files.
+
+    Returns:
+        The status of the step that failed, 128 + signal for one that was killed; 0 when all went well.
+
+    Raises:
+        InputError: ``directory`` is not on this machine.
+    """
+    if not directory.is_dir():
+        raise InputError(
+            f"directory {directory} is not on this machine ({os.uname().nodename}); give the job one that all nodes of "
+            f"the cluster see, a network drive or shared volume: directory=/path"
+        )
+    for number, step in enumerate(steps, start=1):
+        words = [word.replace(HERE, str(here)) for word in step]
+        shown = shlex.join(["optimag", *words])
+        print(f"step {number} of {len(steps)}: {shown}", flush=True)
+        status = _run(words, directory)
+        if status:
+            print(
+                f"step {number} of {len(steps)} ended with status {status}; the job goes on from there when it is "
+                f"given again: {shown}",
+                file=sys.stderr,
+                flush=True,
+            )
+            return status
+    return 0
+
+
+def write_steps(job: Job) -> bytes:
+    """``job``'s commands as the file that this module runs."""
+    return json.dumps({"directory": str(job.directory), "steps": job.steps}, indent=1).encode()
+
+
+def _run(words: Sequence[str], directory: Path) -> int:
+    # A session of its own: Ctrl-C in a terminal would reach it once from there and once from here.
+    step = subprocess.Popen([sys.executable, "-m", "optimag_dist.cli", *words], cwd=directory, start_new_session=True)
+    with _signals_go_to(step):
+        status = step.wait()
+    return 128 - status if status < 0 else status
+
+
+@contextmanager
+def _signals_go_to(process: subprocess.Popen) -> Iterator[None]:
+    def pass_on(number: int, frame: FrameType | None) -> Any:
+        if process.poll() is None:
+            process.send_signal(number)
+
+    before = {number: signal.signal(number, pass_on) for number in _PASSED_ON}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

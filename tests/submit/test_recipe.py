@@ -1,0 +1,129 @@
+"""Recipes: what fills their steps, what they refuse, and that those in jobs/ mean something to this ``optimag``."""
+
+from pathlib import Path
+
+import pytest
+
+from optimag_dist.cli import check_command
+from optimag_dist.submit import load_job
+from optimag_dist.types import InputError
+
+JOBS = Path(__file__).parents[2] / "jobs"
+RECIPES = sorted(path for path in JOBS.glob("*.yaml") if "steps:" in path.read_text(encoding="utf-8"))
+
+RECIPE = """
+name: shop
+parameters: {store: stores/shop, k: 8, verbose: true}
+steps:
+  - ingest '{here}/my shop.yaml' {store}
+  - train c.yaml name={name} store={store} ppr.k={k} verbose={verbose} {overrides}
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "job.yaml"
+    path.write_text(RECIPE)
+    return path
+
+
+def test_the_recipes_that_come_with_the_package_are_these() -> None:
+    assert [path.stem for path in RECIPES] == ["demo", "embed", "evaluate", "ingest", "ppr", "train", "tune"]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_step_is_a_command_that_this_optimag_takes(path: Path) -> None:
+    job = load_job(path)
+    for step in job.steps:
+        check_command(step)
+    if "{here}" in path.read_text(encoding="utf-8"):
+        assert job.files == JOBS
+
+
+def test_parameters_fill_the_steps_and_the_rest_goes_to_the_step_that_takes_it(recipe: Path) -> None:
+    job = load_job(recipe, ["store=my stores/a", "name=other", "train.epochs=5", "entrypoint.num_cpus=0.5", "k=16"])
+    assert job.steps == (
+        ("ingest", "{here}/my shop.yaml", "my stores/a"),
+        ("train", "c.yaml", "name=other", "store=my stores/a", "ppr.k=16", "verbose=true", "train.epochs=5"),
+    )
+    assert job.recipe.entrypoint.num_cpus == 0.5
+    assert job.directory == Path.cwd()
+
+
+def test_the_steps_run_where_the_recipe_says(recipe: Path) -> None:
+    assert load_job(recipe, ["directory=/shared/x"]).directory == Path("/shared/x")
+    assert load_job(recipe, ["directory=sub"]).directory == Path.cwd() / "sub"
+
+
+@pytest.mark.parametrize(
+    ("text", "changes", "words"),
+    [
+        ("name: a\nsteps: ['train {stor}']", [], "{stor} is none of the parameters"),
+        ("name: a\nparameters: {store: s}\nsteps: ['ppr {store}']", ["stor=t"], "did you mean 'store'"),
+        ("name: a\nsteps: ['train x={overrides}']", [], "set blanks around it"),
+        ("name: a\nsteps: []", [], "steps"),
+        ("name: a b\nsteps: [doctor]", [], "name"),
+        ("name: a\nparameters: {here: x}\nsteps: [doctor]", [], "a meaning of their own"),
+        ("name: a\nworking_dir: nowhere\nsteps: [doctor]", [], "is no folder"),
+        ('name: a\nsteps: ["ppr \'x"]', [], "No closing quotation"),
+        ("name: a\nsteps: [ppr s]\nentrypoint: {num_cpu: 1}", [], "did you mean 'entrypoint.num_cpus'"),
+    ],
+)
+def test_what_cannot_be_run_is_told(tmp_path: Path, text: str, changes: list[str], words: str) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError) as told:
+        load_job(path, changes)
+    assert words in str(told.value)
+    assert str(path) in str(told.value)
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        "runtime_env: {env_vars: {AWS_SECRET_ACCESS_KEY: hunter2}}",
+        "runtime_env: {env_vars: {wandb_api_key: hunter2}}",
+        "metadata: {password: hunter2}",
+        "parameters: {db-token: hunter2}",
+    ],
+)
+def test_a_secret_is_refused_and_not_repeated(tmp_path: Path, secret: str) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text(f"name: a\nsteps: [doctor]\n{secret}")
+    with pytest.raises(InputError, match="looks like a secret") as told:
+        load_job(path)
+    assert "hunter2" not in str(told.value)
+
+
+@pytest.mark.parametrize("address", ["s3://me:hunter2@bucket/x", "s3://bucket/x?secret_key=hunter2&region=eu"])
+def test_an_address_with_a_password_is_refused(recipe: Path, address: str) -> None:
+    with pytest.raises(InputError, match="an address in a step") as told:
+        load_job(recipe, [f"store={address}"])
+    assert "hunter2" not in str(told.value)
+
+
+def test_variables_that_only_look_alike_are_let_through(tmp_path: Path) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text("name: a\nsteps: [doctor]\nruntime_env: {env_vars: {TOKENIZERS_PARALLELISM: 'true', MONKEY: x}}")
+    assert load_job(path).recipe.runtime_env.env_vars["MONKEY"] == "x"
+
+
+@pytest.mark.parametrize(
+    ("step", "words"),
+    [
+        (("trian", "x"), "needed one of"),
+        (("train",), "config"),
+        (("train", "a.yaml", "--rseume"), "--rseume"),
+        (("data",), "after 'optimag data'"),
+        (("submit", "job.yaml"), "needed one of"),
+    ],
+)
+def test_a_step_that_is_no_command_is_told_before_anything_runs(step: tuple[str, ...], words: str) -> None:
+    with pytest.raises(InputError) as told:
+        check_command(step)
+    assert words in str(told.value)
+
+
+def test_commands_by_default_are_found(tmp_path: Path) -> None:
+    check_command(("ppr", "stores/x", "k=3"))
+    check_command(("ppr", "inspect", "stores/x/ppr/KEY"))
