@@ -69,6 +69,16 @@ def test_the_commands_for_large_graphs_run_as_they_read(tmp_path: Path) -> None:
     assert "checksums" in said
 
 
+@pytest.mark.slow
+def test_the_sweep_runs_as_it_reads(tmp_path: Path) -> None:
+    tables, _, _ = _section("Your own graph").partition("optimag ppr stores/shop")
+    said = _run(f"{tables}\n{_section('Sweeps')}", tmp_path)
+    sweep = tmp_path / "runs/sweep"
+    assert str((sweep / "report.html").relative_to(tmp_path)) in said
+    assert set(pd.read_parquet(sweep / "trials.parquet")["status"]) == {"finished"}
+    _run("optimag train runs/sweep/best/config.yaml", tmp_path)
+
+
 def test_the_solvers_document_runs_as_it_reads(tmp_path: Path) -> None:
     script = tmp_path / "solve.py"
     script.write_text("\n".join(_blocks((ROOT / "docs/ufgw.md").read_text(encoding="utf-8"), "python")))
