@@ -1,6 +1,5 @@
 """Runs that lose a worker, a host or their driver end as if nothing had happened."""
 
-import json
 import os
 import shutil
 import signal

@@ -16,7 +16,7 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
-from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError, WorkerHealthCheckFailedError
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 
 from optimag_dist.files import atomic
@@ -240,16 +240,16 @@ def _explained(error: ray.train.TrainingFailedError, last_words: str, options: T
             if isinstance(failure, InputError):
                 return failure
             failure = failure.__cause__
-    deaths = {rank: e for rank, e in failures.items() if isinstance(e, ray.exceptions.RayError)}
-    if not failures or not deaths:
+    dead = [rank for rank, e in failures.items() if isinstance(e, WorkerHealthCheckFailedError)]
+    # A peer of a dead worker may tell of it before Ray has noticed.
+    bereft = [rank for rank, e in failures.items() if "gloo" in str(e) or "NCCL" in str(e)]
+    if not dead and not bereft:
         return error
-    if last_words:
-        what = last_words
-    else:
-        what = "; ".join(f"rank {rank} died ({' '.join(str(death).split())[:300]})" for rank, death in deaths.items())
+    ranks, what = (dead, "died, by a signal or with its host") if dead else (bereft, "lost the connection to a peer")
+    blame = last_words or f"rank {', '.join(map(str, ranks))} of the workers {what}"
     return RunError(
-        f"{what}. train.max_failures={options.max_failures} is used up; finished fits and checkpoints are kept, go on "
-        f"with --resume, or allow more failures"
+        f"{blame}; train.max_failures={options.max_failures} is used up. Finished fits and checkpoints are kept: "
+        f"go on with --resume, or allow more failures"
     )
 
 

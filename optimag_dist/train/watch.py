@@ -115,7 +115,12 @@ class Watch:
     def verdict(self) -> Verdict | None:
         """Who is to blame, once a time-out has passed; None before."""
         now = self._clock()
-        late = [beat for beat in self._beats.values() if beat.count < _STARTED and beat.phase != "done"]
+        active = [beat for beat in self._beats.values() if beat.phase != "done"]
+        # Whatever a worker is at, compiling included, its other thread tells of it.
+        gone = tuple(beat for beat in active if now - self._heard[beat.rank] >= self._stall_timeout_s)
+        if gone:
+            return Verdict(False, gone, (), True, now - min(self._heard[beat.rank] for beat in gone))
+        late = [beat for beat in active if beat.count < _STARTED]
         missing = tuple(rank for rank in range(self._world_size) if rank not in self._beats)
         if late or missing:
             seconds = now - self._since
@@ -124,12 +129,11 @@ class Watch:
                 return None
             return Verdict(True, tuple(late), missing, False, seconds)
         seconds = now - self._moved
-        if seconds < self._stall_timeout_s or all(beat.phase == "done" for beat in self._beats.values()):
+        if seconds < self._stall_timeout_s or not active:
             return None
-        silent = [b for b in self._beats.values() if now - self._heard[b.rank] > self._stall_timeout_s / 2]
-        if 0 < len(silent) < self._world_size:
-            return Verdict(False, tuple(silent), (), True, seconds)
-        return Verdict(False, _furthest_behind(list(self._beats.values())), (), bool(silent), seconds)
+        # Only the last to move sets the time; one that fell silent shortly after is as much to blame.
+        silent = tuple(beat for beat in active if now - self._heard[beat.rank] > self._stall_timeout_s / 2)
+        return Verdict(False, silent or _furthest_behind(active), (), bool(silent), seconds)
 
 
 def place(phase: str, epoch: int, step: int) -> tuple[int, ...]:
@@ -140,6 +144,6 @@ def place(phase: str, epoch: int, step: int) -> tuple[int, ...]:
 
 
 def _furthest_behind(beats: Sequence[Beat]) -> tuple[Beat, ...]:
-    places = {b.rank: (b.phase == "done", b.fit, place(b.phase, b.epoch, b.step)) for b in beats}
+    places = {beat.rank: (beat.fit, place(beat.phase, beat.epoch, beat.step)) for beat in beats}
     last = min(places.values())
     return tuple(beat for beat in beats if places[beat.rank] == last)

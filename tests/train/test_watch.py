@@ -131,6 +131,19 @@ def test_start_has_a_time_out_of_its_own() -> None:
     assert "rank 2 of the workers: not started within 100 s" in str(verdict)
 
 
+def test_silence_at_the_start_is_no_start() -> None:
+    """Stopped before it told of its first steps: the time-out to start is not waited for."""
+    group = Group(2)
+    group.put(0, "step", 0, 1)
+    group.put(1, "open", 0, 0, count=1)
+    group.verdict_after(2)
+    group.silent = {1}
+    verdict = group.verdict_after(int(STALL) + 1)
+    assert verdict is not None
+    assert [beat.rank for beat in verdict.stuck] == [1]
+    assert not verdict.starting
+
+
 def test_where_nobody_comes_ray_is_waited_for_first() -> None:
     group = Group(2)
     assert group.verdict_after(2 * int(START) - 1) is None
