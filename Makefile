@@ -10,7 +10,7 @@ SET_UP = for python in $(PYTHONS); do \
 	echo 'Python 3.10 or 3.11 is needed; none of these is one: $(PYTHONS). Name yours: make PYTHONS=/path/to/python3.11' >&2; exit 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo test test-slow lint format clean
+.PHONY: help setup setup-dev demo test test-slow test-cluster lint format clean
 
 help:  ## say what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -32,6 +32,9 @@ test: lint  ## lint, then all tests but the slow ones
 
 test-slow: setup-dev  ## the tests that train for minutes
 	@$(BIN)/pytest -m slow
+
+test-cluster: setup-dev  ## the tests that start clusters, hosts made of namespaces and an autoscaler of their own
+	@$(BIN)/pytest -m cluster
 
 format: setup-dev  ## bring the code into shape
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .

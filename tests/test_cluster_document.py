@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 ALONE = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 @pytest.mark.skipif(
     subprocess.run([*ALONE, "true"], capture_output=True, check=False).returncode != 0,
     reason="needs the privilege to make a process namespace (unshare --pid)",

@@ -115,7 +115,7 @@ def _join(cluster: Cluster, environment: dict[str, str]) -> str:
     return done.stdout + done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_with_certificates_and_token_one_gets_in_and_without_the_token_not(cluster: Cluster, tmp_path: Path) -> None:
     known = dict(cluster.environment)
     assert "in 42" in _join(cluster, known)
@@ -126,7 +126,7 @@ def test_with_certificates_and_token_one_gets_in_and_without_the_token_not(clust
     assert "no Ray cluster accepts this process" in said
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_only_who_has_a_certificate_of_the_authority_can_speak_to_the_cluster(cluster: Cluster, tmp_path: Path) -> None:
     own = {name: cluster.environment[name] for name in ("RAY_TLS_CA_CERT", "RAY_TLS_SERVER_CERT", "RAY_TLS_SERVER_KEY")}
     stranger = {**own, **_certificates(tmp_path, []), "RAY_TLS_CA_CERT": own["RAY_TLS_CA_CERT"]}
@@ -151,7 +151,7 @@ def _greet(cluster: Cluster, certificates: dict[str, str] | None) -> bytes:
             return b""
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_a_node_without_the_token_cannot_join(cluster: Cluster, tmp_path: Path) -> None:
     environment = {**cluster.environment, "HOME": str(tmp_path)}
     environment.pop("RAY_AUTH_MODE")

@@ -14,7 +14,7 @@ from optimag_dist.store import ingest
 
 from .hosts import BIN, Host, obstacle, wait_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(obstacle()), reason=str(obstacle()))]
+pytestmark = [pytest.mark.cluster, pytest.mark.skipif(bool(obstacle()), reason=str(obstacle()))]
 
 OPTIMAG = BIN / "optimag"
 ADDRESS = "10.77.0.1:6379"

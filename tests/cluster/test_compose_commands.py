@@ -10,7 +10,7 @@ import yaml
 from .compose import SECRETS, service
 from .hosts import BIN, Host, Network, obstacle, wait_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(obstacle()), reason=str(obstacle()))]
+pytestmark = [pytest.mark.cluster, pytest.mark.skipif(bool(obstacle()), reason=str(obstacle()))]
 
 
 class Container:

@@ -16,7 +16,7 @@ from optimag_dist.store import GraphStore, PartitionOptions, ingest, partition_s
 
 from .hosts import BIN, Cluster, obstacle, wait_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(obstacle()), reason=str(obstacle()))]
+pytestmark = [pytest.mark.cluster, pytest.mark.skipif(bool(obstacle()), reason=str(obstacle()))]
 
 OPTIMAG = BIN / "optimag"
 PPR = ("eps=1e-3", "k=16", "block_size=200")

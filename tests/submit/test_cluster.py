@@ -40,7 +40,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         yield made
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_a_job_is_followed_to_its_end_and_then_listed_shown_and_forgotten(cluster: Cluster) -> None:
     at = ("--address", cluster.dashboard)
     said = cluster.optimag("submit", "job.yaml", "k=4", "--follow", *at)
@@ -59,7 +59,7 @@ def test_a_job_is_followed_to_its_end_and_then_listed_shown_and_forgotten(cluste
     assert "does not exist" in cluster.optimag("submit", "status", job, *at, status=2)
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_a_job_that_fails_gives_its_status_and_its_reason(cluster: Cluster) -> None:
     at = ("--address", cluster.dashboard)
     said = cluster.optimag("submit", "job.yaml", "eps=-1", "--follow", *at, status=2)
@@ -69,7 +69,7 @@ def test_a_job_that_fails_gives_its_status_and_its_reason(cluster: Cluster) -> N
     assert "directory /not/here is not on this machine" in said
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_ctrl_c_leaves_a_job_that_goes_on_until_it_is_stopped(cluster: Cluster) -> None:
     at = ("--address", cluster.dashboard)
     log = cluster.home / "said"
@@ -95,7 +95,7 @@ def test_ctrl_c_leaves_a_job_that_goes_on_until_it_is_stopped(cluster: Cluster) 
         assert "STOPPED" in cluster.optimag("submit", "stop", job, *at)
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_a_job_that_waits_for_resources_says_so(cluster: Cluster) -> None:
     at = ("--address", cluster.dashboard)
     job = cluster.optimag("submit", "job.yaml", "entrypoint.num_cpus=9", *at).split("submitted: ")[1].split()[0]
@@ -103,7 +103,7 @@ def test_a_job_that_waits_for_resources_says_so(cluster: Cluster) -> None:
     assert "PENDING; it ends as soon as" in cluster.optimag("submit", "stop", job, *at)
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_a_wrong_token_and_none_are_refused_with_the_remedy(cluster: Cluster, tmp_path: Path) -> None:
     at = ("--address", cluster.dashboard)
     for environment in ({"RAY_AUTH_TOKEN": "wrong"}, {"HOME": str(tmp_path), "RAY_AUTH_MODE": "disabled"}):

@@ -95,6 +95,7 @@ def test_workers_that_do_not_come_are_told_with_what_is_missing(recipe: dict, ra
         ray.util.remove_placement_group(hog)
 
 
+@pytest.mark.slow
 def test_input_that_a_worker_refuses_ends_the_run_at_once(recipe: dict, ray_session: None) -> None:
     """Although failures are allowed: started again, it would refuse again."""
     recipe["train"] = {**recipe["train"], "epochs": 2, "max_failures": 100}
