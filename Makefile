@@ -33,7 +33,7 @@ test: lint  ## lint, then all tests but the slow ones
 test-slow: setup-dev  ## the tests that train for minutes
 	@$(BIN)/pytest -m slow
 
-test-cluster: setup-dev  ## the tests that start clusters, hosts made of namespaces and an autoscaler of their own
+test-cluster: setup-dev  ## the tests that start and kill clusters, hosts, workers and drivers
 	@$(BIN)/pytest -m cluster
 
 format: setup-dev  ## bring the code into shape

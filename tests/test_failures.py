@@ -26,7 +26,7 @@ OPTIMAG = (sys.executable, "-m", "optimag_dist.cli")
 LONG = ("train.epochs=40", "train.patience=40", "train.checkpoint_every=2")
 FITS = [f"{variant}/seed-{seed}" for variant in ("sage", "sage+optimag") for seed in (0, 1)]
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.cluster
 
 
 @dataclass

@@ -388,7 +388,7 @@ RECIPE = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_a_run_goes_on_from_an_empty_cache(
     s3: S3,
     source: Path,

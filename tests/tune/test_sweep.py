@@ -108,7 +108,7 @@ def test_there_must_be_a_sweep_to_resume(recipe: dict) -> None:
         run_sweep(_config(recipe), _options(), resume=True)
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_the_best_configuration_trains_to_the_same_weights(recipe: dict, ray_session: None) -> None:
     config = _config(recipe)
     run_sweep(config, _options(search={"trials": 1}))
@@ -116,7 +116,7 @@ def test_the_best_configuration_trains_to_the_same_weights(recipe: dict, ray_ses
     assert _same(_weights(run / "default" / "seed-0"), _weights(config.directory / "best" / "seed-0"))
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_halving_stops_trials_and_their_workers_take_the_next(recipe: dict, ray_session: None) -> None:
     config = _config(recipe, workers=1, epochs=40)
     options = _options(
@@ -155,7 +155,7 @@ def _in_its_sixth_epoch(config: RunConfig) -> Callable[[], bool]:
     return lambda: log.exists() and len(log.read_text().splitlines()) > 5
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_a_killed_worker_costs_its_trial_a_retry_or_the_trial_never_the_sweep(recipe: dict, ray_session: None) -> None:
     options = _options({"regulariser.alpha": {"choice": [0.2]}}, search={"trials": 2})
     trials = {}
@@ -176,7 +176,7 @@ def test_a_killed_worker_costs_its_trial_a_retry_or_the_trial_never_the_sweep(re
     assert _same(one, other)
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_a_worker_that_hangs_is_named_and_ended(recipe: dict, ray_session: None) -> None:
     config = _config(recipe, epochs=5000, max_failures=0, stall_timeout_s=15)
     ready = _in_its_sixth_epoch(config)
@@ -193,7 +193,7 @@ def test_a_worker_that_hangs_is_named_and_ended(recipe: dict, ray_session: None)
     assert _no_placement_group_is_left()
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_a_refused_trial_is_not_tried_again_and_a_sweep_of_finished_trials_ends_at_once(
     recipe: dict, ray_session: None
 ) -> None:
