@@ -38,6 +38,7 @@ def _section(title: str) -> str:
     return program
 
 
+@pytest.mark.slow
 def test_a_users_own_tables_go_from_ingest_to_report(tmp_path: Path) -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     said = _run(_section("Your own graph"), tmp_path)
