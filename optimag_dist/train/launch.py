@@ -23,11 +23,11 @@ from optimag_dist.files import atomic
 from optimag_dist.options import dump_options, load_options
 from optimag_dist.ppr import PPRArtefact, PPROptions, compute_ppr
 from optimag_dist.ray_session import ensure_ray
-from optimag_dist.sampling import GraphRows, SeedBatcher
+from optimag_dist.sampling import GraphRows
 from optimag_dist.storage import AnyPath, Mirror, file_system
 from optimag_dist.store import GraphStore
-from optimag_dist.tasks import NodeClassification
 from optimag_dist.telemetry import TrackingOptions, check_trackers
+from optimag_dist.train.doors import check_free, check_input
 from optimag_dist.train.fit import Fit, Worker, run_fit
 from optimag_dist.train.guard import Guard
 from optimag_dist.train.log import read_records
@@ -82,9 +82,7 @@ def _launch(kept: RunConfig, config: RunConfig, run: Mirror, resume: bool, addre
     store = GraphStore.open(config.store)
     fits = plan_fits(config)
     for fit in fits:
-        # The same doors the workers go through, before anything is started or written.
-        task = NodeClassification(store, fit.config.task, seed=fit.seed)
-        SeedBatcher(task.train, store.num_nodes, None, fit.config.sampling, seed=fit.seed, fill=False)
+        check_input(store, fit.config, fit.seed)
     check_trackers(config.tracking)
     _check_directory(config, fits, resume, kept.location)
 
@@ -131,8 +129,8 @@ def _check_directory(config: RunConfig, fits: list[Fit], resume: bool, shown: An
                     f"same ones (train.epochs, train.workers and new seeds or variants may change), or train under "
                     f"another name"
                 )
-    elif directory.exists() and any(directory.iterdir()):
-        raise InputError(f"{shown}: there is a run here already; go on with it by --resume, or choose another name=...")
+    else:
+        check_free(directory, shown)
 
 
 def _compute_priors(store: GraphStore, fits: list[Fit]) -> dict[PPROptions, AnyPath]:

@@ -16,6 +16,18 @@ from optimag_dist.tasks import NodeClassificationOptions
 from optimag_dist.telemetry import TrackingOptions
 from optimag_dist.types import InputError
 
+# Of train.*: what fits that share one group of workers have in common.
+WORKER_GROUP = ("workers", "cpus_per_worker", "device", "placement", "owners")
+# Of train.*: where and how a fit runs, not what it ends with.
+HOW_IT_RUNS = (
+    *WORKER_GROUP,
+    "max_failures",
+    "checkpoint_every",
+    "checkpoint_every_s",
+    "start_timeout_s",
+    "stall_timeout_s",
+)
+
 
 class RegulariserOptions(Options):
     """The UFGW regulariser; see :class:`optimag_dist.ufgw.UFGWRegulariser` for the mathematics.
@@ -146,9 +158,8 @@ class RunConfig(VariantConfig):
             if name not in self.variants:
                 raise ValueError(f"compare_to names {name!r}, which is none of the variants {list(self.variants)}")
         resolved = self.resolve()
-        shared = ("workers", "cpus_per_worker", "device", "placement", "owners")
-        if len({tuple(getattr(v.train, key) for key in shared) for v in resolved.values()}) > 1:
-            raise ValueError(f"variants share one group of workers: {', '.join(shared)} cannot differ")
+        if len({tuple(getattr(v.train, key) for key in WORKER_GROUP) for v in resolved.values()}) > 1:
+            raise ValueError(f"variants share one group of workers: {', '.join(WORKER_GROUP)} cannot differ")
         return self
 
     @property
@@ -193,21 +204,7 @@ def fingerprint(config: VariantConfig, seed: int) -> str:
 
     How long to train and how workers are placed may change between a run and its resumption.
     """
-    free = {
-        "workers",
-        "cpus_per_worker",
-        "device",
-        "epochs",
-        "patience",
-        "checkpoint_every",
-        "checkpoint_every_s",
-        "start_timeout_s",
-        "stall_timeout_s",
-        "max_failures",
-        "placement",
-        "owners",
-        "kept_mass",
-    }
+    free = {*HOW_IT_RUNS, "epochs", "patience", "kept_mass"}
     content = config.model_dump(mode="json", exclude={"train": free})
     return hashlib.sha256(json.dumps([content, seed], sort_keys=True).encode()).hexdigest()[:16]
 

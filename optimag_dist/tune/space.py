@@ -11,7 +11,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 
 from optimag_dist.options import apply_overrides, validate_options
 from optimag_dist.ppr import PPROptions
-from optimag_dist.train.options import RunConfig, VariantConfig
+from optimag_dist.train.options import WORKER_GROUP, RunConfig, VariantConfig
 from optimag_dist.tune.options import Distribution, SweepOptions
 from optimag_dist.types import InputError
 
@@ -21,7 +21,7 @@ Point = dict[str, Any]
 _DEFAULT_TRIALS = 16
 _DECIDED_BY_THE_SWEEP = {
     f"train.{key}": "all trials ask for the same places in the cluster; set it in the configuration"
-    for key in ("workers", "cpus_per_worker", "device", "placement", "owners")
+    for key in WORKER_GROUP
 }
 
 

@@ -14,11 +14,10 @@ from ray import tune
 from optimag_dist.options import dump_options, load_options
 from optimag_dist.ppr import compute_ppr
 from optimag_dist.ray_session import ensure_ray
-from optimag_dist.sampling import SeedBatcher
 from optimag_dist.store import GraphStore
-from optimag_dist.tasks import NodeClassification
 from optimag_dist.telemetry import check_trackers
-from optimag_dist.train.options import RunConfig
+from optimag_dist.train.doors import check_free, check_input
+from optimag_dist.train.options import HOW_IT_RUNS, RunConfig
 from optimag_dist.train.owners import shard_owners
 from optimag_dist.train.placement import use_gpus
 from optimag_dist.tune.follow import Follower
@@ -35,9 +34,6 @@ from optimag_dist.types import InputError
 _LEAVE_S = 20
 # Tune's own state under the sweep's directory.
 _STATE = "tune"
-# What a resumed sweep may change of train.*: where and how trials run, not what they end with.
-_FREE = {"workers", "cpus_per_worker", "device", "max_failures", "placement", "owners", "checkpoint_every"}
-_FREE |= {"checkpoint_every_s", "start_timeout_s", "stall_timeout_s"}
 
 
 def run_sweep(
@@ -101,11 +97,10 @@ def run_sweep(
 def _check(config: RunConfig, options: SweepOptions, store: GraphStore, points: list[Point]) -> None:
     """Every door that a trial goes through, before anything is started or written."""
     configs = [configure(config, point, source="space") for point in points]
-    for task, sampling in dict.fromkeys((c.task, c.sampling) for c in configs):
+    for variant in {(c.task, c.sampling): c for c in configs}.values():
         for seed in config.seeds:
-            nodes = NodeClassification(store, task, seed=seed)
-            SeedBatcher(nodes.train, store.num_nodes, None, sampling, seed=seed, fill=False)
-    known = [*(f"val/{name}" for name in nodes.metrics(torch.device("cpu"))), "seconds"]
+            task = check_input(store, variant, seed)
+    known = [*(f"val/{name}" for name in task.metrics(torch.device("cpu"))), "seconds"]
     for metric in options.metrics:
         if metric not in known:
             raise InputError(f"metrics: unknown metric {metric!r}; known: {', '.join(known)}")
@@ -133,10 +128,7 @@ def _check_directory(config: RunConfig, options: SweepOptions, resume: bool) -> 
     """Refuse a directory that is in the way, that holds another sweep, or whose state others may have written."""
     directory = config.directory
     if not resume:
-        if directory.exists() and any(directory.iterdir()):
-            raise InputError(
-                f"{directory}: there is a run here already; go on with it by --resume, or choose another name=..."
-            )
+        check_free(directory, directory)
         return
     if not (directory / "space.yaml").exists():
         raise InputError(f"{directory}: no sweep to resume here; leave out --resume to start one")
@@ -163,7 +155,7 @@ def _check_directory(config: RunConfig, options: SweepOptions, resume: bool) -> 
 
 def _what_decides(config: RunConfig) -> dict[str, Any]:
     """Of a configuration, what decides the trials' results."""
-    return config.model_dump(mode="json", exclude={"train": _FREE, "out": True})
+    return config.model_dump(mode="json", exclude={"train": set(HOW_IT_RUNS), "out": True})
 
 
 def _search(plan: TrialPlan, points: list[Point] | None) -> list[TrialRow]:
