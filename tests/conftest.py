@@ -5,13 +5,12 @@ from pathlib import Path
 
 import networkx as nx
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import ray
-import yaml
 
 from optimag_dist.store import GraphStore, ingest
+
+from .tables import write_tables
 
 NUM_CLASSES, CLASS_SIZE = 3, 40
 
@@ -54,17 +53,8 @@ def planted_store(tmp_path_factory: pytest.TempPathFactory) -> GraphStore:
         "text": features["text"].tolist(),
         "image": image,
     }
-    pq.write_table(pa.table(nodes), folder / "nodes.parquet")
-    edges = {"a": [ids[u] for u, _ in graph.edges], "b": [ids[v] for _, v in graph.edges]}
-    pq.write_table(pa.table(edges), folder / "edges.parquet")
-    schema = {
-        "name": "planted",
-        "nodes": {"file": "nodes.parquet", "id": "id", "label": "y", "split": "part"},
-        "modalities": {"text": {"column": "text"}, "image": {"column": "image"}},
-        "edges": {"file": "edges.parquet", "source": "a", "target": "b"},
-    }
-    (folder / "schema.yaml").write_text(yaml.safe_dump(schema))
-    return ingest(folder / "schema.yaml", folder / "store")
+    edges = ((ids[u], ids[v]) for u, v in graph.edges)
+    return ingest(write_tables(folder, nodes, edges, centres, label="y", split="part"), folder / "store")
 
 
 @pytest.fixture

@@ -17,7 +17,6 @@ import pyarrow.parquet as pq
 import pytest
 import ray.train
 import torch
-import yaml
 from typer.testing import CliRunner
 
 from optimag_dist import storage
@@ -38,6 +37,7 @@ from optimag_dist.train.options import RunConfig, VariantConfig
 from optimag_dist.types import InputError, RunError
 
 from .s3_server import ACCESS_KEY, BUCKET, S3, SECRET, serve_s3
+from .tables import write_tables
 
 NODES = 60
 CPU = torch.device("cpu")
@@ -72,17 +72,8 @@ def make_source(folder: Path, seed: int = 0) -> Path:
         "x": [[i % 2 + rng.normal(), rng.normal()] for i in range(NODES)],
         "y": [[rng.normal(), i % 2 - rng.normal(), 1.0] for i in range(NODES)],
     }
-    pq.write_table(pa.table(nodes), folder / "nodes.parquet")
-    edges = {"a": ids * 2, "b": [ids[(i + step) % NODES] for step in (2, 5) for i in range(NODES)]}
-    pq.write_table(pa.table(edges), folder / "edges.parquet")
-    schema = {
-        "name": "ring",
-        "nodes": {"file": "nodes.parquet", "id": "id", "label": "kind", "split": "part"},
-        "modalities": {"x": {"column": "x"}, "y": {"column": "y"}},
-        "edges": {"file": "edges.parquet", "source": "a", "target": "b"},
-    }
-    (folder / "schema.yaml").write_text(yaml.safe_dump(schema))
-    return folder / "schema.yaml"
+    edges = ((ids[i], ids[(i + step) % NODES]) for step in (2, 5) for i in range(NODES))
+    return write_tables(folder, nodes, edges, ("x", "y"), label="kind", split="part")
 
 
 def quiet_ingest(source: Path, place: str | Path, **options: bool) -> GraphStore:
@@ -389,6 +380,7 @@ RECIPE = {
 
 
 @pytest.mark.cluster
+@pytest.mark.slow
 def test_a_run_goes_on_from_an_empty_cache(
     s3: S3,
     source: Path,

@@ -13,6 +13,7 @@ from optimag_dist.datasets import dataset_schema
 from optimag_dist.store import ingest
 
 from .hosts import BIN, Host, obstacle, wait_until
+from .recipe import write_recipe
 
 pytestmark = [pytest.mark.cluster, pytest.mark.skipif(bool(obstacle()), reason=str(obstacle()))]
 
@@ -92,20 +93,7 @@ def head(folder: Path) -> Iterator[Host]:
 def recipe(folder: Path) -> Path:
     """A run of one fit by two workers with a CPU each."""
     store = ingest(dataset_schema("openmoji"), folder / "store", say=lambda line: None)
-    config = {
-        "name": "openmoji",
-        "store": str(store.path),
-        "out": str(folder / "runs"),
-        "ppr": {"eps": 1e-3, "k": 16},
-        "task": {"split": {"train": 0.05, "val": 0.1}},
-        "sampling": {"groups": 2, "anchors": 32, "group_size": 64, "fanouts": [5, 5]},
-        "model": {"hidden": 32, "embedding": 16},
-        "regulariser": {"n_outer": 2},
-        "train": {"workers": 2, "device": "cpu", "epochs": 3, "kept_mass": "none"},
-    }
-    path = folder / "openmoji.yaml"
-    path.write_text(yaml.safe_dump(config))
-    return path
+    return write_recipe(folder, store, epochs=3, kept_mass="none")
 
 
 def run_and_count(head: Host, folder: Path, *command: str) -> int:
@@ -140,6 +128,7 @@ def test_a_sweep_starts_without_workers_gets_them_in_whole_trials_and_leaves_non
     wait_until(lambda: head.alive() == 1, "no workers any more")
 
 
+@pytest.mark.slow
 def test_a_run_starts_without_workers_and_leaves_none(head: Host, folder: Path, recipe: Path) -> None:
     wait_until(lambda: head.alive() == 1, "no workers any more")
     assert run_and_count(head, folder, "train", str(recipe), "name=run") >= 3

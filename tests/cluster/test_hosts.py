@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
 
 from optimag_dist.datasets import dataset_schema
 from optimag_dist.ppr import PPRArtefact, ppr_topk, symmetrise
 from optimag_dist.store import GraphStore, PartitionOptions, ingest, partition_store
 
 from .hosts import BIN, Cluster, obstacle, wait_until
+from .recipe import write_recipe
 
 pytestmark = [pytest.mark.cluster, pytest.mark.skipif(bool(obstacle()), reason=str(obstacle()))]
 
@@ -50,27 +50,7 @@ def store(folder: Path) -> GraphStore:
 @pytest.fixture(scope="module")
 def recipe(folder: Path, store: GraphStore) -> Path:
     """A run of one fit by two workers, of which one fits on a host."""
-    config = {
-        "name": "openmoji",
-        "store": str(store.path),
-        "out": str(folder / "runs"),
-        "ppr": {"eps": 1e-3, "k": 16},
-        "task": {"split": {"train": 0.05, "val": 0.1}},
-        "sampling": {"groups": 2, "anchors": 32, "group_size": 64, "fanouts": [5, 5]},
-        "model": {"hidden": 32, "embedding": 16},
-        "regulariser": {"n_outer": 2},
-        "train": {
-            "workers": 2,
-            "device": "cpu",
-            "epochs": 40,
-            "patience": 100,
-            "checkpoint_every": 5,
-            "max_failures": 3,
-        },
-    }
-    path = folder / "openmoji.yaml"
-    path.write_text(yaml.safe_dump(config))
-    return path
+    return write_recipe(folder, store, epochs=40, patience=100, checkpoint_every=5, max_failures=3)
 
 
 @pytest.fixture(scope="module")

@@ -5,17 +5,16 @@ from pathlib import Path
 
 import networkx as nx
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
-import yaml
 
 from optimag_dist.models import MultimodalModel
 from optimag_dist.options import validate_options
 from optimag_dist.store import GraphStore, ingest
 from optimag_dist.train import checkpoint
 from optimag_dist.train.options import VariantConfig
+
+from ..tables import write_tables
 
 NUM_NODES = 83
 CLASSES = ["ant", "bee", "cat", "dog"]
@@ -40,17 +39,8 @@ def make_store(tmp_path_factory: pytest.TempPathFactory) -> MakeStore:
             "text": rng.normal(size=(NUM_NODES, width)).tolist(),
             "image": image,
         }
-        pq.write_table(pa.table(nodes), folder / "nodes.parquet")
-        edges = {"a": [ids[u] for u, _ in graph.edges], "b": [ids[v] for _, v in graph.edges]}
-        pq.write_table(pa.table(edges), folder / "edges.parquet")
-        schema = {
-            "name": "inference",
-            "nodes": {"file": "nodes.parquet", "id": "id", "label": "label"},
-            "modalities": {"text": {"column": "text"}, "image": {"column": "image"}},
-            "edges": {"file": "edges.parquet", "source": "a", "target": "b"},
-        }
-        (folder / "schema.yaml").write_text(yaml.safe_dump(schema))
-        return ingest(folder / "schema.yaml", folder / "store")
+        edges = ((ids[u], ids[v]) for u, v in graph.edges)
+        return ingest(write_tables(folder, nodes, edges, ("text", "image"), label="label"), folder / "store")
 
     return make
 

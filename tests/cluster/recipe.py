@@ -1,0 +1,26 @@
+"""A run that takes seconds, for tests of what happens around it."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from optimag_dist.store import GraphStore
+
+
+def write_recipe(folder: Path, store: GraphStore, **train: Any) -> Path:
+    """One fit by two workers with a CPU each, into ``folder / "runs"``; returns the configuration's file."""
+    config = {
+        "name": "openmoji",
+        "store": str(store.path),
+        "out": str(folder / "runs"),
+        "ppr": {"eps": 1e-3, "k": 16},
+        "task": {"split": {"train": 0.05, "val": 0.1}},
+        "sampling": {"groups": 2, "anchors": 32, "group_size": 64, "fanouts": [5, 5]},
+        "model": {"hidden": 32, "embedding": 16},
+        "regulariser": {"n_outer": 2},
+        "train": {"workers": 2, "device": "cpu", **train},
+    }
+    path = folder / "openmoji.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
