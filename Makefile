@@ -31,7 +31,7 @@ test: lint  ## lint, then all tests but the slow ones
 	@$(BIN)/pytest
 
 test-slow: setup-dev  ## the tests that train for minutes
-	@$(BIN)/pytest -m slow
+	@$(BIN)/pytest -m "slow and not cluster"
 
 test-cluster: setup-dev  ## the tests that start and kill clusters, hosts, workers and drivers
 	@$(BIN)/pytest -m cluster

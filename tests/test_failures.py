@@ -23,7 +23,7 @@ from .csv_graph import write_csv_graph
 from .own_cluster import BIN, free_port, own_user, wait_for
 
 OPTIMAG = (sys.executable, "-m", "optimag_dist.cli")
-LONG = ("train.epochs=40", "train.patience=40", "train.checkpoint_every=2")
+LONG = ("train.epochs=20", "train.patience=20", "train.checkpoint_every=2")
 FITS = [f"{variant}/seed-{seed}" for variant in ("sage", "sage+optimag") for seed in (0, 1)]
 
 pytestmark = pytest.mark.cluster
@@ -109,10 +109,11 @@ def _same_weights(run: Path, whole: Path) -> None:
         assert all(torch.equal(disturbed[key], plain[key]) for key in plain), fit
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_no_process_and_a_run_that_resumes(training: Training) -> None:
     training.driver.send_signal(signal.SIGINT)
     assert training.driver.wait(timeout=60) == 130
-    assert "go on with: optimag train train.yaml train.epochs=40" in training.said
+    assert "go on with: optimag train train.yaml train.epochs=20" in training.said
     assert "Traceback" not in training.said
     wait_for(lambda: not training.processes(), 30, "every process gone")
 
@@ -153,6 +154,7 @@ def test_a_killed_driver_is_resumed(training: Training, whole: Path) -> None:
     _same_weights(training.folder, whole)
 
 
+@pytest.mark.slow
 def test_failures_used_up_are_one_line_and_a_remedy(tmp_path: Path) -> None:
     run = Training.start(_folder(tmp_path), "train.max_failures=0", "train.epochs=4000", "train.patience=4000")
     try:

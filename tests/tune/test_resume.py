@@ -34,6 +34,7 @@ def _kill_with_all_it_started(driver: subprocess.Popen) -> None:
 
 
 @pytest.mark.cluster
+@pytest.mark.slow
 def test_a_killed_sweep_is_resumed_to_the_table_of_an_unbroken_one(recipe: dict, tmp_path: Path) -> None:
     recipe["train"] = {**recipe["train"], "epochs": 40, "workers": 2}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(recipe))

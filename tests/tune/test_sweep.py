@@ -1,5 +1,6 @@
 """Whole sweeps on the test run's Ray, of trials that take a second."""
 
+import os
 import re
 import signal
 import threading
@@ -7,7 +8,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pyarrow.parquet as pq
 import pytest
 import ray
@@ -109,6 +109,7 @@ def test_there_must_be_a_sweep_to_resume(recipe: dict) -> None:
 
 
 @pytest.mark.cluster
+@pytest.mark.slow
 def test_the_best_configuration_trains_to_the_same_weights(recipe: dict, ray_session: None) -> None:
     config = _config(recipe)
     run_sweep(config, _options(search={"trials": 1}))
@@ -142,8 +143,7 @@ def _signal_a_worker_when(ready: Callable[[], bool], number: signal.Signals) -> 
     def send() -> None:
         while not ready():
             time.sleep(0.05)
-        workers = [p for p in psutil.Process().children(recursive=True) if "GangWorker" in " ".join(p.cmdline())]
-        max(workers, key=psutil.Process.create_time).send_signal(number)
+        os.kill(next(worker.pid for worker in _workers() if worker.state == "ALIVE"), number)
 
     thread = threading.Thread(target=send, daemon=True)
     thread.start()
@@ -178,7 +178,7 @@ def test_a_killed_worker_costs_its_trial_a_retry_or_the_trial_never_the_sweep(re
 
 @pytest.mark.cluster
 def test_a_worker_that_hangs_is_named_and_ended(recipe: dict, ray_session: None) -> None:
-    config = _config(recipe, epochs=5000, max_failures=0, stall_timeout_s=15)
+    config = _config(recipe, epochs=5000, patience=5000, max_failures=0, stall_timeout_s=15)
     ready = _in_its_sixth_epoch(config)
 
     def steady() -> bool:
