@@ -1,5 +1,6 @@
 """Fixtures that several packages' tests share."""
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,10 @@ import ray
 from optimag_dist.store import GraphStore, ingest
 
 from .tables import write_tables
+
+# Whoever is started in the background of a shell script ignores SIGINT, and so do all it starts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 NUM_CLASSES, CLASS_SIZE = 3, 40
 

@@ -23,6 +23,7 @@ def _submit(*arguments: str, cwd: Path, status: int = 0) -> str:
     return done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_ingest_and_ppr_run_here_by_their_recipes_and_again(tmp_path: Path) -> None:
     recipe = tmp_path / "both.yaml"
     steps = [line for name in ("ingest", "ppr") for line in (JOBS / f"{name}.yaml").read_text().splitlines()]

@@ -82,6 +82,7 @@ def test_a_missing_store_and_nothing_to_resume_are_named(recipe: dict, tmp_path:
         launch(_config(recipe), resume=True)
 
 
+@pytest.mark.slow
 def test_workers_that_do_not_come_are_told_with_what_is_missing(recipe: dict, ray_session: None) -> None:
     """Somebody else holds a CPU: enough are there, but not free."""
     hog = ray.util.placement_group([{"CPU": 1}])
