@@ -16,6 +16,7 @@ ALONE = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
 
 
 @pytest.mark.cluster
+@pytest.mark.slow
 @pytest.mark.skipif(
     subprocess.run([*ALONE, "true"], capture_output=True, check=False).returncode != 0,
     reason="needs the privilege to make a process namespace (unshare --pid)",
