@@ -23,7 +23,7 @@ from .csv_graph import write_csv_graph
 from .own_cluster import BIN, free_port, own_user, wait_for
 
 OPTIMAG = (sys.executable, "-m", "optimag_dist.cli")
-LONG = ("train.epochs=20", "train.patience=20", "train.checkpoint_every=2")
+LONG = ("train.epochs=40", "train.patience=40", "train.checkpoint_every=2")
 FITS = [f"{variant}/seed-{seed}" for variant in ("sage", "sage+optimag") for seed in (0, 1)]
 
 pytestmark = pytest.mark.cluster
@@ -113,7 +113,7 @@ def _same_weights(run: Path, whole: Path) -> None:
 def test_ctrl_c_leaves_no_process_and_a_run_that_resumes(training: Training) -> None:
     training.driver.send_signal(signal.SIGINT)
     assert training.driver.wait(timeout=60) == 130
-    assert "go on with: optimag train train.yaml train.epochs=20" in training.said
+    assert "go on with: optimag train train.yaml train.epochs=40" in training.said
     assert "Traceback" not in training.said
     wait_for(lambda: not training.processes(), 30, "every process gone")
 
@@ -130,6 +130,7 @@ def test_a_killed_worker_is_replaced(training: Training, whole: Path) -> None:
     _same_weights(training.folder, whole)
 
 
+@pytest.mark.slow
 def test_a_stopped_worker_is_named_and_replaced(training: Training, whole: Path) -> None:
     """SIGSTOP: alive for the system, silent for everyone else; its peer waits in a collective for ever."""
     victim = training.workers()[0]
@@ -235,6 +236,7 @@ def _losses(fit: Path) -> dict[int, float]:
     return {record["epoch"]: record["loss"] for record in read_records(fit / "metrics.jsonl")}
 
 
+@pytest.mark.slow
 def test_hosts_that_leave_with_and_without_notice(hosts: Hosts, whole: Path) -> None:
     fit = hosts.home / "runs/shop/sage/seed-0"
     # No checkpoint but those that are asked for, and those by the clock.
