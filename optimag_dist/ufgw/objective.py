@@ -123,7 +123,9 @@ def _marginal(x: Tensor, reference: Tensor, rho: Tensor, tensor_kl: bool) -> Ten
     return free(rho[:, 0]) * (2 * mass * relative.sum(1) - mass.square() + total.square())
 
 
-def structure_term(cost: CosineCost, problem: UFGWProblem, plan: Plan, linearised: Linearised) -> Tensor:
+def structure_term(
+    cost: CosineCost, problem: UFGWProblem, plan: Plan, linearised: Linearised, healthy: Tensor
+) -> Tensor:
     """Σ_ijkl |C̄_m(i,k) − C̄_G(j,l)|² π_ij π_kl (b,), differentiable in ``cost.directions`` with the plan held fixed.
 
     Its derivative by C̄_m is E = 2 [C̄_m ∘ rrᵀ − π C̄_G πᵀ]. Only EQ is formed, with Q the (N, d+2) factor of the cost, so
@@ -134,6 +136,7 @@ def structure_term(cost: CosineCost, problem: UFGWProblem, plan: Plan, linearise
         problem: the problem.
         plan: multiplied out.
         linearised: of ``plan``.
+        healthy: (b,) bool; where not, the gradient is 0.
     """
     directions = cost.directions
     with torch.no_grad():
@@ -148,6 +151,7 @@ def structure_term(cost: CosineCost, problem: UFGWProblem, plan: Plan, linearise
             moved = problem.B.from_right(Q.mT @ plan.kernel)
         own = r * (lowered.signed_factor @ (Q.mT @ (r * Q)))
         gradient = lowered.pull_back(2 * (own - plan.kernel @ moved.mT))
+        gradient = torch.where(healthy[:, None, None], gradient, 0.0)
     attached: Tensor = _WithGradient.apply(directions, value, gradient)
     return attached
 

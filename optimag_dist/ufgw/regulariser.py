@@ -127,9 +127,10 @@ class UFGWRegulariser(nn.Module):
                 state = solve(problem, budget, checks)
                 solution = report(problem, state, budget)
             assert state.plan is not None  # at least one step was taken
-            structure = self.alpha * structure_term(C_m, problem, state.plan, state.linearised)
+            structure = self.alpha * structure_term(C_m, problem, state.plan, state.linearised, state.healthy)
             constant = solution.objective - solution.parts["quadratic"]
-            value = torch.where(anyone, structure + constant, 0.0)
+            # What could not be solved is told by the status; as NaN it would end up in every weight.
+            value = torch.where(anyone & state.healthy, structure + constant, 0.0)
         self._last = UFGWDiagnostics(
             kept_mass=dict(zip(names, torch.where(masks, solution.kept_mass, torch.nan), strict=True)),
             received_mass=dict(zip(names, torch.where(masks, solution.received_mass, torch.nan), strict=True)),

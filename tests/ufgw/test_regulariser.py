@@ -155,3 +155,21 @@ def test_bad_input_is_named(change, message):
 def test_bad_options_are_named(option):
     with pytest.raises(ValueError, match=next(iter(option))):
         UFGWRegulariser(**option)
+
+
+def test_an_outlier_among_nearly_equal_embeddings_is_solved_in_single_precision_as_in_double():
+    """Its first cost is hundreds of times ρ: the mass of the next plan is far below the smallest float32."""
+    found = {}
+    for dtype in (torch.float32, torch.float64):
+        noise = torch.randn(40, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        z = torch.ones(8, dtype=torch.float64) + 0.02 * noise
+        z[0] = -z[0]
+        z = z.to(dtype).requires_grad_()
+        regulariser = UFGWRegulariser(rho=0.02)
+        loss = regulariser({"image": z}, proximity(40).to(dtype))
+        loss.backward()
+        assert regulariser.diagnostics().status.log_domain.all()
+        found[dtype] = loss.detach().double(), regulariser.diagnostics().kept_mass["image"].double(), z.grad.double()
+    for single, double in zip(found[torch.float32], found[torch.float64], strict=True):
+        assert single.isfinite().all()
+        torch.testing.assert_close(single, double, rtol=2e-3, atol=2e-4)
