@@ -95,7 +95,9 @@ def test_a_secret_is_refused_and_not_repeated(tmp_path: Path, secret: str) -> No
     assert "hunter2" not in str(told.value)
 
 
-@pytest.mark.parametrize("address", ["s3://me:hunter2@bucket/x", "s3://bucket/x?secret_key=hunter2&region=eu"])
+@pytest.mark.parametrize(
+    "address", ["s3://me:hunter2@bucket/x", "s3://me:hun?ter2@bucket/x", "s3://bucket/x?secret_key=hunter2&region=eu"]
+)
 def test_an_address_with_a_password_is_refused(recipe: Path, address: str) -> None:
     with pytest.raises(InputError, match="an address in a step") as told:
         load_job(recipe, [f"store={address}"])
