@@ -19,10 +19,6 @@ from optimag_dist.types import InputError
 Point = dict[str, Any]
 
 _DEFAULT_TRIALS = 16
-_DECIDED_BY_THE_SWEEP = {
-    f"train.{key}": "all trials ask for the same places in the cluster; set it in the configuration"
-    for key in WORKER_GROUP
-}
 
 
 def num_trials(options: SweepOptions) -> int:
@@ -87,8 +83,12 @@ def configure(config: RunConfig, point: Point, source: str) -> VariantConfig:
             not fit.
     """
     for key in point:
-        if key in _DECIDED_BY_THE_SWEEP:
-            raise InputError(f"{source}: {key} cannot be searched: {_DECIDED_BY_THE_SWEEP[key]}")
+        section, _, name = key.partition(".")
+        if section == "train" and name in WORKER_GROUP:
+            raise InputError(
+                f"{source}: {key} cannot be searched: all trials ask for the same places in the cluster; set it in the "
+                f"configuration"
+            )
     base = {name: getattr(config, name).model_dump(mode="json") for name in VariantConfig.model_fields}
     changes = [f"{key}={json.dumps(value)}" for key, value in point.items()]
     return validate_options(VariantConfig, apply_overrides(base, changes), source)

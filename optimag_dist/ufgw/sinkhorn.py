@@ -119,14 +119,13 @@ def sinkhorn_log(
     for _ in range(n_iter):
         f = step_mu * torch.logsumexp(kernel + (g / epsilon + log_nu)[:, None, :], 2)
         g = step_nu * torch.logsumexp(kernel + (f / epsilon + log_mu)[:, :, None], 1)
-    exponent = kernel.add_((f / epsilon + log_mu)[:, :, None]).add_((g / epsilon + log_nu)[:, None, :])
     # The first costs, linearised at μ⊗ν, can be so far above ρ that the whole plan underflows. How heavy it is to be is
     # decided by the solver's next line, from inner products that have to be numbers: so it gets one of mass 1.
-    log_mass = exponent.flatten(1).logsumexp(1)
+    # After an update of g its columns have the mass ν exp(−g/ρ).
+    log_mass = torch.logsumexp(log_nu - g / rho_nu, 1, keepdim=True)
     lost = log_mass < math.log(torch.finfo(f.dtype).tiny) / 2
-    lift = torch.where(lost & log_mass.isfinite(), -log_mass, 0.0)[:, None]
-    f = f + epsilon * lift
-    plan = exponent.add_(lift[:, :, None]).exp_()
+    f = f - epsilon * torch.where(lost & log_mass.isfinite(), log_mass, 0.0)
+    plan = kernel.add_((f / epsilon + log_mu)[:, :, None]).add_((g / epsilon + log_nu)[:, None, :]).exp_()
     healthy = plan.isfinite().flatten(1).all(1) & (plan.amax((1, 2)) > 0)
     return SinkhornResult(
         Plan(plan, torch.ones_like(mu), torch.ones_like(nu), plan.sum(2), plan.sum(1)),
