@@ -11,6 +11,7 @@ from optimag_dist.ppr import PPRArtefact
 from optimag_dist.types import GraphPrior, InputError
 from optimag_dist.ufgw import UFGWDiagnostics, UFGWRegulariser
 from optimag_dist.ufgw.costs import AnchorKind
+from optimag_dist.ufgw.regulariser import PlanKind
 
 
 class OptiMAG(nn.Module):
@@ -20,21 +21,26 @@ class OptiMAG(nn.Module):
         loss = task_loss + optimag({"text": h_text, "image": h_image}, node_ids)
         optimag.diagnostics().kept_mass["image"]        # (N,) low where the picture conflicts with the graph
 
-    It has no parameters. The plans are solved anew at every call and held fixed in the gradient.
+    It has no parameters. The plans are found anew at every call and held fixed in the gradient.
 
     Args:
         prior: personalised PageRank of the graph: the path of a PPR artefact, an open one (or anything with
             ``submatrix(node_ids)``), or a dense (n, n) tensor of values ≥ 0 for a small graph. A dense one moves with
             ``.to(device)`` and is not part of the state dict.
-        alpha: weight of structure against the anchor prior, in [0, 1].
-        rho: weight of the marginals, > 0; small values let nodes be left out cheaply.
-        tau: width of the anchor prior, > 0.
-        epsilon: entropy, > 0; above about 0.02 the kept mass no longer tells conflicts apart.
+        plan: ``local`` leaves mass where it is and judges nodes by their neighbourhood; ``transport`` is the published
+            problem. What is said of either below is not used by the other.
+        alpha: weight of structure, in [0, 1]; of ``transport`` against the anchor prior.
+        rho: weight of the marginals, > 0; small values let nodes be left out cheaply, ``math.inf`` keeps all mass.
+        agreement: ``local``: how much disagreement with the other modalities counts against a node, ≥ 0.
+        consistency: ``local``: weight of the modalities' distances from each other in the loss, ≥ 0.
         weight: factor of the whole term (λ), ≥ 0.
         delta: floor under PPR, > 0.
-        n_outer: outer steps of the solver.
-        n_sinkhorn: Sinkhorn iterations in each.
-        anchor: ``ppr`` or ``identity``: how the two sides of a node are tied.
+        differentiate: ``local``: the gradient also goes through what is kept.
+        tau: ``transport``: width of the anchor prior, > 0.
+        epsilon: ``transport``: entropy, > 0.
+        n_outer: ``transport``: outer steps of the solver.
+        n_sinkhorn: ``transport``: Sinkhorn iterations in each.
+        anchor: ``transport``: ``ppr`` or ``identity``, how the two sides of a node are tied.
 
     Raises:
         InputError: the prior cannot be used.
@@ -45,24 +51,32 @@ class OptiMAG(nn.Module):
         self,
         prior: str | PathLike[str] | GraphPrior | Tensor,
         *,
+        plan: PlanKind = "local",
         alpha: float = 0.6,
-        rho: float = 0.1,
-        tau: float = 0.5,
-        epsilon: float = 0.01,
+        rho: float = 0.5,
+        agreement: float = 0.6,
+        consistency: float = 0.0,
         weight: float = 1.0,
         delta: float = 1e-5,
+        differentiate: bool = False,
+        tau: float = 0.5,
+        epsilon: float = 0.01,
         n_outer: int = 5,
         n_sinkhorn: int = 20,
         anchor: AnchorKind = "ppr",
     ) -> None:
         super().__init__()
         self.regulariser = UFGWRegulariser(
+            plan=plan,
             alpha=alpha,
             rho=rho,
+            agreement=agreement,
+            consistency=consistency,
+            weight=weight,
+            delta=delta,
+            differentiate=differentiate,
             tau=tau,
             epsilon=epsilon,
-            delta=delta,
-            weight=weight,
             n_outer=n_outer,
             n_sinkhorn=n_sinkhorn,
             prior=anchor,
@@ -100,7 +114,8 @@ class OptiMAG(nn.Module):
             present: modality → (N,) bool, False where a node lacks the modality; default all present.
 
         Returns:
-            0-dim tensor: weight · Σ_m UFGW.
+            0-dim tensor: weight · Σ over modalities of what the plan's kind says (:mod:`optimag_dist.ufgw.local`, or
+            UFGW for ``transport``).
 
         Raises:
             InputError: unusable node ids.

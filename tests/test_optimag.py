@@ -35,14 +35,21 @@ def embeddings(nodes: int) -> dict[str, torch.Tensor]:
     return {"text": torch.randn(nodes, 3, generator=generator), "image": torch.randn(nodes, 4, generator=generator)}
 
 
-def test_it_is_the_regulariser_on_the_priors_submatrix():
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"plan": "transport", "rho": 0.2, "weight": 0.5},
+        {"plan": "local", "rho": 0.2, "weight": 0.5, "agreement": 0.7, "consistency": 0.4, "differentiate": True},
+    ],
+)
+def test_it_is_the_regulariser_on_the_priors_submatrix(options):
     prior, ids = dense_prior(), torch.tensor([7, 2, 11, 0, 5])
     Z = {name: z.requires_grad_() for name, z in embeddings(5).items()}
-    optimag = OptiMAG(prior, weight=0.5, rho=0.2)
+    optimag = OptiMAG(prior, **options)
     loss = optimag(Z, ids)
-    expected = UFGWRegulariser(weight=0.5, rho=0.2)(Z, prior[ids][:, ids])
+    expected = UFGWRegulariser(**options)(Z, prior[ids][:, ids])
     torch.testing.assert_close(loss, expected, rtol=0, atol=0)
-    torch.testing.assert_close(OptiMAG(Lookup(prior), weight=0.5, rho=0.2)(Z, ids), expected, rtol=0, atol=0)
+    torch.testing.assert_close(OptiMAG(Lookup(prior), **options)(Z, ids), expected, rtol=0, atol=0)
     loss.backward()
     assert all((z.grad != 0).any() for z in Z.values())
     assert optimag.diagnostics().kept_mass["image"].shape == (5,)

@@ -152,12 +152,17 @@ def structure_term(
         own = r * (lowered.signed_factor @ (Q.mT @ (r * Q)))
         gradient = lowered.pull_back(2 * (own - plan.kernel @ moved.mT))
         gradient = torch.where(healthy[:, None, None], gradient, 0.0)
-    attached: Tensor = _WithGradient.apply(directions, value, gradient)
+    return with_gradient(directions, value, gradient)
+
+
+def with_gradient(x: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
+    """``value`` (b,) as a function of ``x`` (b, …) whose ``gradient`` (b, …) is known already."""
+    attached: Tensor = _WithGradient.apply(x, value, gradient)
     return attached
 
 
 class _WithGradient(torch.autograd.Function):
-    """``value`` (b,) as a function of ``x`` (b, …) with the gradient that is known already."""
+    """See :func:`with_gradient`."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, value: Tensor, gradient: Tensor) -> Tensor:

@@ -1,24 +1,32 @@
 """OptiMAG's regulariser: weight · Σ_m UFGW(π*_m), the plans held fixed (arXiv 2601.22856).
 
-The gradient reaches the encoders through the modality costs alone,
+With ``plan="local"``, the default, plans leave mass where it is (:mod:`optimag_dist.ufgw.local`): that finds conflicts,
+which the published problem hardly does, at a fraction of the cost. With ``plan="transport"`` it is the published one.
+There the gradient reaches the encoders through the modality costs alone,
 ∂/∂C̄_m(i,k) = 2α [C̄_m(i,k) r_i r_k − (π C̄_G πᵀ)_ik], r = π1: it pulls apart or together exactly the pairs whose
 distance disagrees with that of the nodes their mass was sent to, and leaves rejected nodes alone. It goes straight to
 the embeddings (:func:`~optimag_dist.ufgw.objective.structure_term`); no (N, N) matrix is in the autograd graph.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from optimag_dist.ufgw.checks import DoorChecks, check_budget, check_weights, require_positive
-from optimag_dist.ufgw.costs import AnchorKind, CosineCost, graph_costs
+from optimag_dist.ufgw.costs import AnchorKind, CosineCost, cosine_cost, graph_costs
+from optimag_dist.ufgw.local import LocalStatus, alignment, by_autograd, consistency, judge, near_weights
 from optimag_dist.ufgw.objective import structure_term
 from optimag_dist.ufgw.problem import UFGWProblem
 from optimag_dist.ufgw.solution import SolverStatus
 from optimag_dist.ufgw.solver import Budget, report, solve
+
+PlanKind = Literal["local", "transport"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,25 +37,29 @@ class UFGWDiagnostics:
         kept_mass: modality → (N,) π1/μ per node: low where the modality conflicts with the graph; NaN where absent.
         received_mass: modality → (N,) πᵀ1/ν per node, NaN where absent.
         parts: modality → weighted terms of the objective by name, 0-dim each (before the regulariser's weight).
-        status: the solver's, one entry per modality in the order of ``kept_mass``.
+        status: the solver's, or the judgement's of a local plan; one entry per modality in the order of ``kept_mass``.
     """
 
     kept_mass: Mapping[str, Tensor]
     received_mass: Mapping[str, Tensor]
     parts: Mapping[str, Mapping[str, Tensor]]
-    status: SolverStatus
+    status: SolverStatus | LocalStatus
 
 
 class UFGWRegulariser(nn.Module):
     """Aligns the structure within each modality with the graph's, over one group of nodes. No parameters of its own.
 
     Args:
-        alpha: weight of structure against the anchor prior, in [0, 1].
-        rho: weight of the marginals, > 0; small values let nodes be left out cheaply.
-        tau: width of the anchor prior, > 0.
-        epsilon: entropy, > 0; above about 0.02 the kept mass no longer tells conflicts apart.
-        delta: floor under PPR, > 0; rejection needs a small one.
+        plan: ``local``: mass stays where it is or is given up; ``transport``: it may also move to other nodes.
+        alpha: weight of structure, in [0, 1]; of ``transport`` against the anchor prior.
+        rho: weight of the marginals, > 0; small values let nodes be left out cheaply, ``math.inf`` keeps all mass.
+        agreement: γ ≥ 0, how much disagreement with the other modalities counts against a node (``local``).
+        consistency: σ ≥ 0, weight of the modalities' distances from each other in the loss (``local``).
+        delta: floor under PPR, > 0.
         weight: factor of the whole term, ≥ 0.
+        differentiate: the gradient also goes through what is kept, instead of holding it fixed (``local``).
+        tau: width of the anchor prior, > 0 (``transport``, as all that follow).
+        epsilon: entropy, > 0.
         n_outer: outer steps of the solver.
         n_sinkhorn: Sinkhorn iterations in each.
         prior: ``ppr`` or ``identity``, see :func:`~optimag_dist.ufgw.anchor_prior`.
@@ -59,12 +71,16 @@ class UFGWRegulariser(nn.Module):
     def __init__(
         self,
         *,
+        plan: PlanKind = "local",
         alpha: float = 0.6,
-        rho: float = 0.1,
-        tau: float = 0.5,
-        epsilon: float = 0.01,
+        rho: float = 0.5,
+        agreement: float = 0.6,
+        consistency: float = 0.0,
         delta: float = 1e-5,
         weight: float = 1.0,
+        differentiate: bool = False,
+        tau: float = 0.5,
+        epsilon: float = 0.01,
         n_outer: int = 5,
         n_sinkhorn: int = 20,
         prior: AnchorKind = "ppr",
@@ -72,17 +88,28 @@ class UFGWRegulariser(nn.Module):
         super().__init__()
         check_weights(alpha, epsilon)
         check_budget(n_outer, n_sinkhorn)
-        require_positive(rho=rho, tau=tau, delta=delta)
-        if weight != 0:
-            require_positive(weight=weight)
+        require_positive(tau=tau, delta=delta)
+        if not rho > 0:
+            raise ValueError(f"rho={rho!r}: needed a number above 0 (math.inf keeps all mass)")
+        for name, value in (("weight", weight), ("agreement", agreement), ("consistency", consistency)):
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name}={value!r}: needed a finite number of at least 0")
+        if plan not in ("local", "transport"):
+            raise ValueError(f"plan={plan!r}: needed one of 'local', 'transport'")
         if prior not in ("ppr", "identity"):
             raise ValueError(f"prior={prior!r}: needed one of 'ppr', 'identity'")
-        self.alpha, self.rho, self.tau, self.epsilon, self.delta = alpha, rho, tau, epsilon, delta
+        if differentiate and plan != "local":
+            raise ValueError("differentiate=True: needed plan='local'; a transport plan is always held fixed")
+        self.plan, self.alpha, self.rho = plan, alpha, rho
+        self.agreement, self.consistency, self.differentiate = agreement, consistency, differentiate
+        self.tau, self.epsilon, self.delta = tau, epsilon, delta
         self.weight, self.n_outer, self.n_sinkhorn, self.prior = weight, n_outer, n_sinkhorn, prior
         self._last: UFGWDiagnostics | None = None
 
     def extra_repr(self) -> str:
-        names = ("alpha", "rho", "tau", "epsilon", "delta", "weight", "n_outer", "n_sinkhorn", "prior")
+        local = ("plan", "alpha", "rho", "agreement", "consistency", "delta", "weight", "differentiate")
+        transport = ("plan", "alpha", "rho", "tau", "epsilon", "delta", "weight", "n_outer", "n_sinkhorn", "prior")
+        names = local if self.plan == "local" else transport
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
 
     def forward(
@@ -120,17 +147,60 @@ class UFGWRegulariser(nn.Module):
             stacked = torch.stack([pad(z.to(dtype), (0, width - z.shape[1])) for z in embeddings.values()])
             _check_values(checks, names, stacked.detach(), masks)
             C_m = CosineCost.from_embeddings(stacked, masks)
-            anyone = masks.any(1)
+            if self.plan == "local":
+                value = self._local(names, C_m, proximity.detach().to(dtype), masks, checks)
+            else:
+                value = self._transported(names, C_m, proximity.detach().to(dtype), masks, checks)
+        return self.weight * value.sum()
+
+    def _local(self, names: list[str], C_m: CosineCost, proximity: Tensor, masks: Tensor, checks: DoorChecks) -> Tensor:
+        """(b,) the values, with the diagnostics left behind."""
+        marginal = masks.to(C_m.dtype)
+        marginal = marginal / marginal.sum(1, keepdim=True).clamp_min(1)
+        with torch.no_grad():
+            weights = near_weights(proximity)
+            C_G, _ = graph_costs(proximity, delta=self.delta, prior="identity")
+        judged = partial(judge, weights=weights, marginal=marginal, alpha=self.alpha, rho=self.rho)
+        if self.differentiate:
+            C = torch.stack([cosine_cost(z, mask) for z, mask in zip(C_m.directions, masks, strict=True)])
+            judgement = judged(C, agreement=self.agreement)
+            aligned, consistent = by_autograd(C, C_G.dense(), judgement, marginal)
+        else:
             with torch.no_grad():
-                problem = self._problem(C_m, proximity.detach().to(dtype), masks)
-                budget = Budget(self.n_outer, self.n_sinkhorn)
-                state = solve(problem, budget, checks)
-                solution = report(problem, state, budget)
-            assert state.plan is not None  # at least one step was taken
-            structure = self.alpha * structure_term(C_m, problem, state.plan, state.linearised, state.healthy)
-            constant = solution.objective - solution.parts["quadratic"]
-            # What could not be solved is told by the status; as NaN it would end up in every weight.
-            value = torch.where(anyone & state.healthy, structure + constant, 0.0)
+                judgement = judged(C_m.dense(), agreement=self.agreement)
+            aligned = alignment(C_m, C_G, judgement, marginal)
+            consistent = consistency(C_m, judgement) if self.consistency else torch.zeros_like(aligned)
+        # A modality that nobody has, or whose embeddings all point the same way, has nothing to be aligned.
+        healthy = (C_m.scale > 0) & aligned.isfinite()
+        checks.settle(healthy)
+        kept = judgement.kept.detach()
+        value = torch.where(healthy, self.alpha * aligned + self.consistency * consistent, 0.0)
+        shown = dict(zip(names, torch.where(masks, kept, torch.nan), strict=True))
+        parts = {"structure": self.alpha * aligned.detach(), "consistency": self.consistency * consistent.detach()}
+        self._last = UFGWDiagnostics(
+            kept_mass=shown,
+            received_mass=shown,
+            parts={
+                name: {part: torch.where(healthy[i], x[i], 0.0) for part, x in parts.items()}
+                for i, name in enumerate(names)
+            },
+            status=LocalStatus(judgement.change.detach(), (kept * marginal).sum(1), healthy),
+        )
+        return value
+
+    def _transported(
+        self, names: list[str], C_m: CosineCost, proximity: Tensor, masks: Tensor, checks: DoorChecks
+    ) -> Tensor:
+        """(b,) the values, with the diagnostics left behind."""
+        anyone = masks.any(1)
+        with torch.no_grad():
+            problem = self._problem(C_m, proximity, masks)
+            budget = Budget(self.n_outer, self.n_sinkhorn)
+            state = solve(problem, budget, checks)
+            solution = report(problem, state, budget)
+        assert state.plan is not None  # at least one step was taken
+        structure = self.alpha * structure_term(C_m, problem, state.plan, state.linearised, state.healthy)
+        constant = solution.objective - solution.parts["quadratic"]
         self._last = UFGWDiagnostics(
             kept_mass=dict(zip(names, torch.where(masks, solution.kept_mass, torch.nan), strict=True)),
             received_mass=dict(zip(names, torch.where(masks, solution.received_mass, torch.nan), strict=True)),
@@ -140,7 +210,8 @@ class UFGWRegulariser(nn.Module):
             },
             status=solution.status,
         )
-        return self.weight * value.sum()
+        # What could not be solved is told by the status; as NaN it would end up in every weight.
+        return torch.where(anyone & state.healthy, structure + constant, 0.0)
 
     def diagnostics(self) -> UFGWDiagnostics:
         """What the last call of the module found.

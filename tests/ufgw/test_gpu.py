@@ -125,11 +125,19 @@ def test_the_steps_never_wait_for_the_device():
 
 @pytest.mark.gpu
 @needs_gpu
-def test_the_regularisers_gradient_on_a_gpu_is_that_on_the_cpu():
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"plan": "transport", "rho": 0.1, "tau": 1.0, "epsilon": 0.05},
+        {"plan": "local", "consistency": 0.5},
+        {"plan": "local", "consistency": 0.5, "differentiate": True},
+    ],
+)
+def test_the_regularisers_gradient_on_a_gpu_is_that_on_the_cpu(options):
     z, proximity = group(96)
     gradients = []
     for device in ("cpu", "cuda"):
         leaf = z.to(device).requires_grad_()
-        UFGWRegulariser(tau=1.0, epsilon=0.05)({"text": leaf[0], "image": leaf[1]}, proximity.to(device)).backward()
+        UFGWRegulariser(**options)({"text": leaf[0], "image": leaf[1]}, proximity.to(device)).backward()
         gradients.append(leaf.grad.cpu())
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-7, atol=1e-12)

@@ -27,7 +27,7 @@ def embeddings(nodes: int, seed: int = 0, dtype: torch.dtype = torch.float64) ->
 
 def test_loss_is_the_sum_of_the_solved_objectives_and_its_gradient_that_of_the_explicit_one():
     Z = {name: z.requires_grad_() for name, z in embeddings(6).items()}
-    regulariser = UFGWRegulariser(alpha=0.5, rho=0.2, tau=1.0, epsilon=0.02, weight=0.3)
+    regulariser = UFGWRegulariser(plan="transport", alpha=0.5, rho=0.2, tau=1.0, epsilon=0.02, weight=0.3)
     loss = regulariser(Z, proximity(6))
     ours = torch.autograd.grad(loss, list(Z.values()))
 
@@ -51,7 +51,7 @@ def test_absent_nodes_are_left_out_exactly():
     present = torch.tensor([True, False, True, True, True, False, True])
     Z["image"][~present] = math.nan
     Z = {name: z.requires_grad_() for name, z in Z.items()}
-    regulariser = UFGWRegulariser()
+    regulariser = UFGWRegulariser(plan="transport", rho=0.1)
     loss = regulariser(Z, proximity(7), {"image": present})
     loss.backward()
     assert (Z["image"].grad[~present] == 0).all()
@@ -70,12 +70,13 @@ def test_absent_nodes_are_left_out_exactly():
     torch.testing.assert_close(found.kept_mass["image"][present], cut.kept_mass, rtol=1e-9, atol=1e-12)
 
 
-def test_a_modality_nobody_has_adds_nothing():
+@pytest.mark.parametrize("plan", ["local", "transport"])
+def test_a_modality_nobody_has_adds_nothing(plan):
     Z = {name: z.requires_grad_() for name, z in embeddings(5).items()}
     nobody = torch.zeros(5, dtype=torch.bool)
-    regulariser = UFGWRegulariser()
+    regulariser = UFGWRegulariser(plan=plan, rho=0.1)
     loss = regulariser(Z, proximity(5), {"image": nobody})
-    alone = UFGWRegulariser()({"text": Z["text"]}, proximity(5))
+    alone = UFGWRegulariser(plan=plan, rho=0.1)({"text": Z["text"]}, proximity(5))
     torch.testing.assert_close(loss, alone)
     loss.backward()
     assert (Z["image"].grad == 0).all()
@@ -84,17 +85,18 @@ def test_a_modality_nobody_has_adds_nothing():
     assert all(float(part) == 0 for part in found.parts["image"].values())
 
 
-def test_one_node_and_collapsed_embeddings_are_finite():
+@pytest.mark.parametrize("plan", ["local", "transport"])
+def test_one_node_and_collapsed_embeddings_are_finite(plan):
     for z in (torch.ones(1, 3), torch.ones(4, 3)):
         z.requires_grad_()
-        loss = UFGWRegulariser()({"text": z}, torch.eye(len(z)))
+        loss = UFGWRegulariser(plan=plan, rho=0.1)({"text": z}, torch.eye(len(z)))
         loss.backward()
         assert loss.isfinite()
         assert z.grad.isfinite().all()
 
 
 def test_diagnostics_are_detached_and_the_module_copies():
-    regulariser = UFGWRegulariser(weight=2.0)
+    regulariser = UFGWRegulariser(plan="transport", rho=0.1, weight=2.0)
     with pytest.raises(RuntimeError, match="call the regulariser"):
         regulariser.diagnostics()
     Z = {name: z.requires_grad_() for name, z in embeddings(6).items()}
@@ -113,9 +115,10 @@ def test_diagnostics_are_detached_and_the_module_copies():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_and_autocast_give_the_single_precision_loss(dtype):
     Z = {name: z.to(dtype).requires_grad_() for name, z in embeddings(8).items()}
-    reference = UFGWRegulariser()({name: z.detach().float() for name, z in Z.items()}, proximity(8).float())
+    regulariser = UFGWRegulariser(plan="transport", rho=0.1)
+    reference = regulariser({name: z.detach().float() for name, z in Z.items()}, proximity(8).float())
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = UFGWRegulariser()(Z, proximity(8).float())
+        loss = regulariser(Z, proximity(8).float())
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss, reference)
     loss.backward()
@@ -124,7 +127,8 @@ def test_half_precision_and_autocast_give_the_single_precision_loss(dtype):
 
 def test_identity_prior_is_another_problem():
     Z = embeddings(6)
-    assert float(UFGWRegulariser(prior="identity")(Z, proximity(6))) != float(UFGWRegulariser()(Z, proximity(6)))
+    ppr, identity = (UFGWRegulariser(plan="transport", rho=0.1, prior=prior) for prior in ("ppr", "identity"))
+    assert float(identity(Z, proximity(6))) != float(ppr(Z, proximity(6)))
 
 
 @pytest.mark.parametrize(
@@ -143,10 +147,11 @@ def test_identity_prior_is_another_problem():
         ({"present": {"text": torch.ones(4)}}, "needed bool"),
     ],
 )
-def test_bad_input_is_named(change, message):
+@pytest.mark.parametrize("plan", ["local", "transport"])
+def test_bad_input_is_named(change, message, plan):
     arguments = {"embeddings": {"text": torch.rand(4, 2) + 1}, "proximity": torch.eye(4), **change}
     with pytest.raises(ValueError, match=message):
-        UFGWRegulariser()(arguments["embeddings"], arguments["proximity"], arguments.get("present"))
+        UFGWRegulariser(plan=plan)(arguments["embeddings"], arguments["proximity"], arguments.get("present"))
 
 
 @pytest.mark.parametrize(
@@ -165,7 +170,7 @@ def test_an_outlier_among_nearly_equal_embeddings_is_solved_in_single_precision_
         z = torch.ones(8, dtype=torch.float64) + 0.02 * noise
         z[0] = -z[0]
         z = z.to(dtype).requires_grad_()
-        regulariser = UFGWRegulariser(rho=0.02)
+        regulariser = UFGWRegulariser(plan="transport", rho=0.02)
         loss = regulariser({"image": z}, proximity(40).to(dtype))
         loss.backward()
         assert regulariser.diagnostics().status.log_domain.all()
