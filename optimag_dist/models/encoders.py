@@ -19,6 +19,16 @@ class ModalityEncoder(nn.Sequential):
         )
 
 
+class FrozenEncoder(nn.Sequential):
+    """Stored features as they are, brought to one width by a random projection that is not trained (Johnson and
+    Lindenstrauss 1984): (U, width) → (U, embedding)."""
+
+    def __init__(self, width: int, embedding: int) -> None:
+        projection = nn.Linear(width, embedding, bias=False)
+        nn.init.normal_(projection.weight, std=width**-0.5)
+        super().__init__(nn.LayerNorm(width, elementwise_affine=False), projection.requires_grad_(False))
+
+
 class ConcatFusion(nn.Module):
     """Modalities side by side; a node that lacks one shows a learned vector in its place.
 

@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from optimag_dist.models.backbones import make_backbone
-from optimag_dist.models.encoders import ConcatFusion, ModalityEncoder
+from optimag_dist.models.encoders import ConcatFusion, FrozenEncoder, ModalityEncoder
 from optimag_dist.options import Options
 from optimag_dist.types import GroupBatch
 
@@ -16,13 +16,17 @@ class ModelOptions(Options):
     """Sizes of the model.
 
     Attributes:
-        backbone: ``sage``, ``gcn``, or ``mlp`` (no messages, the graph unused).
+        backbone: ``sage``, ``gcn``, ``gat``, ``mmgcn`` and ``mgat`` (a network per modality), or ``mlp`` (no messages,
+            the graph unused).
+        encoder: ``mlp``, trained on the stored features; ``frozen`` leaves these as they are: nothing for the
+            regulariser to move.
         hidden: units of the encoders' and the backbone's hidden layers.
         embedding: width of each modality's embedding Z_m, the one the regulariser sees.
         dropout: probability in encoders and backbone.
     """
 
-    backbone: Literal["sage", "gcn", "mlp"] = "sage"
+    backbone: Literal["sage", "gcn", "gat", "mmgcn", "mgat", "mlp"] = "sage"
+    encoder: Literal["mlp", "frozen"] = "mlp"
     hidden: int = Field(128, ge=1)
     embedding: int = Field(64, ge=1)
     dropout: float = Field(0.5, ge=0, lt=1)
@@ -41,11 +45,14 @@ class MultimodalModel(nn.Module):
         super().__init__()
         self._names = list(widths)
         self.encoders = nn.ModuleList(
-            ModalityEncoder(width, options.hidden, options.embedding, options.dropout) for width in widths.values()
+            FrozenEncoder(width, options.embedding)
+            if options.encoder == "frozen"
+            else ModalityEncoder(width, options.hidden, options.embedding, options.dropout)
+            for width in widths.values()
         )
         self.fusion = ConcatFusion(self._names, options.embedding)
         self.backbone = make_backbone(
-            options.backbone, len(widths) * options.embedding, options.hidden, num_layers, options.dropout
+            options.backbone, len(widths), options.embedding, options.hidden, num_layers, options.dropout
         )
         self.head = nn.Linear(options.hidden, num_outputs)
 

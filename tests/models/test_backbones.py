@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import leaky_relu
 
 from optimag_dist.models import ModelOptions, MultimodalModel
-from optimag_dist.models.backbones import GCN, MLP, SAGE
+from optimag_dist.models.backbones import BACKBONES, GAT, GCN, MGAT, MLP, MMGCN, SAGE, MessagePassing, make_backbone
 from optimag_dist.models.encoders import ConcatFusion
 from optimag_dist.types import Block
 
@@ -30,7 +31,7 @@ def _linear(layer: torch.nn.Linear, x: Tensor) -> Tensor:
 
 def test_sage_is_own_plus_mean_of_neighbours(graph: tuple[Tensor, Block]) -> None:
     adjacency, block = graph
-    model = SAGE(5, 7, 2, dropout=0.0).double()
+    model = SAGE(1, 5, 7, 2, dropout=0.0).double()
     x = torch.randn(12, 5, dtype=torch.float64)
     mean = adjacency / adjacency.sum(1, keepdim=True).clamp(min=1)
     expected = x
@@ -41,7 +42,7 @@ def test_sage_is_own_plus_mean_of_neighbours(graph: tuple[Tensor, Block]) -> Non
 
 def test_gcn_is_the_symmetrically_normalised_product(graph: tuple[Tensor, Block]) -> None:
     adjacency, block = graph
-    model = GCN(5, 7, 2, dropout=0.0).double()
+    model = GCN(1, 5, 7, 2, dropout=0.0).double()
     x = torch.randn(12, 5, dtype=torch.float64)
     with_loops = adjacency + torch.eye(12, dtype=torch.float64)
     scale = with_loops.sum(1).rsqrt()
@@ -55,7 +56,7 @@ def test_gcn_is_the_symmetrically_normalised_product(graph: tuple[Tensor, Block]
 def test_gcn_on_sampled_neighbours_is_right_on_average(graph: tuple[Tensor, Block]) -> None:
     """Mean over every choice of one neighbour for node 0 equals the full sum, before the non-linearity."""
     adjacency, _ = graph
-    model = GCN(5, 7, 1, dropout=0.0).double()
+    model = GCN(1, 5, 7, 1, dropout=0.0).double()
     # All weights and inputs positive, so that the relu does nothing.
     torch.nn.init.uniform_(model.layers[0].weight, 0.1, 1.0)
     torch.nn.init.uniform_(model.layers[0].bias, 0.1, 1.0)
@@ -68,8 +69,153 @@ def test_gcn_on_sampled_neighbours_is_right_on_average(graph: tuple[Tensor, Bloc
     torch.testing.assert_close(torch.stack(ones).mean(0), full)
 
 
+def _attention(adjacency: Tensor, h: Tensor, to: Tensor, of: Tensor) -> Tensor:
+    """(n, width) of one head → (n, n) softmax over a row's neighbours; a row without any is zero."""
+    scores = leaky_relu((h @ to)[:, None] + h @ of, 0.2)
+    grown = torch.exp(scores) * (adjacency > 0)
+    return grown / grown.sum(1, keepdim=True).clamp(min=1e-300)
+
+
+@pytest.mark.parametrize(("hidden", "heads"), [(8, 4), (7, 1)])
+@pytest.mark.parametrize("modalities", [1, 3])
+def test_gat_is_own_plus_neighbours_by_attention(
+    graph: tuple[Tensor, Block], hidden: int, heads: int, modalities: int
+) -> None:
+    adjacency, block = graph
+    model = GAT(modalities, 5, hidden, 2, dropout=0.0).double()
+    assert model.heads == heads
+    x = torch.randn(12, modalities * 5, dtype=torch.float64)
+    expected = x
+    for own, neighbours, attention in zip(model.own, model.neighbours, model.attention, strict=True):
+        messages = _linear(neighbours, expected).split(hidden // heads, 1)
+        heard = [
+            _attention(adjacency, h, *ab) @ h
+            for h, *ab in zip(messages, attention.target, attention.source, strict=True)
+        ]
+        expected = (_linear(own, expected) + torch.cat(heard, 1)).relu()
+    torch.testing.assert_close(model(x, (block, block), adjacency.sum(1)), expected)
+
+
+@pytest.mark.parametrize("modalities", [1, 3])
+def test_mmgcn_is_a_network_per_modality_and_their_mean(graph: tuple[Tensor, Block], modalities: int) -> None:
+    adjacency, block = graph
+    model = MMGCN(modalities, 5, 7, 2, dropout=0.0).double()
+    x = torch.randn(12, modalities * 5, dtype=torch.float64)
+    mean = adjacency / adjacency.sum(1, keepdim=True).clamp(min=1)
+    expected = list(x.split(5, 1))
+    for own, neighbours in zip(model.own, model.neighbours, strict=True):
+        expected = [
+            leaky_relu(_linear(own.maps[m], h) + _linear(neighbours.maps[m], mean @ h)) for m, h in enumerate(expected)
+        ]
+    torch.testing.assert_close(model(x, (block, block), adjacency.sum(1)), torch.stack(expected).mean(0))
+
+
+@pytest.mark.parametrize("modalities", [1, 3])
+def test_mgat_is_attention_with_a_gate_per_modality(graph: tuple[Tensor, Block], modalities: int) -> None:
+    adjacency, block = graph
+    model = MGAT(modalities, 5, 7, 2, dropout=0.0).double()
+    for gate in model.gate:
+        torch.nn.init.normal_(gate)  # they start at 0, where every gate is half open
+    x = torch.randn(12, modalities * 5, dtype=torch.float64)
+    expected = list(x.split(5, 1))
+    for own, neighbours, attention, gates in zip(model.own, model.neighbours, model.attention, model.gate, strict=True):
+        below, expected = expected, []
+        for m, h in enumerate(below):
+            message = _linear(neighbours.maps[m], h)
+            counts = _attention(adjacency, message, attention.target[m], attention.source[m])
+            counts = counts * torch.sigmoid((message * gates[m]) @ message.T)
+            expected.append(leaky_relu(_linear(own.maps[m], h) + counts @ message))
+    torch.testing.assert_close(model(x, (block, block), adjacency.sum(1)), torch.stack(expected).mean(0))
+
+
+@pytest.fixture
+def sampled(graph: tuple[Tensor, Block]) -> tuple[Tensor, tuple[Block, Block]]:
+    """Degrees, and blocks of 12 → 6 → 3 nodes with some of the arcs; node 2 of either has none."""
+    adjacency, _ = graph
+    blocks = []
+    for sources, destinations in ((12, 6), (6, 3)):
+        rows = [adjacency[v, :sources].nonzero().flatten()[: 2 * (v != 2)] for v in range(destinations)]
+        indptr = torch.tensor(np.cumsum([0] + [len(r) for r in rows]))
+        blocks.append(Block(indptr, torch.cat(rows), sources))
+    return adjacency.sum(1), (blocks[0], blocks[1])
+
+
+PASSING = [name for name, backbone in BACKBONES.items() if backbone.passes_messages]
+
+
+@pytest.mark.parametrize("modalities", [1, 3])
+@pytest.mark.parametrize("name", PASSING)
+def test_a_backbone_is_the_composition_of_its_layers(
+    name: str, modalities: int, sampled: tuple[Tensor, tuple[Block, Block]]
+) -> None:
+    degrees, blocks = sampled
+    model = make_backbone(name, modalities, 5, 8, 2, dropout=0.0).double()
+    assert isinstance(model, MessagePassing)
+    x = torch.randn(12, modalities * 5, dtype=torch.float64)
+    found = model(x, blocks, degrees)
+    assert found.shape == (3, 8)
+    below = model.layer(0, x, blocks[0], degrees)
+    assert len(below) == 6
+    torch.testing.assert_close(found, model.layer(1, below, blocks[1], degrees), rtol=0, atol=0)
+    # Rows of a batch beyond a block's sources are not read.
+    torch.testing.assert_close(found, model(torch.cat((x, x.new_full((2, x.shape[1]), torch.nan))), blocks, degrees))
+    # A destination's row depends on nothing but itself and its arcs: each alone, as inference goes through a graph.
+    for v in range(6):
+        arcs = blocks[0].indices[blocks[0].indptr[v] : blocks[0].indptr[v + 1]]
+        order = torch.cat((torch.tensor([v]), arcs))
+        alone = Block(torch.tensor([0, len(arcs)]), torch.arange(1, len(order)), len(order))
+        torch.testing.assert_close(model.layer(0, x[order], alone, degrees[order])[0], below[v])
+
+
+@pytest.mark.parametrize("modalities", [1, 3])
+@pytest.mark.parametrize("num_layers", [1, 2])
+@pytest.mark.parametrize("name", BACKBONES)
+def test_every_parameter_of_a_backbone_has_a_finite_gradient(
+    name: str, num_layers: int, modalities: int, sampled: tuple[Tensor, tuple[Block, Block]]
+) -> None:
+    degrees, blocks = sampled
+    model = make_backbone(name, modalities, 5, 8, num_layers, dropout=0.0)
+    x = torch.randn(12, modalities * 5, requires_grad=True)
+    out = model(x, blocks[-num_layers:], degrees) if model.passes_messages else model(x, (), degrees)
+    out.square().sum().backward()
+    for parameter in (x, *model.parameters()):
+        assert parameter.grad is not None
+        assert parameter.grad.isfinite().all()
+    # Something is learnt of every kind: no part is cut off.
+    assert all((parameter.grad != 0).any() for parameter in model.parameters() if parameter.ndim > 1)
+
+
+@pytest.mark.parametrize("name", PASSING)
+def test_without_any_arc_a_backbone_sees_the_nodes_themselves(name: str) -> None:
+    block = Block(torch.zeros(5, dtype=torch.int64), torch.arange(0), 4)
+    model = make_backbone(name, 2, 5, 8, 1, dropout=0.0)
+    x = torch.randn(4, 10, requires_grad=True)
+    out = model(x, (block,), torch.zeros(4))
+    out.sum().backward()
+    assert out.isfinite().all()
+    assert x.grad.isfinite().all()
+    assert (x.grad != 0).any()
+
+
+@pytest.mark.parametrize("name", ["gat", "mgat"])
+def test_attention_of_large_scores_stays_finite(name: str, graph: tuple[Tensor, Block]) -> None:
+    _, block = graph
+    model = make_backbone(name, 1, 5, 8, 1, dropout=0.0)
+    x = (1e4 * torch.randn(12, 5)).requires_grad_()
+    out = model(x, (block,), torch.zeros(12))
+    out.sum().backward()
+    assert out.isfinite().all()
+    assert x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_the_models_options_know_every_backbone(name: str, sampled: tuple[Tensor, tuple[Block, Block]]) -> None:
+    model = MultimodalModel({"text": 3, "image": 4}, 2, 2, ModelOptions.model_validate({"backbone": name}))
+    assert type(model.backbone) is BACKBONES[name]
+
+
 def test_mlp_ignores_the_graph() -> None:
-    model = MLP(5, 7, 2, dropout=0.0)
+    model = MLP(1, 5, 7, 2, dropout=0.0)
     x = torch.randn(3, 5)
     assert torch.equal(model(x, (), torch.zeros(3)), model(x, (), torch.full((3,), 9.0)))
     assert not MLP.passes_messages
