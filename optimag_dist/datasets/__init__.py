@@ -1,5 +1,14 @@
-"""Small real graphs that ship with the package."""
+"""Small real graphs that ship with the package, and made-up ones with planted conflicts."""
 
+from optimag_dist.datasets.planted import PlantedOptions, read_truth, write_planted
 from optimag_dist.datasets.registry import DatasetInfo, copy_dataset, dataset_schema, list_datasets
 
-__all__ = ["DatasetInfo", "copy_dataset", "dataset_schema", "list_datasets"]
+__all__ = [
+    "DatasetInfo",
+    "PlantedOptions",
+    "copy_dataset",
+    "dataset_schema",
+    "list_datasets",
+    "read_truth",
+    "write_planted",
+]
