@@ -34,24 +34,39 @@ class RegulariserOptions(Options):
 
     Attributes:
         weight: λ, factor of the regulariser in the loss; 0 trains without it.
-        alpha: weight of structure against anchors, 0 to 1.
-        rho: weight of the marginals; small lets conflicting nodes lose mass.
-        tau: width of the anchor prior.
-        epsilon: entropy.
+        plan: ``local`` leaves mass where it is and judges nodes by their neighbourhood; ``transport`` is the published
+            problem, which may move mass to other nodes.
+        alpha: weight of structure, 0 to 1; of ``transport`` against anchors.
+        rho: weight of the marginals; small lets conflicting nodes lose mass, ``.inf`` keeps all of it.
+        agreement: how much disagreement with the other modalities counts against a node (``local``).
+        consistency: weight of the modalities' distances from each other in the loss (``local``).
         delta: floor under PPR values in the graph cost.
+        differentiate: the gradient also goes through what is kept (``local``).
+        tau: width of the anchor prior (``transport``, as all that follow).
+        epsilon: entropy.
         prior: ``ppr`` anchors nodes to their PPR neighbours, ``identity`` to themselves alone.
         n_outer, n_sinkhorn: linearisations, and Sinkhorn iterations in each.
     """
 
-    weight: float = Field(1.0, ge=0)
+    weight: float = Field(1.0, ge=0, allow_inf_nan=False)
+    plan: Literal["local", "transport"] = "local"
     alpha: float = Field(0.6, ge=0, le=1)
-    rho: float = Field(0.1, gt=0)
+    rho: float = Field(0.5, gt=0)
+    agreement: float = Field(0.6, ge=0, allow_inf_nan=False)
+    consistency: float = Field(0.0, ge=0, allow_inf_nan=False)
+    delta: float = Field(1e-5, gt=0)
+    differentiate: bool = False
     tau: float = Field(0.5, gt=0)
     epsilon: float = Field(0.01, gt=0)
-    delta: float = Field(1e-5, gt=0)
     prior: Literal["ppr", "identity"] = "ppr"
     n_outer: int = Field(5, ge=1)
     n_sinkhorn: int = Field(20, ge=1)
+
+    @model_validator(mode="after")
+    def _can_be_differentiated(self) -> "RegulariserOptions":
+        if self.differentiate and self.plan != "local":
+            raise ValueError("differentiate=true needs plan=local: a transport plan is always held fixed")
+        return self
 
 
 class TrainOptions(Options):
@@ -194,7 +209,7 @@ class RunConfig(VariantConfig):
         if not self.variants:
             return {"default": VariantConfig.model_validate(base)}
         return {
-            name: validate_options(VariantConfig, _merge(base, changes), source=f"variants.{name}")
+            name: validate_options(VariantConfig, merge(base, changes), source=f"variants.{name}")
             for name, changes in self.variants.items()
         }
 
@@ -209,11 +224,12 @@ def fingerprint(config: VariantConfig, seed: int) -> str:
     return hashlib.sha256(json.dumps([content, seed], sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """``base`` with ``changes``, given as dotted keys or nested mappings."""
     merged = dict(base)
     for dotted, value in changes.items():
         key, _, rest = dotted.partition(".")
         nested = {rest: value} if rest else value
         below = merged.get(key)
-        merged[key] = _merge(below, nested) if isinstance(below, dict) and isinstance(nested, dict) else nested
+        merged[key] = merge(below, nested) if isinstance(below, dict) and isinstance(nested, dict) else nested
     return merged

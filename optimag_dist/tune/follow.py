@@ -77,7 +77,7 @@ class Follower(tune.Callback):
 
     def _values_at(self, point: Point) -> Point:
         try:
-            return values_of(configure(self._plan.config, point, "trial"), list(point))
+            return {**point, **values_of(configure(self._plan.config, point, "trial"), list(point))}
         except InputError:
             return point
 

@@ -10,6 +10,9 @@ from optimag_dist.options import Options, load_options, validate_options
 from optimag_dist.train.options import RunConfig, VariantConfig
 from optimag_dist.types import InputError
 
+# The key of a space that stands for the run's variants, by name.
+VARIANT = "variant"
+
 Kind = Literal["uniform", "loguniform", "quniform", "randint", "choice", "grid"]
 _ARGUMENTS = {
     "uniform": "[low, high]",
@@ -107,13 +110,14 @@ class SweepOptions(Options):
     """One ``optimag tune``.
 
     Attributes:
-        space: dotted key of the run's configuration → how it is searched.
+        space: dotted key of the run's configuration → how it is searched. The key ``variant`` searches among the
+            configuration's variants, by name.
         search: which points are tried.
         metrics: metric → ``max`` or ``min``. ``val/...`` of the epoch with the best validation, the mean over the run's
             seeds; ``seconds``, the training time. The first one decides what ASHA stops and which trial is the best;
             TPE searches for the Pareto front of all.
         scheduler: who is stopped before the end.
-        variant: of a configuration with variants, the one to search around.
+        variant: of a configuration with variants, the one to search around, unless they are searched themselves.
     """
 
     space: dict[str, Distribution] = Field(min_length=1)
@@ -135,6 +139,11 @@ class SweepOptions(Options):
 
     @model_validator(mode="after")
     def _method_fits(self) -> "SweepOptions":
+        if VARIANT in self.space:
+            if not self.space[VARIANT].finite:
+                raise ValueError(f"{VARIANT} is searched by name: list the names with choice or grid")
+            if self.variant is not None:
+                raise ValueError(f"space searches {VARIANT}, so variant={self.variant} cannot be set beside it")
         for key, distribution in self.space.items():
             if self.search.method == "grid" and not distribution.finite:
                 raise ValueError(f"search.method=grid needs lists, and {key} is {distribution.kind}; use grid")
@@ -149,7 +158,7 @@ def load_sweep(config: Path, space: Path, overrides: Sequence[str]) -> tuple[Run
     """Read a sweep's two files; an override changes the one that has its key (``search.trials=32``, ``train.lr=0.01``).
 
     Returns:
-        What every trial starts from, without variants, and the sweep.
+        What every trial starts from, without variants unless these are searched, and the sweep.
 
     Raises:
         InputError: as of :func:`optimag_dist.options.load_options`, or the files do not agree on a variant.
@@ -157,6 +166,13 @@ def load_sweep(config: Path, space: Path, overrides: Sequence[str]) -> tuple[Run
     own = [o for o in overrides if o.partition("=")[0].partition(".")[0] in SweepOptions.model_fields]
     options = load_options(SweepOptions, space, own)
     run = load_options(RunConfig, config, [o for o in overrides if o not in own])
+    if VARIANT in options.space:
+        unknown = [name for name in options.space[VARIANT].arguments if name not in run.variants]
+        if unknown:
+            raise InputError(
+                f"{space}: {VARIANT} lists {unknown[0]!r}; {config} has {', '.join(run.variants) or 'no variants'}"
+            )
+        return run, options
     if run.variants and options.variant not in run.variants:
         names = ", ".join(run.variants)
         raise InputError(f"{config} has variants, and a sweep searches around one: add variant=NAME, one of {names}")

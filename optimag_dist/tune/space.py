@@ -11,11 +11,11 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 
 from optimag_dist.options import apply_overrides, validate_options
 from optimag_dist.ppr import PPROptions
-from optimag_dist.train.options import WORKER_GROUP, RunConfig, VariantConfig
-from optimag_dist.tune.options import Distribution, SweepOptions
+from optimag_dist.train.options import WORKER_GROUP, RunConfig, VariantConfig, merge
+from optimag_dist.tune.options import VARIANT, Distribution, SweepOptions
 from optimag_dist.types import InputError
 
-# Dotted key of the configuration → its value in a trial.
+# Dotted key of the configuration, or VARIANT → its value in a trial.
 Point = dict[str, Any]
 
 _DEFAULT_TRIALS = 16
@@ -36,10 +36,11 @@ def known_points(options: SweepOptions) -> list[Point] | None:
         values = [d.arguments for d in options.space.values()]
         return [dict(zip(options.space, point, strict=True)) for point in itertools.product(*values)]
     rng = np.random.default_rng(options.search.seed)
-    return [{key: _draw(d, rng) for key, d in options.space.items()} for _ in range(num_trials(options))]
+    return [{key: draw(d, rng) for key, d in options.space.items()} for _ in range(num_trials(options))]
 
 
-def _draw(distribution: Distribution, rng: np.random.Generator) -> Any:
+def draw(distribution: Distribution, rng: np.random.Generator) -> Any:
+    """A value of ``distribution``."""
     arguments = distribution.arguments
     if distribution.finite:
         return arguments[rng.integers(len(arguments))]
@@ -90,13 +91,15 @@ def configure(config: RunConfig, point: Point, source: str) -> VariantConfig:
                 f"configuration"
             )
     base = {name: getattr(config, name).model_dump(mode="json") for name in VariantConfig.model_fields}
-    changes = [f"{key}={json.dumps(value)}" for key, value in point.items()]
+    if VARIANT in point:
+        base = merge(base, config.variants[point[VARIANT]])
+    changes = [f"{key}={json.dumps(value)}" for key, value in point.items() if key != VARIANT]
     return validate_options(VariantConfig, apply_overrides(base, changes), source)
 
 
 def values_of(config: VariantConfig, keys: list[str]) -> Point:
-    """The searched keys' values as the trial has them: validated, and lists as text, for tables."""
-    found = {key: functools.reduce(getattr, key.split("."), config) for key in keys}
+    """The searched keys' values, VARIANT aside, as the trial has them: validated, and lists as text, for tables."""
+    found = {key: functools.reduce(getattr, key.split("."), config) for key in keys if key != VARIANT}
     return {k: v if isinstance(v, int | float | str | None) else json.dumps(v, default=str) for k, v in found.items()}
 
 
@@ -113,7 +116,7 @@ def corners(options: SweepOptions) -> list[Point]:
 def priors_needed(config: RunConfig, options: SweepOptions, points: list[Point] | None) -> list[PPROptions]:
     """The distinct PPR options that trials may have."""
     if points is None:
-        ppr = {key: d.arguments for key, d in options.space.items() if key.startswith("ppr.")}
+        ppr = {k: d.arguments for k, d in options.space.items() if k.startswith("ppr.") or k == VARIANT}
         points = [dict(zip(ppr, values, strict=True)) for values in itertools.product(*ppr.values())]
         weight = "regulariser.weight"
         points = [{**point, weight: 1.0} for point in points] if weight in options.space else points

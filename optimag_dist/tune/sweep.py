@@ -162,7 +162,7 @@ def _search(plan: TrialPlan, points: list[Point] | None) -> list[TrialRow]:
     config, options, crew = plan.config, plan.options, plan.crew
     state = config.directory / _STATE
     state.mkdir(mode=0o700, exist_ok=True)
-    _quieten()
+    quieten()
     # An empty first bundle: the trial's own actor only waits, and needs no CPU that its workers could use.
     places = tune.PlacementGroupFactory([{}, *[crew.bundle] * crew.workers], strategy="PACK")
     scheduler = make_scheduler(options, _last_epoch(config))
@@ -191,8 +191,8 @@ def _search(plan: TrialPlan, points: list[Point] | None) -> list[TrialRow]:
     return follower.rows
 
 
-def _quieten() -> None:
-    """The view tells how the sweep goes; Tune's own tables, warnings and log files per trial are not wanted."""
+def quieten() -> None:
+    """The views tell how a sweep goes; Tune's own tables, warnings and log files per trial are not wanted."""
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
     os.environ["TUNE_PRINT_ALL_TRIAL_ERRORS"] = "0"

@@ -39,6 +39,9 @@ def config() -> RunConfig:
         ({}, {}, "space"),
         ({"train.lr": {"choice": [1]}}, {"metrics": {"val/accuracy": "most"}}, "metrics.val/accuracy"),
         ({"train.lr": {"choice": [1]}}, {"sheduler": {}}, "did you mean 'scheduler'"),
+        ({"variant": {"uniform": [0, 1]}}, {}, "variant is searched by name: list the names with choice or grid"),
+        ({"variant": {"randint": [0, 2]}}, {}, "variant is searched by name: list the names with choice or grid"),
+        ({"variant": {"choice": ["a", "b"]}}, {"variant": "a"}, "space searches variant, so variant=a cannot be set"),
     ],
 )
 def test_a_space_that_cannot_be_searched_is_refused(space: dict, others: dict, words: str) -> None:
@@ -143,6 +146,96 @@ def test_a_sweep_is_read_with_its_overrides_and_around_one_variant(tmp_path: Pat
         load_sweep(*files, [])
     with pytest.raises(InputError, match="has no variants; leave it out"):
         load_sweep(*files, ["variant=a", "variants={}", "compare_to={}"])
+
+
+@pytest.fixture
+def varied() -> RunConfig:
+    """Variants that change a backbone, a section at once, and nothing."""
+    variants = {
+        "gcn": {"model.backbone": "gcn", "train.lr": 0.5},
+        "plain": {"regulariser": {"weight": 0.0, "alpha": 0.2}},
+        "base": {},
+    }
+    return RunConfig(name="toy", store=Path("nowhere"), variants=variants)
+
+
+def test_a_grid_has_every_variant_by_name_with_every_other_value(varied: RunConfig) -> None:
+    space = {"variant": {"grid": ["gcn", "plain", "base"]}, "train.lr": {"grid": [0.1, 0.2]}}
+    options = _options(space, search={"method": "grid"})
+    points = known_points(options)
+    assert points == [{"variant": v, "train.lr": lr} for v in ("gcn", "plain", "base") for lr in (0.1, 0.2)]
+    found = [configure(varied, point, "space") for point in points]
+    assert [(c.model.backbone, c.regulariser.weight, c.train.lr) for c in found] == [
+        ("gcn", 1.0, 0.1),
+        ("gcn", 1.0, 0.2),
+        ("sage", 0.0, 0.1),
+        ("sage", 0.0, 0.2),
+        ("sage", 1.0, 0.1),
+        ("sage", 1.0, 0.2),
+    ]
+    assert {point["variant"] for point in corners(options)} == {"gcn", "plain", "base"}
+
+
+def test_variants_are_drawn_by_name_at_random_and_by_optuna() -> None:
+    import optuna
+
+    names = {"gcn", "plain"}
+    random = known_points(_options({"variant": {"choice": ["gcn", "plain"]}}, search={"trials": 20}))
+    assert random is not None
+    assert {point["variant"] for point in random} == names
+    options = _options({"variant": {"choice": ["gcn", "plain"]}}, search={"method": "tpe"})
+    study = optuna.create_study()
+    asked = [from_optuna(options, study.ask(as_optuna(options)).params) for _ in range(20)]
+    assert {point["variant"] for point in asked} == names
+
+
+def test_a_trial_takes_its_variant_and_then_the_other_keys(varied: RunConfig) -> None:
+    assert configure(varied, {"variant": "gcn"}, "space") == varied.resolve()["gcn"]
+    assert configure(varied, {"variant": "base"}, "space") == varied.resolve()["base"]
+    # The point's own keys win, in whatever order, and leave the variant's others.
+    for point in ({"variant": "gcn", "train.lr": 0.01}, {"train.lr": 0.01, "variant": "gcn"}):
+        trial = configure(varied, point, "space")
+        assert (trial.train.lr, trial.model.backbone) == (0.01, "gcn")
+    trial = configure(varied, {"variant": "plain", "regulariser.rho": 0.7}, "space")
+    assert (trial.regulariser.weight, trial.regulariser.alpha, trial.regulariser.rho) == (0.0, 0.2, 0.7)
+    assert trial.regulariser.tau == varied.regulariser.tau
+    with pytest.raises(InputError, match=r"did you mean 'train\.lr'"):
+        configure(varied, {"variant": "gcn", "train.lrr": 0.01}, "space")
+
+
+def test_the_values_of_a_trial_leave_its_variant_out(varied: RunConfig) -> None:
+    point = {"variant": "gcn", "train.epochs": 3}
+    trial = configure(varied, point, "space")
+    assert values_of(trial, [*point, "train.lr"]) == {"train.epochs": 3, "train.lr": 0.5}
+    assert values_of(trial, ["variant"]) == {}
+
+
+def test_priors_are_those_of_the_variants_that_need_one(varied: RunConfig) -> None:
+    variants = {**varied.variants, "far": {"ppr.teleport": 0.05}}
+    config = varied.model_copy(update={"variants": variants})
+    options = _options({"variant": {"grid": ["gcn", "plain", "far"]}}, search={"method": "grid"})
+    found = priors_needed(config, options, known_points(options))
+    assert [ppr.teleport for ppr in found] == [config.ppr.teleport, 0.05]
+
+
+def test_a_sweep_among_variants_keeps_them_and_refuses_unknown_ones(tmp_path: Path, varied: RunConfig) -> None:
+    files = tmp_path / "run.yaml", tmp_path / "space.yaml"
+    dump_options(varied, files[0])
+    space = {"variant": {"grid": ["gcn", "plain"]}, "train.lr": {"grid": [0.1, 0.2]}}
+    dump_options(_options(space, search={"method": "grid"}), files[1])
+    config, options = load_sweep(*files, ["train.patience=2"])
+    assert list(config.variants) == ["gcn", "plain", "base"]
+    assert config.train.patience == 2
+    assert configure(config, {"variant": "gcn"}, "space").train.patience == 2
+    assert options.space["variant"].arguments == ("gcn", "plain")
+
+    dump_options(_options({"variant": {"choice": ["gcn", "gnc"]}}), files[1])
+    with pytest.raises(InputError, match=r"space.yaml: variant lists 'gnc'; .*run.yaml has gcn, plain, base"):
+        load_sweep(*files, [])
+    with pytest.raises(InputError, match=r"variant lists 'gcn'; .*run.yaml has no variants"):
+        load_sweep(*files, ["variants={}"])
+    with pytest.raises(InputError, match="variant=gcn cannot be set beside it"):
+        load_sweep(*files, ["variant=gcn"])
 
 
 def test_the_space_that_comes_with_the_project_fits_the_demo() -> None:
