@@ -139,6 +139,22 @@ def data_get(
     console.print(f"{target}\nnext: optimag ingest {target}/schema.yaml stores/{name}", highlight=False, soft_wrap=True)
 
 
+@data_app.command("make")
+def data_make(
+    out: Annotated[Path, typer.Argument(help="Directory to make.")],
+    overrides: Overrides = None,
+) -> None:
+    """Make up a graph with known conflicts between modalities and graph.
+
+    Keys: nodes, classes, degree, exponent, homophily, modalities, width, noise, conflicts, missing, seed.
+    """
+    from optimag_dist.datasets import PlantedOptions, write_planted
+    from optimag_dist.options import parse_options
+
+    target = write_planted(out, parse_options(PlantedOptions, overrides, "optimag data make"))
+    _say(f"{target}\nnext: optimag ingest {target}/schema.yaml stores/{target.name}")
+
+
 @app.command("ingest")
 def ingest_command(
     source: Annotated[
@@ -403,6 +419,33 @@ def _report(run: "AnyPath") -> None:
             file = write_report(mirror.path)
         mirror.publish(file)
     console.print(f"report:      {run / file.name}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def experiment(
+    name: Annotated[str, typer.Argument(help="A recipe of jobs/experiments, such as conflicts; or a YAML file.")],
+    overrides: Overrides = None,
+    quick: Annotated[bool, typer.Option("--quick", help="A first look in a few minutes.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder for the results; one that is there is gone on with.")] = Path(
+        "runs/experiments"
+    ),
+    address: Address = None,
+) -> None:
+    """Repeat an experiment: fits over seeds as Ray Tune sweeps, results in Parquet, a report with pictures."""
+    from optimag_dist.experiments.recipe import find_recipe, load_experiment
+    from optimag_dist.experiments.report import write_experiment_report
+    from optimag_dist.experiments.run import run_experiment
+
+    recipe = find_recipe(name)
+    options = load_experiment(recipe, overrides or [], quick=quick)
+    out = out / "quick" if quick else out
+    try:
+        directory = run_experiment(options, out, recipe.parent, address=address, say=_say)
+    except KeyboardInterrupt:
+        _fail(f"interrupted; what has ended is kept in {out / options.name}; the same command goes on from there", 130)
+    file = write_experiment_report(directory, console)
+    _say(f"report:      {file}")
+    _say(f"results:     {directory / 'results.parquet'}")
 
 
 @app.command()

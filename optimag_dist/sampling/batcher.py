@@ -18,6 +18,8 @@ from optimag_dist.options import Options
 from optimag_dist.ppr import PPRArtefact
 from optimag_dist.types import InputError, SeedGroup
 
+_NODES_PER_JUDGED = 16
+
 
 class SamplingOptions(Options):
     """How batches are drawn.
@@ -51,6 +53,12 @@ class SamplingOptions(Options):
         if self.eval_fanouts is not None and len(self.eval_fanouts) != len(self.fanouts):
             raise ValueError(f"eval_fanouts needs {len(self.fanouts)} entries, one per layer, like fanouts")
         return self
+
+    @property
+    def for_judging(self) -> "SamplingOptions":
+        """Groups in which every anchor has most of its PPR neighbours about it: what it keeps is judged by them."""
+        anchors = max(2, self.group_size // _NODES_PER_JUDGED)
+        return self.model_copy(update={"batcher": "ppr", "anchors": min(anchors, self.group_size)})
 
     @property
     def fanouts_at_evaluation(self) -> tuple[int, ...]:

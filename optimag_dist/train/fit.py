@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from optimag_dist.files import atomic
 from optimag_dist.models import MultimodalModel
 from optimag_dist.ppr import PPRArtefact
-from optimag_dist.sampling import GraphRows, GroupLoader, SeedBatcher, StoreRows
+from optimag_dist.sampling import GraphRows, GroupLoader, SamplingOptions, SeedBatcher, StoreRows
 from optimag_dist.store import GraphStore
 from optimag_dist.tasks import NodeClassification
 from optimag_dist.train import checkpoint
@@ -135,8 +135,8 @@ class _Fitting:
         self._optimiser = torch.optim.AdamW(
             self._model.parameters(), lr=self._options.lr, weight_decay=self._options.weight_decay
         )
-        self._loader = self._make_loader(messages=self._model.passes_messages)
-        self._batcher = self._make_batcher(self._task.train)
+        self._loader = self._make_loader(config.sampling, messages=self._model.passes_messages)
+        self._batcher = self._make_batcher(self._task.train, config.sampling)
         self.epoch = 0
         self.stopped = False
         self._totals = EpochTotals()
@@ -146,12 +146,12 @@ class _Fitting:
         self._advice: list[str] = []
         self._fingerprint = fingerprint(config, fit.seed)
 
-    def _make_loader(self, *, messages: bool) -> GroupLoader:
+    def _make_loader(self, sampling: SamplingOptions, *, messages: bool) -> GroupLoader:
         return GroupLoader(
             self._rows,
             self._ppr,
             self._task.labels,
-            self._fit.config.sampling,
+            sampling,
             seed=self._fit.seed,
             messages=messages,
             rank=self._worker.rank,
@@ -159,12 +159,12 @@ class _Fitting:
             pin_memory=self._worker.device.type == "cuda",
         )
 
-    def _make_batcher(self, nodes: np.ndarray) -> SeedBatcher:
+    def _make_batcher(self, nodes: np.ndarray, sampling: SamplingOptions) -> SeedBatcher:
         return SeedBatcher(
             nodes,
             self._store.num_nodes,
             self._ppr,
-            self._fit.config.sampling,
+            sampling,
             seed=self._fit.seed,
             fill=self._ppr is not None,
         )
@@ -238,7 +238,7 @@ class _Fitting:
             record |= {
                 f"kept_mass/{m}": sums[f"kept/{m}"] / sums[f"nodes/{m}"] for m in self._widths if sums[f"nodes/{m}"]
             }
-            signs = {sign: sums[f"sign/{sign}"] / groups for sign in REMEDIES}
+            signs = {sign: sums[f"sign/{sign}"] / groups for sign in REMEDIES if f"sign/{sign}" in sums}
             record |= {f"transport/{sign}": share for sign, share in signs.items()}
             self._advice = [REMEDIES[sign] for sign, share in signs.items() if share > _WORTH_TELLING]
         self.epoch += 1
@@ -359,30 +359,25 @@ class _Fitting:
 
     @torch.no_grad()
     def _kept_mass_of_all_nodes(self) -> dict[str, np.ndarray] | None:
-        """Modality → (n,) float32 kept mass, the mean over the groups a node was in; NaN where it is absent."""
+        """Modality → (n,) float32 kept mass in the group that a node is an anchor of; NaN where it is absent."""
         regulariser = self._step_loss.regulariser
         if regulariser is None or self._options.kept_mass == "none":
             return None
         self._step_loss.eval()
-        # Row m: sum of kept mass, row M + m: in how many groups.
         names = list(self._store.modalities)
-        totals = torch.zeros(2 * len(names), self._store.num_nodes, dtype=torch.float64, device=self._worker.device)
-        batcher = self._make_batcher(np.arange(self._store.num_nodes))
-        for batch in self._beating("export", self._make_loader(messages=False).epoch(batcher, epoch=0)):
+        kept = torch.zeros(len(names), self._store.num_nodes, device=self._worker.device)
+        judging = self._fit.config.sampling.for_judging
+        batcher = self._make_batcher(np.arange(self._store.num_nodes), judging)
+        for batch in self._beating("export", self._make_loader(judging, messages=False).epoch(batcher, epoch=0)):
             for group in batch.to(self._worker.device).groups:
-                seeds = group.node_ids[group.seed_rows]
+                anchors = group.node_ids[group.seed_rows[: group.num_anchors]]
                 _, kept_mass = align(regulariser, self._model.encode(group.features), group)
                 for m, name in enumerate(names):
-                    totals[m].index_add_(0, seeds, kept_mass[name].nan_to_num().double())
-                    totals[len(names) + m].index_add_(0, seeds, kept_mass[name].isfinite().double())
-        totals = self._sum(totals)
-        means = (totals[: len(names)] / totals[len(names) :]).float().cpu().numpy()
-        return dict(zip(names, means, strict=True))
-
-    def _sum(self, tensor: Tensor) -> Tensor:
+                    kept[m, anchors] = kept_mass[name][: group.num_anchors]
         if self._worker.world_size > 1:
-            dist.all_reduce(tensor)
-        return tensor
+            # Every node is an anchor on one rank and 0 on the others.
+            dist.all_reduce(kept)
+        return dict(zip(names, kept.cpu().numpy(), strict=True))
 
     def _totals_of_ranks(self) -> Tensor:
         """(world_size, figures) float64; waits for the device."""

@@ -1,6 +1,6 @@
 """One optimiser step's loss on one rank.
 
-    loss = mean over all ranks' anchors of the task's loss + mean over all ranks' groups of λ Σ_m UFGW(π*_m)
+    loss = mean over all ranks' anchors of the task's loss + mean over all ranks' groups of the regulariser's value
 
 DDP averages gradients over ranks, so each rank's share is scaled by the number of ranks: the gradient of a step is
 that of its global batch, whatever the number of workers.

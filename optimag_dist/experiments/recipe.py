@@ -1,0 +1,269 @@
+"""The YAML file of an experiment: graphs, arms that are compared on them, and studies that vary one thing or two."""
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, model_validator
+
+from optimag_dist.datasets import PlantedOptions, dataset_schema
+from optimag_dist.options import Options, apply_overrides, validate_options
+from optimag_dist.train.options import VariantConfig, merge
+from optimag_dist.tune.options import Distribution
+from optimag_dist.types import InputError
+
+# Keys of ``vary`` that change the planted graph instead of the run.
+_PLANTED = "planted."
+
+
+class GraphOptions(Options):
+    """One graph, from exactly one place.
+
+    Attributes:
+        dataset: one that ships with the package.
+        source: anything that ``optimag ingest`` reads; relative paths start at the recipe.
+        planted: a made-up one with known conflicts.
+        optional: leave the graph out, and say so, where ``source`` is not there.
+    """
+
+    dataset: str | None = None
+    source: Path | None = None
+    planted: PlantedOptions | None = None
+    optional: bool = False
+
+    @model_validator(mode="after")
+    def _one_place(self) -> "GraphOptions":
+        given = [name for name in ("dataset", "source", "planted") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"needed exactly one of dataset, source and planted, got {given or 'none of them'}")
+        return self
+
+
+class TuningOptions(Options):
+    """The search that every arm gets before it is compared, the same number of trials for each.
+
+    Attributes:
+        trials: points per arm; the first is the arm as it stands, the others are drawn.
+        seeds: that every point is fitted with; not those of the comparison.
+        space: key → how it is searched, for every arm; all arms are given the same values.
+        arms: arm → keys that only it has.
+    """
+
+    trials: int = Field(8, ge=1)
+    seeds: tuple[int, ...] = Field((1000, 1001), min_length=1)
+    space: dict[str, Distribution] = Field(default_factory=dict)
+    arms: dict[str, dict[str, Distribution]] = Field(default_factory=dict)
+
+
+class StudyOptions(Options):
+    """One question.
+
+    Attributes:
+        question: in a sentence, for the report.
+        graphs: by name.
+        arms: by name; default: all of the experiment's.
+        compare: arm → the arm it is paired with, seed by seed.
+        vary: what is varied, every combination. A key of the run (``regulariser.rho``) or of the planted graph
+            (``planted.homophily``) with its values; or a name of your own with label → changes.
+        changes: to the experiment's base, for this study.
+        tuning: the search before the comparison; default: none.
+        detect: do not train; ask only how well kept mass finds planted conflicts in the stored features.
+        seeds: default: the experiment's.
+    """
+
+    question: str
+    graphs: tuple[str, ...] = Field(min_length=1)
+    arms: tuple[str, ...] = ()
+    compare: dict[str, str] = Field(default_factory=dict)
+    vary: dict[str, tuple[Any, ...] | dict[str, dict[str, Any]]] = Field(default_factory=dict)
+    changes: dict[str, Any] = Field(default_factory=dict)
+    tuning: TuningOptions | None = None
+    detect: bool = False
+    seeds: tuple[int, ...] = ()
+
+
+class ExperimentOptions(Options):
+    """One ``optimag experiment``.
+
+    Attributes:
+        name: its folder.
+        title, question: for the report.
+        seeds: of every comparison.
+        graphs: name → where it comes from.
+        base: sections of a run's configuration that all arms share.
+        arms: name → changes to the base.
+        studies: name → what is asked.
+        only: names of the studies to run; default: all.
+        quick: dotted key of the recipe → what takes its place, for a first look in a few minutes.
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")
+    title: str
+    question: str
+    seeds: tuple[int, ...] = Field(min_length=1)
+    graphs: dict[str, GraphOptions] = Field(min_length=1)
+    base: dict[str, Any] = Field(default_factory=dict)
+    arms: dict[str, dict[str, Any]] = Field(min_length=1)
+    studies: dict[str, StudyOptions] = Field(min_length=1)
+    only: tuple[str, ...] = ()
+    quick: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def asked(self) -> dict[str, StudyOptions]:
+        """The studies to run."""
+        return {name: study for name, study in self.studies.items() if name in (self.only or self.studies)}
+
+    @model_validator(mode="after")
+    def _names_are_known(self) -> "ExperimentOptions":
+        for one in self.only:
+            if one not in self.studies:
+                raise ValueError(f"only: no study is called {one!r}; there are {', '.join(self.studies)}")
+        for name, study in self.studies.items():
+            arms = study.arms or tuple(self.arms)
+            asked: list[tuple[str, str, Mapping[str, Any]]] = [("graph", g, self.graphs) for g in study.graphs]
+            asked += [("arm", a, self.arms) for a in study.arms]
+            asked += [("arm", a, dict.fromkeys(arms)) for pair in study.compare.items() for a in pair]
+            asked += [("arm", a, dict.fromkeys(arms)) for a in (study.tuning.arms if study.tuning else ())]
+            for what, one, known in asked:
+                if one not in known:
+                    raise ValueError(f"studies.{name}: no {what} is called {one!r}; there are {', '.join(known)}")
+            made_up = any(key.startswith(_PLANTED) for key in study.vary) or study.detect
+            for graph in study.graphs:
+                if made_up and self.graphs[graph].planted is None:
+                    raise ValueError(f"studies.{name}: {graph!r} is not planted, so its conflicts are not known")
+        return self
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One combination of what a study varies, on one graph.
+
+    Attributes:
+        graph: its name.
+        planted: the graph's options as varied; None for a real one.
+        at: varied key → value or label, for tables.
+        changes: dotted key of the run → value.
+    """
+
+    graph: str
+    planted: PlantedOptions | None
+    at: Mapping[str, Any]
+    changes: Mapping[str, Any]
+
+
+def find_recipe(name: str) -> Path:
+    """The recipe called ``name``: a YAML file, or one of ``jobs/experiments`` here or in this checkout.
+
+    Raises:
+        InputError: there is none; those that there are are named.
+    """
+    if Path(name).suffix in (".yaml", ".yml"):
+        return Path(name)
+    folders = [Path("jobs/experiments"), Path(__file__).parents[2] / "jobs" / "experiments"]
+    for folder in folders:
+        if (folder / f"{name}.yaml").is_file():
+            return folder / f"{name}.yaml"
+    known = sorted({file.stem for folder in folders for file in folder.glob("*.yaml")})
+    raise InputError(f"no experiment is called {name!r}; there are {', '.join(known) or 'none'}; or give a YAML file")
+
+
+def load_experiment(path: Path, overrides: list[str], *, quick: bool) -> ExperimentOptions:
+    """Read a recipe, apply ``quick`` and then ``key=value`` overrides.
+
+    Raises:
+        InputError: the file is missing or no mapping, or a key or a value does not fit; it is named.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; needed the YAML file of an experiment")
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(data, dict):
+        raise InputError(f"{path}: needed a mapping of keys to values, got {type(data).__name__}")
+    if quick:
+        _replace(data, data.get("quick") or {})
+    experiment = validate_options(ExperimentOptions, apply_overrides(data, overrides), source=str(path))
+    for name, study in experiment.asked.items():
+        for setting in settings(experiment, study):
+            for arm in arms_of(experiment, study):
+                configure(experiment, study, setting, arm, source=f"{path}: studies.{name}, arm {arm}")
+    return experiment
+
+
+def _replace(data: dict[str, Any], changes: Mapping[str, Any]) -> None:
+    """Set what each dotted key of ``changes`` names to its value as a whole: keys within values may have dots too."""
+    for dotted, value in changes.items():
+        *parents, leaf = dotted.split(".")
+        node = data
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = value
+
+
+def arms_of(experiment: ExperimentOptions, study: StudyOptions) -> tuple[str, ...]:
+    """The arms that ``study`` compares."""
+    return study.arms or tuple(experiment.arms)
+
+
+def settings(experiment: ExperimentOptions, study: StudyOptions) -> Iterator[Setting]:
+    """Every combination of what ``study`` varies, graph by graph.
+
+    Raises:
+        InputError: a planted graph cannot be varied so.
+    """
+    axes = [
+        [(key, label, changes) for label, changes in values.items()]
+        if isinstance(values, dict)
+        else [(key, value, {key: value}) for value in values]
+        for key, values in study.vary.items()
+    ]
+    for graph in study.graphs:
+        for combination in itertools.product(*axes):
+            changes = {key: value for _, _, each in combination for key, value in each.items()}
+            made = {key: changes.pop(key) for key in list(changes) if key.startswith(_PLANTED)}
+            planted = experiment.graphs[graph].planted
+            if planted is not None:
+                data = planted.model_dump() | {key.removeprefix(_PLANTED): value for key, value in made.items()}
+                planted = validate_options(PlantedOptions, data, source=f"graphs.{graph}")
+            at = {key: value if isinstance(value, int | float | str) else str(value) for key, value, _ in combination}
+            yield Setting(graph, planted, at, changes)
+
+
+def configure(
+    experiment: ExperimentOptions,
+    study: StudyOptions,
+    setting: Setting,
+    arm: str,
+    found: Mapping[str, Any] | None = None,
+    source: str = "experiment",
+) -> VariantConfig:
+    """What ``arm`` trains with in ``setting``; ``found`` are the values that tuning chose.
+
+    Raises:
+        InputError: a key does not exist or a value does not fit.
+    """
+    data = VariantConfig().model_dump(mode="json")
+    for changes in (experiment.base, study.changes, setting.changes, experiment.arms[arm], found or {}):
+        data = merge(data, dict(changes))
+    return validate_options(VariantConfig, data, source=source)
+
+
+def source_of(graph: GraphOptions, folder: Path) -> Path | None:
+    """What to ingest for a graph that is not planted; None for an optional one that is not there.
+
+    Raises:
+        InputError: it is not there and not optional.
+    """
+    if graph.dataset is not None:
+        return dataset_schema(graph.dataset)
+    assert graph.source is not None
+    path = graph.source if graph.source.is_absolute() else folder / graph.source
+    if path.exists():
+        return path
+    if graph.optional:
+        return None
+    raise InputError(f"{path}: no such graph; change graphs.*.source, or set optional to leave it out")

@@ -1,0 +1,308 @@
+"""Runs an experiment: graphs, tuning, comparison, and the table of all fits.
+
+    OUT/NAME/recipe.yaml                    the recipe with every key
+    OUT/NAME/graphs/…                       stores, made once
+    OUT/NAME/studies/STUDY/GRAPH/…          sweeps of Ray Tune: ``tuning`` and ``comparison``, or ``detection``
+    OUT/NAME/results.parquet, report.html   a row per fit or detection; what came of it
+
+Everything that has ended is kept: the same command goes on where it stopped.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from optimag_dist.datasets import PlantedOptions, read_truth, write_planted
+from optimag_dist.experiments.detect import Detection, run_detections
+from optimag_dist.experiments.detection import KEPT, areas, without_transport
+from optimag_dist.experiments.recipe import (
+    ExperimentOptions,
+    Setting,
+    StudyOptions,
+    TuningOptions,
+    arms_of,
+    configure,
+    settings,
+    source_of,
+)
+from optimag_dist.files import atomic
+from optimag_dist.options import dump_options, load_options
+from optimag_dist.ppr import PPROptions, compute_ppr
+from optimag_dist.ray_session import ensure_ray
+from optimag_dist.store import GraphStore, ingest
+from optimag_dist.train.log import read_records
+from optimag_dist.train.options import RunConfig
+from optimag_dist.tune.options import VARIANT, Distribution, SweepOptions
+from optimag_dist.tune.space import draw
+from optimag_dist.tune.sweep import run_sweep
+from optimag_dist.tune.trial import trial_directory
+from optimag_dist.types import InputError, RunError
+
+Say = Callable[[str], None]
+# Of the points that tuning draws: the same for every arm.
+_TUNING_SEED = 7
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an experiment lives and reads.
+
+    Attributes:
+        directory: of the experiment.
+        recipes: relative sources start here.
+        address: of a Ray cluster, or None.
+    """
+
+    directory: Path
+    recipes: Path
+    address: str | None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One arm in one setting: what is fitted with every seed."""
+
+    setting: Setting
+    arm: str
+    changes: Mapping[str, Any]
+
+
+def run_experiment(
+    experiment: ExperimentOptions, out: Path, recipes: Path, *, address: str | None = None, say: Say = print
+) -> Path:
+    """Run what has not been run yet, and write ``results.parquet``.
+
+    Args:
+        experiment: see :func:`~optimag_dist.experiments.recipe.load_experiment`.
+        out: folder in which the experiment's own lies.
+        recipes: folder of the recipe, from which relative sources start.
+        address: of a running Ray cluster; default: an embedded one.
+        say: told what is done, a line at a time.
+
+    Returns:
+        The experiment's folder.
+
+    Raises:
+        InputError: a graph is not there or does not fit, or the folder holds another experiment.
+        RunError: a fit has failed for good.
+    """
+    place = Place((out / experiment.name).absolute(), recipes.absolute(), address)
+    _claim(place.directory, experiment)
+    rows: list[dict[str, Any]] = []
+    for name, study in experiment.asked.items():
+        say(f"{name}: {study.question}")
+        run = _detect if study.detect else _compare
+        rows += [{"study": name, **row} for row in run(experiment, name, study, place, say)]
+        _write(place.directory / "results.parquet", rows)
+    return place.directory
+
+
+def _claim(directory: Path, experiment: ExperimentOptions) -> None:
+    recipe = directory / "recipe.yaml"
+    if recipe.exists():
+        known = load_options(ExperimentOptions, recipe)
+        if known.model_copy(update={"only": experiment.only, "quick": experiment.quick}) != experiment:
+            raise InputError(
+                f"{directory}: holds the results of another recipe; choose another --out or name=…, or remove it"
+            )
+    dump_options(experiment, recipe)
+
+
+def _write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    columns = dict.fromkeys(key for row in rows for key in row)
+    table = {c: _of_one_type([row.get(c) for row in rows]) for c in columns}
+    with atomic(path) as temporary:
+        pq.write_table(pa.table(table), temporary)
+
+
+def _of_one_type(values: list[Any]) -> list[Any]:
+    """What is varied may be a number in one study and a word in another."""
+    kinds = {type(v) for v in values if v is not None}
+    return [None if v is None else str(v) for v in values] if str in kinds and len(kinds) > 1 else values
+
+
+# -- graphs ------------------------------------------------------------------------------------------------------------
+
+
+def _planted_store(options: PlantedOptions, place: Place) -> Path:
+    """The store of a made-up graph, whose tables lie beside it."""
+    name = "-".join(f"{key}={_short(value)}" for key, value in options.model_dump(exclude_defaults=True).items())
+    folder = place.directory / "graphs" / f"planted-{name}"
+    if not (folder / "planted.yaml").exists():
+        write_planted(folder, options)
+    return _ingested(folder / "schema.yaml", folder / "store")
+
+
+def _short(value: Any) -> str:
+    return "+".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _ingested(source: Path, store: Path) -> Path:
+    if not store.exists():
+        ingest(source, store, [])
+    return store
+
+
+# -- studies that train ------------------------------------------------------------------------------------------------
+
+
+def _compare(
+    experiment: ExperimentOptions, name: str, study: StudyOptions, place: Place, say: Say
+) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    # A sweep has one store, so one for each graph and each variation of a planted one.
+    by_graph: dict[tuple[str, PlantedOptions | None], list[Setting]] = {}
+    for setting in settings(experiment, study):
+        by_graph.setdefault((setting.graph, setting.planted), []).append(setting)
+    for number, ((graph, planted), group) in enumerate(by_graph.items()):
+        if planted is None:
+            source = source_of(experiment.graphs[graph], place.recipes)
+            if source is None:
+                say(f"  {graph}: left out, {experiment.graphs[graph].source} is not there")
+                continue
+            store = _ingested(source, place.directory / "graphs" / graph)
+        else:
+            store = _planted_store(planted, place)
+        folder = place.directory / "studies" / name / (graph if planted is None else f"{graph}-{number:02d}")
+        cells = [Cell(setting, arm, {}) for setting in group for arm in arms_of(experiment, study)]
+        if study.tuning is not None:
+            say(f"  {graph}: tuning, {study.tuning.trials} points for each of {len(cells)} cells")
+            cells = _tuned(experiment, study, study.tuning, cells, store, folder, place)
+        say(f"  {graph}: {len(cells)} cells of {len(study.seeds or experiment.seeds)} seeds")
+        seeds = study.seeds or experiment.seeds
+        fits = _fit_cells(experiment, study, cells, seeds, store, folder / "comparison", place)
+        judged = None if planted is None else _baselines(GraphStore.open(store))
+        for cell, directories in zip(cells, fits, strict=True):
+            chosen = {f"tuned/{key}": value for key, value in cell.changes.items()}
+            for directory in directories:
+                row = {"graph": graph, "arm": cell.arm, **_at(cell.setting), **_result(directory), **chosen}
+                rows.append(row if judged is None else row | judged | _kept(GraphStore.open(store), directory))
+    return rows
+
+
+def _at(setting: Setting) -> dict[str, Any]:
+    return {f"at/{key}": value for key, value in setting.at.items()}
+
+
+def _result(directory: Path) -> dict[str, Any]:
+    """A fit's result, and the seconds it spent in training epochs."""
+    result = json.loads((directory / "result.json").read_text(encoding="utf-8"))
+    seconds = sum(record["seconds"] for record in read_records(directory / "metrics.jsonl"))
+    return {key: value for key, value in result.items() if key not in ("variant", "advice")} | {"seconds": seconds}
+
+
+def _baselines(store: GraphStore) -> dict[str, float]:
+    truth = read_truth(Path(store.path).parent)
+    return areas(store, without_transport(store, compute_ppr(store, PPROptions())), truth)
+
+
+def _kept(store: GraphStore, directory: Path) -> dict[str, float]:
+    """Areas under the curve of the mass that the trained embeddings keep, where it was exported."""
+    file = directory / "kept_mass.parquet"
+    if not file.exists():
+        return {}
+    table = pq.read_table(file)
+    kept = {m: table[m].to_numpy() for m in store.modalities}
+    return areas(store, {KEPT: kept}, read_truth(Path(store.path).parent))
+
+
+def _tuned(
+    experiment: ExperimentOptions,
+    study: StudyOptions,
+    tuning: TuningOptions,
+    cells: Sequence[Cell],
+    store: Path,
+    folder: Path,
+    place: Place,
+) -> list[Cell]:
+    """Every cell with the values that were best on its validation nodes."""
+    tried = [Cell(cell.setting, cell.arm, point) for cell in cells for point in _points(tuning, cell.arm)]
+    fits = _fit_cells(experiment, study, tried, tuning.seeds, store, folder / "tuning", place)
+    means = [float(np.mean([_result(d)["val/accuracy"] for d in directories])) for directories in fits]
+    found = []
+    for i, cell in enumerate(cells):
+        mine = slice(i * tuning.trials, (i + 1) * tuning.trials)
+        best = int(np.argmax(means[mine]))
+        found.append(Cell(cell.setting, cell.arm, tried[mine][best].changes))
+    return found
+
+
+def _points(tuning: TuningOptions, arm: str) -> list[dict[str, Any]]:
+    """The arm as it stands, and what was drawn; draws of a key do not depend on which others there are."""
+    columns: dict[str, list[Any]] = {}
+    for number, (key, distribution) in enumerate(_searched(tuning, arm).items()):
+        rng = np.random.default_rng((_TUNING_SEED, number))
+        columns[key] = [draw(distribution, rng) for _ in range(tuning.trials - 1)]
+    return [{}, *({key: values[i] for key, values in columns.items()} for i in range(tuning.trials - 1))]
+
+
+def _searched(tuning: TuningOptions, arm: str) -> dict[str, Distribution]:
+    return {**tuning.space, **tuning.arms.get(arm, {})}
+
+
+def _fit_cells(
+    experiment: ExperimentOptions,
+    study: StudyOptions,
+    cells: Sequence[Cell],
+    seeds: Sequence[int],
+    store: Path,
+    directory: Path,
+    place: Place,
+) -> list[list[Path]]:
+    """Fit every cell with every seed, as trials of one sweep; the fits' directories, cell by cell."""
+    configs = [configure(experiment, study, c.setting, c.arm, c.changes).model_dump(mode="json") for c in cells]
+    variants = {f"{cell.arm}-{i:04d}": config for i, (cell, config) in enumerate(zip(cells, configs, strict=True))}
+    run = RunConfig.model_validate(
+        {
+            **configs[0],
+            "name": directory.name,
+            "store": store,
+            "out": directory.parent,
+            "seeds": tuple(seeds),
+            "variants": variants,
+        }
+    )
+    sweep = SweepOptions(
+        space={VARIANT: Distribution.model_validate({"grid": list(variants)})},
+        search={"method": "grid"},
+    )
+    fits = [[trial_directory(run, f"{i:03d}") / f"seed-{seed}" for seed in seeds] for i in range(len(cells))]
+    if all((fit / "result.json").exists() for trial in fits for fit in trial):
+        return fits
+    rows = run_sweep(run, sweep, resume=(directory / "space.yaml").exists(), address=place.address)
+    failed = [row for row in rows if row.status != "finished"]
+    if failed:
+        raise RunError(
+            f"{directory}: trial {failed[0].trial} {failed[0].status}: {failed[0].error}; run it again to go on"
+        )
+    return fits
+
+
+# -- studies that do not train -----------------------------------------------------------------------------------------
+
+
+def _detect(
+    experiment: ExperimentOptions, name: str, study: StudyOptions, place: Place, say: Say
+) -> list[dict[str, Any]]:
+    """A row per setting, arm and seed; the seed is the graph's too, so that every one is another draw."""
+    ensure_ray(place.address)
+    seeds = study.seeds or experiment.seeds
+    asked: list[Detection] = []
+    labels: list[dict[str, Any]] = []
+    for setting in settings(experiment, study):
+        assert setting.planted is not None
+        for arm in arms_of(experiment, study):
+            config = configure(experiment, study, setting, arm)
+            labels.append({"graph": setting.graph, "arm": arm, **_at(setting)})
+            stores = [_planted_store(setting.planted.model_copy(update={"seed": seed}), place) for seed in seeds]
+            priors = [Path(compute_ppr(GraphStore.open(store), config.ppr).path) for store in stores]
+            asked.append(Detection(tuple(stores), tuple(priors), config, tuple(seeds)))
+    say(f"  {len(asked)} cells of {len(seeds)} graphs")
+    answers = run_detections(asked, place.directory / "studies" / name)
+    return [{**label, **row} for label, rows in zip(labels, answers, strict=True) for row in rows]
