@@ -195,7 +195,8 @@ def _fail(result: PipRun) -> None:
 
 
 def _not_offered(result: PipRun) -> bool:
-    return "No matching distribution found" in result.output
+    # Where an index has the version but not this build of it, pip may call that a conflict with the constraint.
+    return any(words in result.output for words in ("No matching distribution found", "ResolutionImpossible"))
 
 
 def _pinned(name: str) -> str:

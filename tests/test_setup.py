@@ -226,6 +226,14 @@ def test_cuda_packages_are_announced(machine: Machine, capsys: pytest.CaptureFix
     assert "TORCH_INDEX" in printed
 
 
+def test_a_build_that_conflicts_with_the_constraint_counts_as_not_offered(machine: Machine) -> None:
+    conflict = (
+        "The conflict is caused by:\n    The user requested torch==2.13.0+cpu\nERROR: ResolutionImpossible: for help"
+    )
+    machine.refuse = lambda command: (1, conflict) if "+cpu" in command else (0, "")
+    assert machine.set_up()[0][:2] == ["torch==2.13.0+cpu", "torch==2.13.0"]
+
+
 def test_torch_index_is_used_and_remembered(machine: Machine) -> None:
     machine.set_up()
     pip, _ = machine.set_up(torch_index="https://index.example")
