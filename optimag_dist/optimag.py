@@ -30,7 +30,8 @@ class OptiMAG(nn.Module):
         plan: ``local`` leaves mass where it is and judges nodes by their neighbourhood; ``transport`` is the published
             problem. What is said of either below is not used by the other.
         alpha: weight of structure, in [0, 1]; of ``transport`` against the anchor prior.
-        rho: weight of the marginals, > 0; small values let nodes be left out cheaply, ``math.inf`` keeps all mass.
+        rho: weight of the marginals, > 0; small values let nodes be left out cheaply, ``math.inf`` keeps all mass
+            (of ``transport``: as far as the solver's budget takes it).
         agreement: ``local``: how much disagreement with the other modalities counts against a node, ≥ 0.
         consistency: ``local``: weight of the modalities' distances from each other in the loss, ≥ 0.
         weight: factor of the whole term (λ), ≥ 0.
@@ -56,7 +57,7 @@ class OptiMAG(nn.Module):
         rho: float = 0.5,
         agreement: float = 0.6,
         consistency: float = 0.0,
-        weight: float = 1.0,
+        weight: float = 50.0,
         delta: float = 1e-5,
         differentiate: bool = False,
         tau: float = 0.5,

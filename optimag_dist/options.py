@@ -20,7 +20,8 @@ from optimag_dist.types import InputError
 class Options(BaseModel):
     """Base of all option records: frozen, and an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=True)
+    # As "constants": where a value may be anything, pydantic would dump infinity as null.
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=True, ser_json_inf_nan="constants")
 
 
 OptionsT = TypeVar("OptionsT", bound=Options)

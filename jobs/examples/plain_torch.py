@@ -42,7 +42,7 @@ def encoder(width: int) -> nn.Module:
 
 encoders = nn.ModuleDict({"text": encoder(24), "image": encoder(32)})
 classifier = nn.Linear(64, CLASSES)
-optimag = OptiMAG(torch.as_tensor(ppr), weight=1.0)
+optimag = OptiMAG(torch.as_tensor(ppr))
 optimiser = torch.optim.Adam([*encoders.parameters(), *classifier.parameters()], lr=5e-3)
 
 y = torch.as_tensor(labels)

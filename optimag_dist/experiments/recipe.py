@@ -84,6 +84,13 @@ class StudyOptions(Options):
     detect: bool = False
     seeds: tuple[int, ...] = ()
 
+    @property
+    def varied(self) -> set[str]:
+        """Keys of the run and of the planted graph that ``vary`` changes."""
+        labelled = [values for values in self.vary.values() if isinstance(values, dict)]
+        plain = {key for key, values in self.vary.items() if not isinstance(values, dict)}
+        return plain.union(*(changes for values in labelled for changes in values.values()))
+
 
 class ExperimentOptions(Options):
     """One ``optimag experiment``.
@@ -130,7 +137,7 @@ class ExperimentOptions(Options):
             for what, one, known in asked:
                 if one not in known:
                     raise ValueError(f"studies.{name}: no {what} is called {one!r}; there are {', '.join(known)}")
-            made_up = any(key.startswith(_PLANTED) for key in study.vary) or study.detect
+            made_up = any(key.startswith(_PLANTED) for key in study.varied) or study.detect
             for graph in study.graphs:
                 if made_up and self.graphs[graph].planted is None:
                     raise ValueError(f"studies.{name}: {graph!r} is not planted, so its conflicts are not known")
@@ -184,8 +191,8 @@ def load_experiment(path: Path, overrides: list[str], *, quick: bool) -> Experim
         raise InputError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(data, dict):
         raise InputError(f"{path}: needed a mapping of keys to values, got {type(data).__name__}")
-    if quick:
-        _replace(data, data.get("quick") or {})
+    if quick and isinstance(data.get("quick"), dict):
+        _replace(data, data["quick"], source=f"{path}: quick")
     experiment = validate_options(ExperimentOptions, apply_overrides(data, overrides), source=str(path))
     for name, study in experiment.asked.items():
         for setting in settings(experiment, study):
@@ -194,13 +201,15 @@ def load_experiment(path: Path, overrides: list[str], *, quick: bool) -> Experim
     return experiment
 
 
-def _replace(data: dict[str, Any], changes: Mapping[str, Any]) -> None:
+def _replace(data: dict[str, Any], changes: Mapping[str, Any], source: str) -> None:
     """Set what each dotted key of ``changes`` names to its value as a whole: keys within values may have dots too."""
     for dotted, value in changes.items():
-        *parents, leaf = dotted.split(".")
+        *parents, leaf = str(dotted).split(".")
         node = data
         for parent in parents:
             node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise InputError(f"{source}: {dotted}: {parent!r} holds a value, not a section")
         node[leaf] = value
 
 

@@ -9,6 +9,7 @@ Everything that has ended is kept: the same command goes on where it stopped.
 """
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,7 @@ from optimag_dist.experiments.recipe import (
     source_of,
 )
 from optimag_dist.files import atomic
-from optimag_dist.options import dump_options, load_options
+from optimag_dist.options import dump_options, load_options, validate_options
 from optimag_dist.ppr import PPROptions, compute_ppr
 from optimag_dist.ray_session import ensure_ray
 from optimag_dist.store import GraphStore, ingest
@@ -145,7 +146,7 @@ def _short(value: Any) -> str:
 
 def _ingested(source: Path, store: Path) -> Path:
     if not store.exists():
-        ingest(source, store, [])
+        ingest(source, store, say=lambda line: None)
     return store
 
 
@@ -257,8 +258,11 @@ def _fit_cells(
 ) -> list[list[Path]]:
     """Fit every cell with every seed, as trials of one sweep; the fits' directories, cell by cell."""
     configs = [configure(experiment, study, c.setting, c.arm, c.changes).model_dump(mode="json") for c in cells]
-    variants = {f"{cell.arm}-{i:04d}": config for i, (cell, config) in enumerate(zip(cells, configs, strict=True))}
-    run = RunConfig.model_validate(
+    # An arm may have any name, a variant may not.
+    names = [f"{re.sub(r'[^A-Za-z0-9+_.-]', '_', cell.arm)}-{i:04d}" for i, cell in enumerate(cells)]
+    variants = dict(zip(names, configs, strict=True))
+    run = validate_options(
+        RunConfig,
         {
             **configs[0],
             "name": directory.name,
@@ -266,7 +270,8 @@ def _fit_cells(
             "out": directory.parent,
             "seeds": tuple(seeds),
             "variants": variants,
-        }
+        },
+        source=str(directory),
     )
     sweep = SweepOptions(
         space={VARIANT: Distribution.model_validate({"grid": list(variants)})},

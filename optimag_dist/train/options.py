@@ -48,7 +48,7 @@ class RegulariserOptions(Options):
         n_outer, n_sinkhorn: linearisations, and Sinkhorn iterations in each.
     """
 
-    weight: float = Field(1.0, ge=0, allow_inf_nan=False)
+    weight: float = Field(50.0, ge=0, allow_inf_nan=False)
     plan: Literal["local", "transport"] = "local"
     alpha: float = Field(0.6, ge=0, le=1)
     rho: float = Field(0.5, gt=0)

@@ -167,7 +167,8 @@ def load_sweep(config: Path, space: Path, overrides: Sequence[str]) -> tuple[Run
     options = load_options(SweepOptions, space, own)
     run = load_options(RunConfig, config, [o for o in overrides if o not in own])
     if VARIANT in options.space:
-        unknown = [name for name in options.space[VARIANT].arguments if name not in run.variants]
+        known = list(run.variants)  # a name that is a list has no hash
+        unknown = [name for name in options.space[VARIANT].arguments if name not in known]
         if unknown:
             raise InputError(
                 f"{space}: {VARIANT} lists {unknown[0]!r}; {config} has {', '.join(run.variants) or 'no variants'}"

@@ -67,11 +67,16 @@ class LocalStatus:
 
     @property
     def signs(self) -> dict[str, Tensor]:
-        """Name → (b,) bool, as in :attr:`SolverStatus.signs`: ``empty``, ``unfinished``."""
+        """Name → (b,) bool: ``empty``, nearly all mass is given up; ``unsettled``, the judgement was still moving."""
         return {
             "empty": self.healthy & (self.mass < _NEARLY_EMPTY),
-            "unfinished": self.healthy & (self.change > _AT_REST),
+            "unsettled": self.healthy & (self.change > _AT_REST),
         }
+
+    def __str__(self) -> str:
+        count, settled = len(self.mass), int((self.healthy & (self.change <= _AT_REST)).sum())
+        masses = ", ".join(f"{mass:.2f}" for mass in self.mass.tolist())
+        return f"{settled} of {count} modalities settled; mass kept {masses}"
 
 
 def near_weights(proximity: Tensor) -> Tensor:
@@ -133,7 +138,7 @@ def alignment(cost: CosineCost, C_G: Cost, judgement: Judgement, marginal: Tenso
 
 
 def consistency(cost: CosineCost, judgement: Judgement) -> Tensor:
-    """Σ_m' Σ_ik |C̄_m(i,k) − C̄_m'(i,k)|² q'_i q'_k (b,), each pair of modalities counted half at either; differentiable
+    """Σ_m' Σ_ik |C̄_m(i,k) − C̄_m'(i,k)|² q'_i q'_k (b,), each pair of modalities half at either; differentiable
     likewise, on both sides."""
     modalities = cost.batch_size
     with torch.no_grad():

@@ -52,7 +52,8 @@ class UFGWRegulariser(nn.Module):
     Args:
         plan: ``local``: mass stays where it is or is given up; ``transport``: it may also move to other nodes.
         alpha: weight of structure, in [0, 1]; of ``transport`` against the anchor prior.
-        rho: weight of the marginals, > 0; small values let nodes be left out cheaply, ``math.inf`` keeps all mass.
+        rho: weight of the marginals, > 0; small values let nodes be left out cheaply, ``math.inf`` keeps all mass
+            (of ``transport``: as far as the solver's budget takes it).
         agreement: γ ≥ 0, how much disagreement with the other modalities counts against a node (``local``).
         consistency: σ ≥ 0, weight of the modalities' distances from each other in the loss (``local``).
         delta: floor under PPR, > 0.
@@ -77,7 +78,7 @@ class UFGWRegulariser(nn.Module):
         agreement: float = 0.6,
         consistency: float = 0.0,
         delta: float = 1e-5,
-        weight: float = 1.0,
+        weight: float = 50.0,
         differentiate: bool = False,
         tau: float = 0.5,
         epsilon: float = 0.01,

@@ -11,7 +11,7 @@ Outcome = Literal["converged", "budget spent", "trouble"]
 # Within this share of its mass of where it is going, a plan is at rest for every use in training.
 AT_REST = 5e-3
 
-# What to change where a sign of SolverStatus.signs is there.
+# What to change where a sign of SolverStatus.signs, or of LocalStatus.signs, is there.
 REMEDIES = {
     "diagonal": "nearly all mass is on the diagonal: every node is only matched with itself, so structure decides "
     "nothing; raise tau (the width of the anchor prior) or alpha",
@@ -23,6 +23,8 @@ REMEDIES = {
     "several times slower; raise epsilon or rho, or pass float64",
     "unfinished": "the solver's budget is spent before its plans are at rest: raise n_outer, n_sinkhorn or epsilon, or "
     "lower alpha",
+    "unsettled": "what nodes keep was still moving when its iterations ended: rho is small beside alpha and agreement, "
+    "and there may be several answers; raise rho",
 }
 _ALL_ON_DIAGONAL = 0.99
 _NEARLY_INDEPENDENT = 0.01

@@ -592,12 +592,12 @@ def test_signs_are_absent_where_nothing_is_wrong_and_each_has_a_remedy() -> None
     regulariser = UFGWRegulariser(rho=1.0)
     call(regulariser, random_embeddings(2, 30, 6, 0), random_proximity(30, 1))
     status = regulariser.diagnostics().status
-    assert set(status.signs) == {"empty", "unfinished"}
+    assert set(status.signs) == {"empty", "unsettled"}
     assert set(status.signs) <= set(REMEDIES)
     assert not any(flags.any() for flags in status.signs.values())
     expected = kept_of(regulariser).mean(1)
     torch.testing.assert_close(status.mass, expected, rtol=1e-12, atol=0)
     with iterations(1):
         call(regulariser, random_embeddings(2, 30, 6, 0), random_proximity(30, 1))
-    assert regulariser.diagnostics().status.signs["unfinished"].all()
+    assert regulariser.diagnostics().status.signs["unsettled"].all()
     assert float(regulariser.diagnostics().status.change.min()) > 5e-3
