@@ -28,6 +28,15 @@ def test_data_is_listed_copied_and_ingested(tmp_path: Path) -> None:
     assert "did you mean 'openmoji'" in _optimag("data", "get", "openmojis", cwd=tmp_path, status=2)
 
 
+def test_a_made_up_graph_is_written_ingested_and_stays(tmp_path: Path) -> None:
+    said = _optimag("data", "make", "data/mine", "nodes=150", "conflicts=[0.1, 0.2, 0]", "modalities=3", cwd=tmp_path)
+    assert "data/mine/schema.yaml stores/mine" in said
+    assert "150 nodes" in _optimag("ingest", "data/mine/schema.yaml", "stores/mine", cwd=tmp_path)
+    files = {path: path.read_bytes() for path in (tmp_path / "data" / "mine").iterdir()}
+    assert "is there already" in _optimag("data", "make", "data/mine", "nodes=20", cwd=tmp_path, status=2)
+    assert {path: path.read_bytes() for path in (tmp_path / "data" / "mine").iterdir()} == files
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -36,6 +45,11 @@ def test_data_is_listed_copied_and_ingested(tmp_path: Path) -> None:
         (("ppr", "nowhere"), "nowhere"),
         (("ppr", "nowhere", "epsilon=1"), "did you mean 'eps'"),
         (("report", "nowhere"), "nowhere"),
+        (("data", "make", "mine", "node=20"), "optimag data make: unknown key 'node'; did you mean 'nodes'"),
+        (("data", "make", "mine", "homophily=2"), "key 'homophily': Input should be less than or equal to 1; got 2"),
+        (("experiment", "conflict"), "no experiment is called 'conflict'; there are ablation, conflicts, sweep"),
+        (("experiment", "nowhere.yaml"), "nowhere.yaml: no such file"),
+        (("experiment", "conflicts", "sedes=[1]"), "conflicts.yaml: unknown key 'sedes'; did you mean 'seeds'"),
     ],
 )
 def test_wrong_input_is_one_message_and_status_2(arguments: tuple[str, ...], words: str, tmp_path: Path) -> None:

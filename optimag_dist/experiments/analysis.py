@@ -1,11 +1,11 @@
 """What an experiment's fits say: means, intervals, and differences paired by seed."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow.parquet as pq
 
 from optimag_dist.experiments.detection import KEPT, MISMATCH, NEIGHBOURS
@@ -81,8 +81,8 @@ def _row(
     trained = fits[0].get(ACCURACY) is not None
     base = {fit["seed"]: fit for fit in against}
     gaps = [fit[ACCURACY] - base[fit["seed"]][ACCURACY] for fit in fits if trained and fit["seed"] in base]
-    areas = {way: [fit[f"auc/{way}"] for fit in fits if fit.get(f"auc/{way}") is not None] for way in WAYS}
-    judged = [fit for fit in fits if all(fit.get(f"auc/{way}") is not None for way in WAYS)]
+    areas = {way: [fit[f"auc/{way}"] for fit in fits if _has_area(fit, way)] for way in WAYS}
+    judged = [fit for fit in fits if all(_has_area(fit, way) for way in WAYS)]
     lead = [fit[f"auc/{KEPT}"] - max(fit[f"auc/{MISMATCH}"], fit[f"auc/{NEIGHBOURS}"]) for fit in judged]
     tuned = {k.removeprefix("tuned/"): v for k, v in fits[0].items() if k.startswith("tuned/") and v is not None}
     return Row(
@@ -94,11 +94,17 @@ def _row(
         validation=mean_interval([fit[VALIDATION] for fit in fits]) if trained else None,
         compared_with=compared_with if gaps else None,
         difference=mean_interval(gaps) if gaps else None,
-        areas={way: mean_interval(values) for way, values in areas.items() if values and not np.isnan(values).all()},
+        areas={way: mean_interval(values) for way, values in areas.items() if values},
         advantage=mean_interval(lead) if lead else None,
         seconds=mean_interval([fit["seconds"] for fit in fits]),
         tuned=tuned,
     )
+
+
+def _has_area(fit: Mapping[str, Any], way: str) -> bool:
+    """Not where nothing was judged, nor in a draw without a conflict."""
+    value = fit.get(f"auc/{way}")
+    return value is not None and not math.isnan(value)
 
 
 def findings(rows: Sequence[Row]) -> list[str]:

@@ -144,8 +144,11 @@ def _maps(rows: Sequence[Row], first: str, second: str) -> list[Drawing]:
                     "validation accuracy (%)": _grid(found, across, down, lambda r: 100 * r.validation.mean),
                     "test accuracy (%)": _grid(found, across, down, lambda r: 100 * r.accuracy.mean),
                 }
+            elif any(KEPT in row.areas for row in mine):
+                judged = {place: row for place, row in found.items() if KEPT in row.areas}
+                tables = {"area under the curve": _grid(judged, across, down, lambda r: r.areas[KEPT].mean)}
             else:
-                tables = {"area under the curve": _grid(found, across, down, lambda r: r.areas[KEPT].mean)}
+                continue
             drawings.append(_map(tables, f"{graph}, {arm}", first, second, across, down))
     return drawings
 
@@ -215,9 +218,16 @@ def _dots(rows: Sequence[Row], what: str, label: str, factor: float, say: Any) -
                     capsize=3,
                     markersize=4,
                 )
+            if what == "area" and mine:
+                # The other ways do not depend on the arm.
+                others = {way: value for way, value in mine[0][0].areas.items() if way != KEPT}
+                for number, (way, value) in enumerate(others.items(), start=1):
+                    axis.axvline(value.mean, color=PALETTE[number], linestyle="--", linewidth=1.2, label=way)
             names = [f"{r.arm} − {r.compared_with}" if what == "difference" else r.arm for r, _ in mine]
             axis.set_yticks(range(len(mine)), names)
         figure.set_size_inches(9.4, 1.1 + 0.3 * max(len(rows) // len(graphs), 3))
+        if what == "area":
+            legend(figure, axes)
         return figure
 
     words = "; ".join(f"{row.graph}, {row.arm}: {say(interval)}" for row, interval in found if interval is not None)

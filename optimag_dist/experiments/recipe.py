@@ -238,8 +238,13 @@ def settings(experiment: ExperimentOptions, study: StudyOptions) -> Iterator[Set
             if planted is not None:
                 data = planted.model_dump() | {key.removeprefix(_PLANTED): value for key, value in made.items()}
                 planted = validate_options(PlantedOptions, data, source=f"graphs.{graph}")
-            at = {key: value if isinstance(value, int | float | str) else str(value) for key, value, _ in combination}
+            at = {key: for_tables(value) for key, value, _ in combination}
             yield Setting(graph, planted, at, changes)
+
+
+def for_tables(value: Any) -> int | float | str:
+    """A key's value as a cell: lists as text."""
+    return value if isinstance(value, int | float | str) else str(value)
 
 
 def configure(

@@ -1,4 +1,4 @@
-"""The report of an experiment: one HTML file that needs no other, and the tables in the terminal."""
+"""The report of an experiment: one HTML file that needs no other, its tables as Markdown, and in the terminal."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +27,7 @@ _CAPTIONS = {
 
 
 def write_experiment_report(directory: Path, console: Console | None = None) -> Path:
-    """Write ``report.html`` of the experiment in ``directory``, and show its tables on ``console``.
+    """Write ``report.html`` and ``tables.md`` of the experiment in ``directory``, and show its tables on ``console``.
 
     Raises:
         InputError: there is no experiment.
@@ -51,6 +51,8 @@ def write_experiment_report(directory: Path, console: Console | None = None) -> 
     )
     with atomic(out) as temporary:
         temporary.write_text(page, encoding="utf-8")
+    with atomic(directory / "tables.md") as temporary:
+        temporary.write_text("\n".join(_markdown(name, rows[name]) for name in experiment.asked), encoding="utf-8")
     if console is not None:
         for name, study in experiment.asked.items():
             show = analysis.chosen_by_validation(rows[name]) if len(study.vary) > 1 else rows[name]
@@ -74,6 +76,23 @@ def _study(name: str, study: StudyOptions, rows: Sequence[Row]) -> dict[str, Any
         "ways": [way for way in analysis.WAYS if any(way in row.areas for row in rows)],
         "tuned": study.tuning is not None,
     }
+
+
+def _markdown(name: str, rows: Sequence[Row]) -> str:
+    """The rows of a study with all intervals, the columns that some row has."""
+    columns: dict[str, list[str]] = {"graph": [row.graph for row in rows], "arm": [row.arm for row in rows]}
+    for key in rows[0].at if rows else ():
+        columns[key] = [str(row.at[key]) for row in rows]
+    columns["test accuracy"] = [percent(row.accuracy) if row.accuracy else "" for row in rows]
+    columns["difference"] = [points(row.difference) if row.difference else "" for row in rows]
+    for way in analysis.WAYS:
+        columns[f"area: {way}"] = [area(row.areas[way]) if way in row.areas else "" for row in rows]
+    columns["kept mass less the better other"] = [area(row.advantage) if row.advantage else "" for row in rows]
+    columns["s"] = [f"{row.seconds.mean:.1f}" for row in rows]
+    shown = {column: cells for column, cells in columns.items() if any(cells)}
+    lines = [f"## {name}", "", f"| {' | '.join(shown)} |", "|---" * len(shown) + "|"]
+    lines += [f"| {' | '.join(cells)} |" for cells in zip(*shown.values(), strict=True)]
+    return "\n".join([*lines, ""])
 
 
 def _terminal_table(name: str, study: StudyOptions, rows: Sequence[Row]) -> Table:

@@ -10,6 +10,7 @@ Everything that has ended is kept: the same command goes on where it stopped.
 
 import json
 import re
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ from optimag_dist.experiments.recipe import (
     TuningOptions,
     arms_of,
     configure,
+    for_tables,
     settings,
     source_of,
 )
@@ -180,7 +182,7 @@ def _compare(
         fits = _fit_cells(experiment, study, cells, seeds, store, folder / "comparison", place)
         judged = None if planted is None else _baselines(GraphStore.open(store))
         for cell, directories in zip(cells, fits, strict=True):
-            chosen = {f"tuned/{key}": value for key, value in cell.changes.items()}
+            chosen = {f"tuned/{key}": for_tables(value) for key, value in cell.changes.items()}
             for directory in directories:
                 row = {"graph": graph, "arm": cell.arm, **_at(cell.setting), **_result(directory), **chosen}
                 rows.append(row if judged is None else row | judged | _kept(GraphStore.open(store), directory))
@@ -280,6 +282,8 @@ def _fit_cells(
     fits = [[trial_directory(run, f"{i:03d}") / f"seed-{seed}" for seed in seeds] for i in range(len(cells))]
     if all((fit / "result.json").exists() for trial in fits for fit in trial):
         return fits
+    # Tune would not repeat a trial that it knows to have ended, whatever is left of it; fits know that themselves.
+    shutil.rmtree(directory / "tune", ignore_errors=True)
     rows = run_sweep(run, sweep, resume=(directory / "space.yaml").exists(), address=place.address)
     failed = [row for row in rows if row.status != "finished"]
     if failed:

@@ -174,8 +174,8 @@ def _weighted(squared: Tensor, q: Tensor) -> Tensor:
 
 
 def _root(rising: Tensor) -> Tensor:
-    """u ≤ 0 with u + rising · e^u = 0, by Newton's iteration, which comes from above: the left side is convex in u."""
-    # Below the logarithm of what it multiplies the root cannot lie far: −W(a), and W(a) ≤ log(1 + a).
+    """u ≤ 0 with u + rising · e^u = 0, by Newton's iteration; the left side is rising and convex in u."""
+    # The root is −W(a) with Lambert's W, and W(a) ≤ log(1 + a): a start below it, the first step leads above
     u = -torch.log1p(rising)
     for _ in range(4):
         grown = rising * torch.exp(u)

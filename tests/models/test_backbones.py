@@ -234,3 +234,15 @@ def test_modalities_may_be_called_like_methods_of_torch() -> None:
     model = MultimodalModel(names, num_outputs=2, num_layers=1, options=ModelOptions(backbone="mlp"))
     embeddings = model.encode({name: torch.randn(5, width) for name, width in names.items()})
     assert list(embeddings) == list(names)
+
+
+def test_a_frozen_encoder_gives_every_modality_one_width_and_nothing_to_train() -> None:
+    model = MultimodalModel({"text": 7, "image": 12}, 3, 2, ModelOptions(encoder="frozen", embedding=5))
+    assert not any(parameter.requires_grad for parameter in model.encoders.parameters())
+    features = {"text": torch.randn(4, 7), "image": torch.randn(4, 12)}
+    embeddings = model.encode(features)
+    assert {name: z.shape for name, z in embeddings.items()} == {"text": (4, 5), "image": (4, 5)}
+    # What is stored twice as large is the same to it.
+    doubled = model.encode({name: 2 * x for name, x in features.items()})
+    for name, z in embeddings.items():
+        torch.testing.assert_close(z, doubled[name], atol=1e-4, rtol=1e-4)

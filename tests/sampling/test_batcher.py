@@ -111,3 +111,10 @@ def test_too_few_training_nodes_are_refused() -> None:
 def test_options_are_checked(data: dict, words: str) -> None:
     with pytest.raises(InputError, match=words):
         validate_options(SamplingOptions, data, "run.yaml")
+
+
+def test_groups_for_judging_have_sixteen_nodes_to_every_anchor() -> None:
+    options = SamplingOptions(batcher="uniform", anchors=64, group_size=256)
+    judging = options.for_judging
+    assert (judging.anchors, judging.group_size, judging.batcher) == (16, 256, "ppr")
+    assert SamplingOptions(anchors=2, group_size=8).for_judging.anchors == 2

@@ -1,5 +1,6 @@
 """Run configurations: variants, overrides, and what is said of a wrong one."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,16 @@ def test_what_is_dumped_is_read_back(tmp_path: Path) -> None:
     config = _load(tmp_path, "seeds=[3, 4]", "task.split={train: 0.1, val: 0.2}")
     dump_options(config, tmp_path / "saved.yaml")
     assert load_options(RunConfig, tmp_path / "saved.yaml") == config
+
+
+def test_infinity_is_dumped_and_read_back_also_where_a_value_may_be_anything(tmp_path: Path) -> None:
+    balanced = {"regulariser.rho": math.inf, "regulariser": {"rho": math.inf}}
+    config = _load(tmp_path, "regulariser.rho=.inf", variants={"balanced": balanced})
+    dump_options(config, tmp_path / "saved.yaml")
+    saved = load_options(RunConfig, tmp_path / "saved.yaml")
+    assert saved == config
+    assert saved.variants["balanced"] == balanced
+    assert saved.regulariser.rho == saved.resolve()["balanced"].regulariser.rho == math.inf
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Search spaces: what is drawn from them, and the doors in front of a sweep."""
 
+import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -137,6 +139,9 @@ def test_a_sweep_is_read_with_its_overrides_and_around_one_variant(tmp_path: Pat
     options = _options({"regulariser.alpha": {"uniform": [0, 1]}, "train.epochs": {"choice": [3]}})
     dump_options(options, tmp_path / "space.yaml")
     assert load_options(SweepOptions, tmp_path / "space.yaml") == options
+    endless = _options({"regulariser.rho": {"choice": [0.1, math.inf]}})
+    dump_options(endless, tmp_path / "endless.yaml")
+    assert load_options(SweepOptions, tmp_path / "endless.yaml") == endless
 
     files = tmp_path / "run.yaml", tmp_path / "space.yaml"
     config, sweep = load_sweep(*files, ["search.trials=4", "variant=a", "train.patience=2", "seeds=[1, 2]"])
@@ -165,13 +170,15 @@ def test_a_grid_has_every_variant_by_name_with_every_other_value(varied: RunConf
     points = known_points(options)
     assert points == [{"variant": v, "train.lr": lr} for v in ("gcn", "plain", "base") for lr in (0.1, 0.2)]
     found = [configure(varied, point, "space") for point in points]
+    weight = varied.regulariser.weight
+    assert weight > 0
     assert [(c.model.backbone, c.regulariser.weight, c.train.lr) for c in found] == [
-        ("gcn", 1.0, 0.1),
-        ("gcn", 1.0, 0.2),
+        ("gcn", weight, 0.1),
+        ("gcn", weight, 0.2),
         ("sage", 0.0, 0.1),
         ("sage", 0.0, 0.2),
-        ("sage", 1.0, 0.1),
-        ("sage", 1.0, 0.2),
+        ("sage", weight, 0.1),
+        ("sage", weight, 0.2),
     ]
     assert {point["variant"] for point in corners(options)} == {"gcn", "plain", "base"}
 
@@ -196,6 +203,7 @@ def test_a_trial_takes_its_variant_and_then_the_other_keys(varied: RunConfig) ->
     for point in ({"variant": "gcn", "train.lr": 0.01}, {"train.lr": 0.01, "variant": "gcn"}):
         trial = configure(varied, point, "space")
         assert (trial.train.lr, trial.model.backbone) == (0.01, "gcn")
+    assert configure(varied, {"variant": "gcn", "regulariser.rho": math.inf}, "space").regulariser.rho == math.inf
     trial = configure(varied, {"variant": "plain", "regulariser.rho": 0.7}, "space")
     assert (trial.regulariser.weight, trial.regulariser.alpha, trial.regulariser.rho) == (0.0, 0.2, 0.7)
     assert trial.regulariser.tau == varied.regulariser.tau
@@ -218,6 +226,23 @@ def test_priors_are_those_of_the_variants_that_need_one(varied: RunConfig) -> No
     assert [ppr.teleport for ppr in found] == [config.ppr.teleport, 0.05]
 
 
+def test_a_search_that_learns_has_the_priors_of_every_variant(varied: RunConfig) -> None:
+    variants = {**varied.variants, "far": {"ppr.teleport": 0.05}}
+    config = varied.model_copy(update={"variants": variants})
+    names = {"variant": {"choice": ["gcn", "plain", "far"]}, "train.lr": {"uniform": [0.1, 0.2]}}
+    found = priors_needed(config, _options(names, search={"method": "tpe"}), None)
+    assert [ppr.teleport for ppr in found] == [config.ppr.teleport, 0.05]
+    assert priors_needed(config, _options({"variant": {"choice": ["plain"]}}, search={"method": "tpe"}), None) == []
+    # A variant without the regulariser may get it from the search; then its prior is one more.
+    weighted = {"variant": {"choice": ["plain", "far"]}, "regulariser.weight": {"uniform": [0, 1]}}
+    found = priors_needed(config, _options(weighted, search={"method": "tpe"}), None)
+    assert [ppr.teleport for ppr in found] == [config.ppr.teleport, 0.05]
+    # What is searched beside it wins over what the variant says.
+    searched = {"variant": {"choice": ["gcn", "far"]}, "ppr.teleport": {"choice": [0.1, 0.3]}}
+    found = priors_needed(config, _options(searched, search={"method": "tpe"}), None)
+    assert [ppr.teleport for ppr in found] == [0.1, 0.3]
+
+
 def test_a_sweep_among_variants_keeps_them_and_refuses_unknown_ones(tmp_path: Path, varied: RunConfig) -> None:
     files = tmp_path / "run.yaml", tmp_path / "space.yaml"
     dump_options(varied, files[0])
@@ -232,6 +257,11 @@ def test_a_sweep_among_variants_keeps_them_and_refuses_unknown_ones(tmp_path: Pa
     dump_options(_options({"variant": {"choice": ["gcn", "gnc"]}}), files[1])
     with pytest.raises(InputError, match=r"space.yaml: variant lists 'gnc'; .*run.yaml has gcn, plain, base"):
         load_sweep(*files, [])
+    for odd in (["gcn", "plain"], {"gcn": 1}, 5, None):
+        dump_options(_options({"variant": {"choice": ["gcn", odd]}}), files[1])
+        with pytest.raises(InputError, match=rf"space.yaml: variant lists {re.escape(repr(odd))}; .* has gcn, plain"):
+            load_sweep(*files, [])
+    dump_options(_options({"variant": {"choice": ["gcn", "gnc"]}}), files[1])
     with pytest.raises(InputError, match=r"variant lists 'gcn'; .*run.yaml has no variants"):
         load_sweep(*files, ["variants={}"])
     with pytest.raises(InputError, match="variant=gcn cannot be set beside it"):
