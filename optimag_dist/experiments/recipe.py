@@ -255,13 +255,14 @@ def configure(
     found: Mapping[str, Any] | None = None,
     source: str = "experiment",
 ) -> VariantConfig:
-    """What ``arm`` trains with in ``setting``; ``found`` are the values that tuning chose.
+    """What ``arm`` trains with in ``setting``: what is varied wins over what the arm says; ``found`` are the values that
+    tuning chose.
 
     Raises:
         InputError: a key does not exist or a value does not fit.
     """
     data = VariantConfig().model_dump(mode="json")
-    for changes in (experiment.base, study.changes, setting.changes, experiment.arms[arm], found or {}):
+    for changes in (experiment.base, study.changes, experiment.arms[arm], setting.changes, found or {}):
         data = merge(data, dict(changes))
     return validate_options(VariantConfig, data, source=source)
 

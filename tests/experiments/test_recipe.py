@@ -241,11 +241,11 @@ def test_later_changes_win_over_earlier_ones() -> None:
     study = experiment.studies["asked"]
     (setting,) = settings(experiment, study)
     arm = configure(experiment, study, setting, "optimag")
-    # In turn: the base, the study, what it varies, the arm.
-    assert (arm.train.patience, arm.train.lr, arm.train.weight_decay, arm.model.dropout) == (4, 0.2, 0.3, 0.4)
+    # In turn: the base, the study, the arm, and what is varied, which would not be varied if an arm had the last word.
+    assert (arm.train.patience, arm.train.lr, arm.train.weight_decay, arm.model.dropout) == (4, 0.2, 0.3, 0.3)
     assert arm.train.epochs == 40
     found = configure(experiment, study, setting, "optimag", {"train.epochs": 50, "model.hidden": 7})
-    assert (found.train.epochs, found.model.hidden, found.model.dropout) == (50, 7, 0.4)
+    assert (found.train.epochs, found.model.hidden, found.model.dropout) == (50, 7, 0.3)
     plain = configure(experiment, study, setting, "plain")
     assert (plain.train.epochs, plain.model.dropout, plain.regulariser.weight) == (20, 0.3, 0)
 
