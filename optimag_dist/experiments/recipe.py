@@ -255,8 +255,8 @@ def configure(
     found: Mapping[str, Any] | None = None,
     source: str = "experiment",
 ) -> VariantConfig:
-    """What ``arm`` trains with in ``setting``: what is varied wins over what the arm says; ``found`` are the values that
-    tuning chose.
+    """What ``arm`` trains with in ``setting``: what is varied wins over the arm, and ``found``, chosen by tuning, over
+    both.
 
     Raises:
         InputError: a key does not exist or a value does not fit.
