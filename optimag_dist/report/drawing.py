@@ -15,6 +15,7 @@ from optimag_dist.report.pictures import data_uri
 # Okabe and Ito's palette for all kinds of colour vision, without its black, which a dark page would swallow.
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442")
 _DPI = 144
+_LETTERS = 110
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,10 @@ def legend(figure: Figure, axes: Sequence[Axes]) -> None:
     for axis in axes:
         handles, labels = axis.get_legend_handles_labels()
         entries |= dict(zip(labels, handles, strict=True))
-    figure.legend(
-        list(entries.values()), list(entries), loc="outside lower center", ncols=min(len(entries), 5), frameon=False
-    )
+    # So many letters fit side by side under a figure, each entry's mark counted as six.
+    columns = _LETTERS // (max(map(len, entries), default=0) + 6)
+    columns = max(1, min(len(entries), 5, columns))
+    figure.legend(list(entries.values()), list(entries), loc="outside lower center", ncols=columns, frameon=False)
 
 
 def drawing(draw: Callable[[], Figure], alt: str) -> Drawing:
