@@ -101,7 +101,7 @@ def write_planted(out: str | Path, options: PlantedOptions) -> Path:
         dump_options(options, temporary / "planted.yaml")
         temporary.replace(target)
     except OSError as error:
-        raise InputError(f"{out}: the graph cannot be written there: {error}") from error
+        raise InputError(f"{out}: the graph cannot be written there: {error.strerror or error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return target

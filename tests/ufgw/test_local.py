@@ -299,7 +299,7 @@ def test_the_loss_is_the_weighted_sum_of_the_parts() -> None:
 @pytest.mark.parametrize("differentiate", [False, True])
 def test_an_infinite_rho_keeps_everything(differentiate: bool) -> None:
     z, present = random_embeddings(2, 12, 4, 0).requires_grad_(), random_present(2, 12, 1)
-    regulariser = UFGWRegulariser(rho=math.inf, agreement=5.0, differentiate=differentiate)
+    regulariser = UFGWRegulariser(weight=1.0, rho=math.inf, agreement=5.0, differentiate=differentiate)
     loss = call(regulariser, z, random_proximity(12, 0), present)
     loss.backward()
     assert (kept_of(regulariser)[present] == 1).all()
@@ -513,7 +513,7 @@ def test_bad_options_are_named(option: dict, name: str) -> None:
 
 
 def test_it_says_which_options_its_plan_uses() -> None:
-    assert "agreement=1.2" in repr(UFGWRegulariser())
+    assert "agreement=1.25" in repr(UFGWRegulariser(agreement=1.25))
     assert "epsilon" not in repr(UFGWRegulariser())
     assert "epsilon=0.01" in repr(UFGWRegulariser(plan="transport"))
     assert "agreement" not in repr(UFGWRegulariser(plan="transport"))
