@@ -97,8 +97,10 @@ def _markdown(name: str, rows: Sequence[Row]) -> str:
 
 def _terminal_table(name: str, study: StudyOptions, rows: Sequence[Row]) -> Table:
     trained = any(row.accuracy for row in rows)
-    ways = [way for way in analysis.WAYS if any(way in row.areas for row in rows)]
-    columns = [*(["accuracy", "difference", "from"] if trained else []), *(_SHORT[way] for way in ways)]
+    # All of it is in the report; here a row has 80 letters.
+    shown = (KEPT,) if trained else analysis.WAYS
+    ways = [way for way in shown if any(way in row.areas for row in rows)]
+    columns = [*(["accuracy", "difference"] if trained else []), *(_SHORT[way] for way in ways)]
     varied = [key.rpartition(".")[2] for key in study.vary]
     table = Table(title=name, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in ("graph", "arm", *varied, *columns, "s"):
@@ -106,11 +108,8 @@ def _terminal_table(name: str, study: StudyOptions, rows: Sequence[Row]) -> Tabl
     for row in rows:
         cells = [row.graph, row.arm, *(str(row.at[key]) for key in study.vary)]
         if trained:
-            cells += [
-                percent(row.accuracy) if row.accuracy else "",
-                points(row.difference) if row.difference else "",
-                row.compared_with or "",
-            ]
+            cells.append(percent(row.accuracy) if row.accuracy else "")
+            cells.append(points(row.difference) if row.difference else "")
         cells += [f"{row.areas[way].mean:.3f}" if way in row.areas else "" for way in ways]
         table.add_row(*cells, f"{row.seconds.mean:.1f}")
     return table
