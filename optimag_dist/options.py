@@ -34,6 +34,15 @@ def load_options(cls: type[OptionsT], path: str | Path, overrides: Sequence[str]
         InputError: the file is missing or not a mapping, an override has no ``=``, a key is unknown (the nearest
             valid one is named) or a value does not fit.
     """
+    return validate_options(cls, apply_overrides(read_mapping(cls, path), overrides), source=str(path))
+
+
+def read_mapping(cls: type[Options], path: str | Path) -> dict[str, Any]:
+    """What stands in ``path`` (YAML), which is meant for ``cls``, not yet validated.
+
+    Raises:
+        InputError: the file is missing or not a mapping.
+    """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file; needed a YAML file for {cls.__name__}")
@@ -45,7 +54,7 @@ def load_options(cls: type[OptionsT], path: str | Path, overrides: Sequence[str]
         data = {}
     if not isinstance(data, dict):
         raise InputError(f"{path}: needed a mapping of keys to values, got {type(data).__name__}")
-    return validate_options(cls, apply_overrides(data, overrides), source=str(path))
+    return data
 
 
 def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:

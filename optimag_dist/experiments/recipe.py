@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import Field, model_validator
 
 from optimag_dist.datasets import PlantedOptions, dataset_schema
-from optimag_dist.options import Options, apply_overrides, validate_options
+from optimag_dist.options import Options, apply_overrides, read_mapping, validate_options
 from optimag_dist.train.options import VariantConfig, merge
 from optimag_dist.tune.options import Distribution
 from optimag_dist.types import InputError
@@ -183,14 +182,7 @@ def load_experiment(path: Path, overrides: list[str], *, quick: bool) -> Experim
     Raises:
         InputError: the file is missing or no mapping, or a key or a value does not fit; it is named.
     """
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; needed the YAML file of an experiment")
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not valid YAML: {error}") from error
-    if not isinstance(data, dict):
-        raise InputError(f"{path}: needed a mapping of keys to values, got {type(data).__name__}")
+    data = read_mapping(ExperimentOptions, path)
     if quick and isinstance(data.get("quick"), dict):
         _replace(data, data["quick"], source=f"{path}: quick")
     experiment = validate_options(ExperimentOptions, apply_overrides(data, overrides), source=str(path))

@@ -172,10 +172,10 @@ def test_only_planted_graphs_have_known_conflicts(study: dict[str, Any], tmp_pat
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (None, "toy.yaml: no such file; needed the YAML file of an experiment"),
+        (None, "toy.yaml: no such file; needed a YAML file for ExperimentOptions"),
         ("a: [", "toy.yaml: not valid YAML"),
         ("- a", "toy.yaml: needed a mapping of keys to values, got list"),
-        ("", "toy.yaml: needed a mapping of keys to values, got NoneType"),
+        ("", "toy.yaml: key 'name' is missing and has no default"),
         ("name: toy", "toy.yaml: key 'title' is missing and has no default"),
     ],
 )
