@@ -116,8 +116,8 @@ def read_truth(folder: Path) -> dict[str, np.ndarray]:
     file = folder / "nodes.parquet"
     if not (folder / "planted.yaml").is_file() or not file.is_file():
         raise InputError(f"{folder}: no planted graph; optimag data make writes one")
-    table = pq.read_table(file)
-    columns = [name for name in table.column_names if name.startswith("conflict_")]
+    columns = [name for name in pq.read_schema(file).names if name.startswith("conflict_")]
+    table = pq.read_table(file, columns=columns)
     return {name.removeprefix("conflict_"): table[name].to_numpy() for name in columns}
 
 

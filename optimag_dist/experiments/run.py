@@ -2,7 +2,8 @@
 
     OUT/NAME/recipe.yaml                    the recipe with every key
     OUT/NAME/graphs/…                       stores, made once
-    OUT/NAME/studies/STUDY/GRAPH/…          sweeps of Ray Tune: ``tuning`` and ``comparison``, or ``detection``
+    OUT/NAME/studies/STUDY/GRAPH/…          sweeps of Ray Tune: ``tuning`` and ``comparison``
+    OUT/NAME/studies/STUDY/NNNN.json        a detection each
     OUT/NAME/results.parquet, report.html   a row per fit or detection; what came of it
 
 Everything that has ended is kept: the same command goes on where it stopped.
@@ -163,6 +164,7 @@ def _compare(
     by_graph: dict[tuple[str, PlantedOptions | None], list[Setting]] = {}
     for setting in settings(experiment, study):
         by_graph.setdefault((setting.graph, setting.planted), []).append(setting)
+    seeds = study.seeds or experiment.seeds
     for number, ((graph, planted), group) in enumerate(by_graph.items()):
         if planted is None:
             source = source_of(experiment.graphs[graph], place.recipes)
@@ -177,15 +179,14 @@ def _compare(
         if study.tuning is not None:
             say(f"  {graph}: tuning, {study.tuning.trials} points for each of {len(cells)} cells")
             cells = _tuned(experiment, study, study.tuning, cells, store, folder, place)
-        say(f"  {graph}: {len(cells)} cells of {len(study.seeds or experiment.seeds)} seeds")
-        seeds = study.seeds or experiment.seeds
+        say(f"  {graph}: {len(cells)} cells of {len(seeds)} seeds")
         fits = _fit_cells(experiment, study, cells, seeds, store, folder / "comparison", place)
-        judged = None if planted is None else _baselines(GraphStore.open(store))
+        judge = None if planted is None else _Judge(store)
         for cell, directories in zip(cells, fits, strict=True):
             chosen = {f"tuned/{key}": for_tables(value) for key, value in cell.changes.items()}
             for directory in directories:
                 row = {"graph": graph, "arm": cell.arm, **_at(cell.setting), **_result(directory), **chosen}
-                rows.append(row if judged is None else row | judged | _kept(GraphStore.open(store), directory))
+                rows.append(row if judge is None else row | judge.baselines | judge.kept(directory))
     return rows
 
 
@@ -200,19 +201,22 @@ def _result(directory: Path) -> dict[str, Any]:
     return {key: value for key, value in result.items() if key not in ("variant", "advice")} | {"seconds": seconds}
 
 
-def _baselines(store: GraphStore) -> dict[str, float]:
-    truth = read_truth(Path(store.path).parent)
-    return areas(store, without_transport(store, compute_ppr(store, PPROptions())), truth)
+class _Judge:
+    """Areas under the curve on one planted graph; ``baselines`` are those of the ways that need no transport."""
 
+    def __init__(self, store: Path) -> None:
+        self._store, self._truth = GraphStore.open(store), read_truth(store.parent)
+        ways = without_transport(self._store, compute_ppr(self._store, PPROptions()))
+        self.baselines = areas(self._store, ways, self._truth)
 
-def _kept(store: GraphStore, directory: Path) -> dict[str, float]:
-    """Areas under the curve of the mass that the trained embeddings keep, where it was exported."""
-    file = directory / "kept_mass.parquet"
-    if not file.exists():
-        return {}
-    table = pq.read_table(file)
-    kept = {m: table[m].to_numpy() for m in store.modalities}
-    return areas(store, {KEPT: kept}, read_truth(Path(store.path).parent))
+    def kept(self, fit: Path) -> dict[str, float]:
+        """Of the mass that a fit's embeddings keep, where it was exported."""
+        file = fit / "kept_mass.parquet"
+        if not file.exists():
+            return {}
+        table = pq.read_table(file)
+        kept = {m: table[m].to_numpy() for m in self._store.modalities}
+        return areas(self._store, {KEPT: kept}, self._truth)
 
 
 def _tuned(
@@ -306,10 +310,10 @@ def _detect(
     labels: list[dict[str, Any]] = []
     for setting in settings(experiment, study):
         assert setting.planted is not None
+        stores = [_planted_store(setting.planted.model_copy(update={"seed": seed}), place) for seed in seeds]
         for arm in arms_of(experiment, study):
             config = configure(experiment, study, setting, arm)
             labels.append({"graph": setting.graph, "arm": arm, **_at(setting)})
-            stores = [_planted_store(setting.planted.model_copy(update={"seed": seed}), place) for seed in seeds]
             priors = [Path(compute_ppr(GraphStore.open(store), config.ppr).path) for store in stores]
             asked.append(Detection(tuple(stores), tuple(priors), config, tuple(seeds)))
     say(f"  {len(asked)} cells of {len(seeds)} graphs")
