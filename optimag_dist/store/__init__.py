@@ -1,9 +1,23 @@
 """The graph store: a memory-mapped directory made from a user's tables."""
 
+from optimag_dist.store.held_out import LinkQueries, LinkSplit
 from optimag_dist.store.ingest import ingest
+from optimag_dist.store.links import LinkSplitOptions, check_no_leak, split_links
 from optimag_dist.store.partition import PartitionOptions, partition_store
 from optimag_dist.store.reader import GraphStore
 from optimag_dist.store.schema import IngestSchema
 from optimag_dist.store.shards import Partition
 
-__all__ = ["GraphStore", "IngestSchema", "Partition", "PartitionOptions", "ingest", "partition_store"]
+__all__ = [
+    "GraphStore",
+    "IngestSchema",
+    "LinkQueries",
+    "LinkSplit",
+    "LinkSplitOptions",
+    "Partition",
+    "PartitionOptions",
+    "check_no_leak",
+    "ingest",
+    "partition_store",
+    "split_links",
+]

@@ -1,22 +1,19 @@
 """A user's graph into a graph store: everything is checked, then it appears at once."""
 
-import json
 from collections.abc import Callable, Iterator, Sequence
-from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 from optimag_dist.files import sync
-from optimag_dist.storage import MANIFEST, AnyPath, RemotePath, adopt, located, work_directory
+from optimag_dist.storage import AnyPath, RemotePath, located
 from optimag_dist.store import needs
 from optimag_dist.store.edges import NO_EDGES
 from optimag_dist.store.features import checked_blocks
 from optimag_dist.store.importers import open_source
 from optimag_dist.store.layout import (
     NODES,
-    STORE_FILES,
     TOPOLOGY,
     Modality,
     StoredFile,
@@ -28,7 +25,16 @@ from optimag_dist.store.layout import (
 from optimag_dist.store.progress_bar import progress_bar
 from optimag_dist.store.reader import GraphStore
 from optimag_dist.store.source import AttributeReader, FeatureReader, GraphSource
-from optimag_dist.store.staging import FinishedFile, Staging, fingerprint, publish, staging, staging_bytes
+from optimag_dist.store.staging import (
+    FinishedFile,
+    Staging,
+    fingerprint,
+    holds,
+    make_remote,
+    publish,
+    staging,
+    staging_bytes,
+)
 from optimag_dist.store.topology import build_topology
 from optimag_dist.store.writer import ArrowFile, write_batches, write_topology
 from optimag_dist.types import InputError
@@ -63,7 +69,11 @@ def ingest(
     """
     place = located(out_path)
     if isinstance(place, RemotePath):
-        return _ingest_remote(source_path, place, overrides, overwrite, say)
+
+        def make(target: Path) -> GraphStore:
+            return ingest(source_path, target, overrides, overwrite=True, say=say)
+
+        return make_remote(place, make, overwrite, say)
     target = place.resolve()
     check_replaceable(target)
     source = open_source(Path(source_path), overrides)
@@ -114,41 +124,11 @@ def ingest(
         if fingerprint(source.inputs, source.settings) != made_from:
             raise InputError(f"{source_path}: one of its files was changed while it was read; run the command again")
         write_meta(stage.store, meta)
-        if _holds(target, meta.content_hash, overwrite):
+        if holds(target, meta.content_hash, overwrite):
             say(f"{target}: holds this very graph already; left as it is")
         else:
             publish(stage, target)
     return GraphStore.open(target)
-
-
-def _ingest_remote(
-    source_path: str | Path, place: RemotePath, overrides: Sequence[str], overwrite: bool, say: Callable[[str], None]
-) -> GraphStore:
-    there = place.files()
-    foreign = [name for name in there if not any(fnmatch(name, pattern) for pattern in STORE_FILES)]
-    if foreign and MANIFEST not in there:
-        raise InputError(
-            f"{place}: has {foreign[0]} in it, which is no part of a graph store; name a new folder to write to"
-        )
-    standing = _hash_of(place) if MANIFEST in there else None
-    made = ingest(source_path, work_directory(place) / "store", overrides, overwrite=True, say=say)
-    if standing == made.content_hash:
-        say(f"{place}: holds this very graph already; left as it is")
-    elif standing is not None and not overwrite:
-        raise InputError(
-            f"{place}: holds another graph (hash {standing[:16]}); name another folder, or ask for the old one to be "
-            f"overwritten (overwrite)"
-        )
-    else:
-        adopt(made.path, place)
-    return GraphStore.open(place)
-
-
-def _hash_of(place: RemotePath) -> str:
-    try:
-        return json.loads((place / MANIFEST).read())["content_hash"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{place / MANIFEST}: not the description of a graph store; name a new folder") from error
 
 
 def _write_topology(stage: Staging, source: GraphSource, ids: pa.Array) -> FinishedFile:
@@ -202,20 +182,3 @@ def _write_attribute(stage: Staging, name: str, attribute: AttributeReader, num_
             file.write(block)
             advance(len(block))
     return stage.finish(attribute_file(name), file.stored())
-
-
-def _holds(target: Path, content_hash: str, overwrite: bool) -> bool:
-    """Whether a sound store of this content stands at ``target``; raises when another one must not be replaced."""
-    if not target.exists() or not any(target.iterdir()):
-        return False
-    try:
-        standing = GraphStore.open(target)
-        if standing.content_hash == content_hash:
-            standing.verify()
-            return True
-        problem = f"{target}: holds another graph ({standing.name}, hash {standing.content_hash[:16]})"
-    except InputError as error:
-        problem = str(error)
-    if not overwrite:
-        raise InputError(f"{problem}; name another folder, or ask for the old one to be overwritten (overwrite)")
-    return False

@@ -5,6 +5,7 @@ nodes.arrow               one row per node: id, [label], [split], "present:<moda
 topology.arrow            one list column whose offsets and values are the in-CSR
 modality-<name>.arrow     fixed-size lists, BATCH_ROWS rows per record batch
 attribute-<name>.arrow    raw text or bytes, ATTRIBUTE_ROWS rows per record batch
+links.arrow               if links are held out: one row per query, val then test: part, source, target, negatives
 """
 
 import hashlib
@@ -24,8 +25,9 @@ VERSION = 1
 META = "meta.json"
 NODES = "nodes.arrow"
 TOPOLOGY = "topology.arrow"
+LINKS = "links.arrow"
 # Names of all but ``meta.json``.
-STORE_FILES = (NODES, TOPOLOGY, "modality-*.arrow", "attribute-*.arrow")
+STORE_FILES = (NODES, TOPOLOGY, LINKS, "modality-*.arrow", "attribute-*.arrow")
 SPLITS = ("train", "val", "test")
 
 # Rows per record batch: one batch of 1,280 float32 features is 84 MB, and ten million nodes are 610 batches.

@@ -11,9 +11,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from optimag_dist.storage import AnyPath, RemotePath, local_copy, located
+from optimag_dist.store.held_out import LinkSplit, read_links
 from optimag_dist.store.layout import (
     ATTRIBUTE_ROWS,
     BATCH_ROWS,
+    LINKS,
     NODES,
     SPLITS,
     TOPOLOGY,
@@ -102,6 +104,11 @@ class GraphStore:
     def split(self) -> np.ndarray | None:
         """(n,) int8: 0 train, 1 val, 2 test, −1 none; None when the store has no split."""
         return self._nodes.column("split").to_numpy() if self._meta.has_split else None
+
+    @cached_property
+    def links(self) -> LinkSplit | None:
+        """Links held out of the topology, to be predicted; None when none are (``optimag split`` holds some out)."""
+        return read_links(self._reader(LINKS).get_batch(0)) if LINKS in self._maps else None
 
     def present(self, modality: str) -> np.ndarray:
         """(n,) bool: whether the node has a value in ``modality``."""
@@ -193,7 +200,7 @@ class GraphStore:
                 raise InputError(f"{self.path / name}: damaged (its content is not what was written); ingest again")
 
     def summary(self) -> str:
-        """A few lines for people: counts, missing values, classes, split sizes."""
+        """A few lines for people: counts, missing values, classes, split sizes, held-out links."""
         n = self.num_nodes
         degree = np.diff(self.topology.indptr)
         linked = degree > 0
@@ -211,6 +218,11 @@ class GraphStore:
         if self.split is not None:
             sizes = [f"{name} {int((self.split == code).sum()):,}" for code, name in enumerate(SPLITS)]
             lines.append(f"  split: {', '.join(sizes)}, none {int((self.split < 0).sum()):,}")
+        if self.links is not None:
+            # Every link is asked both ways.
+            val, test = len(self.links.val) // 2, len(self.links.test) // 2
+            negatives = self.links.val.negatives.shape[1]
+            lines.append(f"  held-out links: val {val:,}, test {test:,}, {negatives:,} negatives each")
         if self.attributes:
             lines.append(f"  attributes: {', '.join(f'{name} ({kind})' for name, kind in self.attributes.items())}")
         return "\n".join([*lines, f"  content hash: {self.content_hash[:16]}"])

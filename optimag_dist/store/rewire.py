@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pyarrow as pa
 
 from optimag_dist.files import sync
 from optimag_dist.store.edges import endpoint_batches
-from optimag_dist.store.layout import TOPOLOGY, read_meta, write_meta
+from optimag_dist.store.layout import TOPOLOGY, StoredFile, read_meta, write_meta
 from optimag_dist.store.reader import GraphStore
 from optimag_dist.store.schema import EdgeTable
 from optimag_dist.store.tables import SourceTable, cells, open_table
@@ -44,7 +45,7 @@ def read_changes(path: str | Path, store: GraphStore) -> EdgeChanges:
 
     Raises:
         InputError: the store is directed; or a row names no node, joins a node to itself, repeats an edge, inserts one
-            that is there or deletes one that is not (file, column and row are named).
+            that is there or held out, or deletes one that is not there (file, column and row are named).
     """
     path = Path(path)
     if store.directed:
@@ -68,10 +69,10 @@ def read_changes(path: str | Path, store: GraphStore) -> EdgeChanges:
 
 def change_topology(topology: CSR, changes: EdgeChanges) -> CSR:
     """The in-CSR after ``changes`` of the in-CSR of an undirected graph; rows stay ascending. Takes O(n + m)."""
-    gone_rows, gone = _both_ways(changes.deleted)
-    new_rows, new = _both_ways(changes.inserted)
-    leave, _ = _places(topology, gone_rows, gone)
-    enter, _ = _places(topology, new_rows, new)
+    gone_rows, gone = both_ways(changes.deleted)
+    new_rows, new = both_ways(changes.inserted)
+    leave, _ = arc_places(topology, gone_rows, gone)
+    enter, _ = arc_places(topology, new_rows, new)
     leave.sort()
     kept = np.delete(topology.indices, leave)
     indices = np.insert(kept, enter - np.searchsorted(leave, enter), new.astype(topology.indices.dtype))
@@ -82,8 +83,16 @@ def change_topology(topology: CSR, changes: EdgeChanges) -> CSR:
     return CSR(indptr, indices)
 
 
-def rewire(store: GraphStore, changes: EdgeChanges, directory: Path) -> GraphStore:
-    """Write ``store`` with ``changes`` into the empty ``directory``; files that stay the same are hard links.
+def rewire(
+    store: GraphStore, changes: EdgeChanges, directory: Path, added: Mapping[str, StoredFile] | None = None
+) -> GraphStore:
+    """Write ``store`` with ``changes`` into ``directory``; files that stay the same are hard links.
+
+    Args:
+        store: an undirected one; held-out links of it are carried along as they are.
+        changes: see :class:`EdgeChanges`.
+        directory: empty but for the files ``added``.
+        added: name → file that the new store has beside those of ``store``.
 
     Raises:
         InputError: the store was replaced by another one meanwhile.
@@ -95,9 +104,30 @@ def rewire(store: GraphStore, changes: EdgeChanges, directory: Path) -> GraphSto
     if read_meta(store.path).content_hash != store.content_hash:
         raise InputError(f"{store.path}: the store was replaced by another one while in use; start again")
     topology = change_topology(store.topology, changes)
-    files = {**meta.files, TOPOLOGY: write_topology(directory / TOPOLOGY, topology)}
+    files = {**meta.files, **(added or {}), TOPOLOGY: write_topology(directory / TOPOLOGY, topology)}
     write_meta(directory, meta.model_copy(update={"num_arcs": topology.num_arcs, "files": files}))
     return GraphStore.open(directory)
+
+
+def both_ways(pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(rows, columns) of the arcs of undirected edges, in the order of the CSR."""
+    rows, columns = np.concatenate([pairs, pairs[:, ::-1]]).T
+    order = np.lexsort((columns, rows))
+    return rows[order], columns[order]
+
+
+def arc_places(csr: CSR, rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(k,) where in ``csr.indices`` each arc stands or would stand, and (k,) bool whether it does (binary search)."""
+    low, stop = csr.indptr[rows], csr.indptr[rows + 1]
+    high = stop.copy()
+    while len(searching := np.flatnonzero(low < high)):
+        middle = (low[searching] + high[searching]) // 2
+        after = csr.indices[middle] < columns[searching]
+        low[searching[after]] = middle[after] + 1
+        high[searching[~after]] = middle[~after]
+    there = low < stop
+    there[there] = csr.indices[low[there]] == columns[there]
+    return low, there
 
 
 def _inserts(table: SourceTable, operations: pa.ChunkedArray) -> np.ndarray:
@@ -125,32 +155,19 @@ def _check_edges(table: SourceTable, store: GraphStore, pairs: np.ndarray, inser
     repeated = np.ones(len(keys), bool)
     repeated[np.unique(keys, return_index=True)[1]] = False
     bad.add("twice", np.flatnonzero(repeated), lambda row: f"{edge(row)} stands in an earlier row too; keep one")
-    _, there = _places(store.topology, pairs[:, 0], pairs[:, 1])
+    _, there = arc_places(store.topology, pairs[:, 0], pairs[:, 1])
     bad.add("there", np.flatnonzero(inserts & there), lambda row: f"{edge(row)} is in the graph already; drop the row")
+    if store.links is not None:
+        # Both ways of every link are there, so one of them has its smaller end first.
+        held_out = [links.sources * store.num_nodes + links.targets for links in (store.links.val, store.links.test)]
+        bad.add(
+            "held out",
+            np.flatnonzero(inserts & np.isin(keys, np.concatenate(held_out))),
+            lambda row: f"{edge(row)} is a held-out link, which a model must not see; drop the row",
+        )
     missing = np.flatnonzero(~inserts & ~there & ~loops)
     bad.add("missing", missing, lambda row: f"{edge(row)} is not in the graph; there is nothing to delete")
     bad.raise_if_any()
-
-
-def _both_ways(pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(rows, columns) of the arcs of undirected edges, in the order of the CSR."""
-    rows, columns = np.concatenate([pairs, pairs[:, ::-1]]).T
-    order = np.lexsort((columns, rows))
-    return rows[order], columns[order]
-
-
-def _places(csr: CSR, rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(k,) where in ``csr.indices`` each arc stands or would stand, and (k,) bool whether it does (binary search)."""
-    low, stop = csr.indptr[rows], csr.indptr[rows + 1]
-    high = stop.copy()
-    while len(searching := np.flatnonzero(low < high)):
-        middle = (low[searching] + high[searching]) // 2
-        after = csr.indices[middle] < columns[searching]
-        low[searching[after]] = middle[after] + 1
-        high[searching[~after]] = middle[~after]
-    there = low < stop
-    there[there] = csr.indices[low[there]] == columns[there]
-    return low, there
 
 
 def _link(old: Path, new: Path) -> None:

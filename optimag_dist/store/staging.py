@@ -14,11 +14,14 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from fnmatch import fnmatch
 from pathlib import Path
 
 from optimag_dist.files import atomic, sync
 from optimag_dist.options import Options, validate_options
-from optimag_dist.store.layout import VERSION, StoredFile, old_store
+from optimag_dist.storage import MANIFEST, RemotePath, adopt, work_directory
+from optimag_dist.store.layout import STORE_FILES, VERSION, StoredFile, old_store
+from optimag_dist.store.reader import GraphStore
 from optimag_dist.types import InputError
 
 _PROGRESS = "progress.json"
@@ -175,6 +178,62 @@ def publish(stage: Staging, target: Path) -> None:
         raise
     sync(target.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def holds(target: Path, content_hash: str, overwrite: bool) -> bool:
+    """Whether a sound store of this content stands at ``target``.
+
+    Raises:
+        InputError: another one does, or a damaged one, and it must not be replaced.
+    """
+    if not target.exists() or not any(target.iterdir()):
+        return False
+    try:
+        standing = GraphStore.open(target)
+        if standing.content_hash == content_hash:
+            standing.verify()
+            return True
+        problem = f"{target}: holds another graph ({standing.name}, hash {standing.content_hash[:16]})"
+    except InputError as error:
+        problem = str(error)
+    if not overwrite:
+        raise InputError(f"{problem}; name another folder, or ask for the old one to be overwritten (overwrite)")
+    return False
+
+
+def make_remote(
+    place: RemotePath, make: Callable[[Path], GraphStore], overwrite: bool, say: Callable[[str], None]
+) -> GraphStore:
+    """The store that ``make`` makes at a path of this host, whatever stands there, sent to ``place`` when it is whole.
+
+    Raises:
+        InputError: ``place`` holds other things, or another store and not ``overwrite``.
+    """
+    there = place.files()
+    foreign = [name for name in there if not any(fnmatch(name, pattern) for pattern in STORE_FILES)]
+    if foreign and MANIFEST not in there:
+        raise InputError(
+            f"{place}: has {foreign[0]} in it, which is no part of a graph store; name a new folder to write to"
+        )
+    standing = _hash_of(place) if MANIFEST in there else None
+    made = make(work_directory(place) / "store")
+    if standing == made.content_hash:
+        say(f"{place}: holds this very graph already; left as it is")
+    elif standing is not None and not overwrite:
+        raise InputError(
+            f"{place}: holds another graph (hash {standing[:16]}); name another folder, or ask for the old one to be "
+            f"overwritten (overwrite)"
+        )
+    else:
+        adopt(made.path, place)
+    return GraphStore.open(place)
+
+
+def _hash_of(place: RemotePath) -> str:
+    try:
+        return json.loads((place / MANIFEST).read())["content_hash"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{place / MANIFEST}: not the description of a graph store; name a new folder") from error
 
 
 def _directory(target: Path) -> Path:
