@@ -4,21 +4,36 @@ A backbone is a module with ``forward(x, blocks, degrees) -> Tensor``: x (U, M·
 modalities side by side, blocks input side first (destinations are the first rows of the sources), degrees (U,) in the
 whole graph; the result has one row per destination of the last block. ``passes_messages`` says whether it wants blocks
 at all. One that does is the composition of its ``layer(index, x, block, degrees)``, so that all nodes can be computed
-layer by layer too.
+layer by layer too. Under autocast the maps run in half precision, sums over neighbours in single precision.
 """
 
+import difflib
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import leaky_relu
 
+from optimag_dist.models.imported import load_class
 from optimag_dist.sparse import spmm
-from optimag_dist.types import Block
+from optimag_dist.types import Block, InputError
 
 _HEADS = 4
+
+
+class Backbone(Protocol):
+    """What the model asks of a backbone; one that is brought may lack ``layer``: it goes node by node."""
+
+    passes_messages: bool
+
+    def __call__(self, x: Tensor, blocks: Sequence[Block], degrees: Tensor) -> Tensor: ...
+
+    def layer(self, index: int, x: Tensor, block: Block, degrees: Tensor) -> Tensor: ...
 
 
 class MLP(nn.Module):
@@ -92,8 +107,9 @@ class GCN(MessagePassing):
         self.layers = nn.ModuleList(nn.Linear(w, hidden) for w in widths)
 
     def layer(self, index: int, x: Tensor, block: Block, degrees: Tensor) -> Tensor:
+        x = _wide(self.layers[index](x))
         scale = (degrees[: block.num_src].to(x.dtype) + 1).rsqrt()[:, None]
-        x = self.layers[index](x) * scale
+        x = x * scale
         sampled = block.indptr.diff().to(x.dtype).clamp(min=1)
         stands_for = (degrees[: block.num_dst].to(x.dtype) / sampled)[:, None]
         total = spmm(block.indptr, block.indices, None, x) * stands_for + x[: block.num_dst]
@@ -113,7 +129,7 @@ class GAT(MessagePassing):
         self.attention = nn.ModuleList(_Attention(hidden // self.heads, self.heads) for _ in widths)
 
     def layer(self, index: int, x: Tensor, block: Block, degrees: Tensor) -> Tensor:
-        messages = self.neighbours[index](x).view(len(x), self.heads, -1)
+        messages = _wide(self.neighbours[index](x)).unflatten(1, (self.heads, -1))
         weights = self.attention[index](messages, block)
         heads = [
             spmm(block.indptr, block.indices, weights[:, h].contiguous(), messages[:, h]) for h in range(self.heads)
@@ -132,8 +148,8 @@ class MMGCN(MessagePassing):
         self.neighbours = nn.ModuleList(_PerModality(modalities, w, hidden) for w in widths)
 
     def layer(self, index: int, x: Tensor, block: Block, degrees: Tensor) -> Tensor:
-        x = x.view(len(x), self.modalities, -1)
-        mean = _mean(block, x.flatten(1)).view(block.num_dst, self.modalities, -1)
+        mean = _mean(block, x).unflatten(1, (self.modalities, -1))
+        x = x.unflatten(1, (self.modalities, -1))
         h = leaky_relu(self.own[index](x[: block.num_dst]) + self.neighbours[index](mean))
         return self.dropout(h.mean(1) if index == self.num_layers - 1 else h.flatten(1))
 
@@ -151,14 +167,76 @@ class MGAT(MessagePassing):
         self.gate = nn.ParameterList(torch.zeros(modalities, hidden) for _ in widths)
 
     def layer(self, index: int, x: Tensor, block: Block, degrees: Tensor) -> Tensor:
-        x = x.view(len(x), self.modalities, -1)
-        messages = self.neighbours[index](x)
-        gates = torch.sigmoid((messages[_rows(block)] * messages[block.indices] * self.gate[index]).sum(2))
+        x = x.unflatten(1, (self.modalities, -1))
+        messages = _wide(self.neighbours[index](x))
+        pairs = messages.index_select(0, _rows(block)) * messages.index_select(0, block.indices)
+        gates = torch.sigmoid((pairs * self.gate[index]).sum(2))
         weights = self.attention[index](messages, block) * gates
         columns = [weights[:, m].contiguous() for m in range(self.modalities)]
         parts = [spmm(block.indptr, block.indices, w, messages[:, m]) for m, w in enumerate(columns)]
         h = leaky_relu(self.own[index](x[: block.num_dst]) + torch.stack(parts, 1))
         return self.dropout(h.mean(1) if index == self.num_layers - 1 else h.flatten(1))
+
+
+class Mixture(GAT):
+    """Graph attention over modalities that a mixture of experts has aligned (UniGraph2, He et al., arXiv 2502.00806,
+    with the gate of its released code), without its pre-training: :class:`GAT` on the mean over m of
+    Σ_e g_e(z_m) E_e(z_m), where all modalities share the experts E_e, and g is the softmax over the ``top_k`` largest
+    of W z_m + b and 0 for the others.
+
+    Args:
+        modalities, width, hidden, num_layers, dropout: see :class:`MessagePassing`.
+        num_experts: E, perceptrons with one layer of ``hidden`` units.
+        top_k: how many of them see a vector.
+
+    Raises:
+        InputError: not 1 ≤ ``top_k`` ≤ ``num_experts``.
+    """
+
+    def __init__(
+        self,
+        modalities: int,
+        width: int,
+        hidden: int,
+        num_layers: int,
+        dropout: float,
+        *,
+        num_experts: int = 4,
+        top_k: int = 2,
+    ) -> None:
+        super().__init__(1, width, hidden, num_layers, dropout)
+        if not 1 <= top_k <= num_experts:
+            raise InputError(f"top_k: needed 1 to num_experts={num_experts}; got {top_k}")
+        self.modalities = modalities
+        self.experts = _Experts(width, hidden, num_experts, top_k)
+
+    def layer(self, index: int, x: Tensor, block: Block, degrees: Tensor) -> Tensor:
+        if index == 0:
+            tokens = x.unflatten(1, (self.modalities, -1))
+            x = self.experts(tokens.flatten(0, 1)).unflatten(0, tokens.shape[:2]).mean(1)
+        return super().layer(index, x, block, degrees)
+
+
+class _Experts(nn.Module):
+    """Each row's weighted sum of the experts that its gate ranks highest: (k, width) → (k, width)."""
+
+    def __init__(self, width: int, hidden: int, num_experts: int, top_k: int) -> None:
+        super().__init__()
+        self.gate = nn.Linear(width, num_experts)
+        self.experts = nn.ModuleList(
+            nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width)) for _ in range(num_experts)
+        )
+        self.top_k = top_k
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores, chosen = self.gate(x).topk(self.top_k)
+        weights = scores.softmax(1)
+        out = torch.zeros_like(_wide(x))
+        # An expert whom nobody chose sees no rows, but is run: DDP waits for a gradient of every parameter.
+        for number, expert in enumerate(self.experts):
+            rows, rank = (chosen == number).nonzero(as_tuple=True)
+            out = out.index_add(0, rows, _wide(expert(x.index_select(0, rows))) * weights[rows, rank, None])
+        return out
 
 
 class _PerModality(nn.Module):
@@ -185,11 +263,12 @@ class _Attention(nn.Module):
     def forward(self, messages: Tensor, block: Block) -> Tensor:
         to, of = (messages[: block.num_dst] * self.target).sum(2), (messages * self.source).sum(2)
         rows = _rows(block)
-        scores = leaky_relu(to[rows] + of[block.indices], 0.2)
+        # index_select: the gradient of x[rows] is summed by several threads in any order, this one's in one.
+        scores = leaky_relu(to.index_select(0, rows) + of.index_select(0, block.indices), 0.2)
         index = rows[:, None].expand_as(scores)
         top = scores.new_full(to.shape, -torch.inf).scatter_reduce(0, index, scores.detach(), "amax")
-        grown = torch.exp(scores - top[rows])
-        return grown / torch.zeros_like(to).index_add(0, rows, grown)[rows]
+        grown = torch.exp(scores - top.index_select(0, rows))
+        return grown / torch.zeros_like(to).index_add(0, rows, grown).index_select(0, rows)
 
 
 def _rows(block: Block) -> Tensor:
@@ -198,8 +277,14 @@ def _rows(block: Block) -> Tensor:
     return rows.repeat_interleave(block.indptr.diff(), output_size=len(block.indices))
 
 
+def _wide(x: Tensor) -> Tensor:
+    """What autocast left in half precision as float32, the rest as it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def _mean(block: Block, x: Tensor) -> Tensor:
     """Mean over the sampled neighbours; 0 where there are none."""
+    x = _wide(x)
     sampled = block.indptr.diff().to(x.dtype)
     return spmm(block.indptr, block.indices, None, x) / sampled.clamp(min=1)[:, None]
 
@@ -211,11 +296,120 @@ BACKBONES: dict[str, type[MLP] | type[MessagePassing]] = {
     "gat": GAT,
     "mmgcn": MMGCN,
     "mgat": MGAT,
+    "mixture": Mixture,
 }
 
 
 def make_backbone(
-    name: str, modalities: int, width: int, hidden: int, num_layers: int, dropout: float
-) -> MLP | MessagePassing:
-    """The backbone called ``name`` with ``num_layers`` layers of ``hidden`` units on (U, ``modalities · width``)."""
-    return BACKBONES[name](modalities, width, hidden, num_layers, dropout)
+    name: str, modalities: int, width: int, hidden: int, num_layers: int, dropout: float, **settings: Any
+) -> Backbone:
+    """The backbone called ``name`` with ``num_layers`` layers of ``hidden`` units on (U, ``modalities · width``).
+
+    Args:
+        name: one of ``BACKBONES``, or where a class stands, as for :func:`~optimag_dist.models.imported.load_class`.
+        settings: what its constructor takes besides.
+
+    Raises:
+        InputError: there is no such backbone. Whether the class can serve as one is asked by :func:`check_backbone`.
+    """
+    backbone: Any = _find(name)(modalities, width, hidden, num_layers, dropout, **settings)
+    if not hasattr(backbone, "passes_messages"):
+        backbone.passes_messages = True
+    return cast(Backbone, backbone)
+
+
+def check_backbone(
+    name: str,
+    settings: Mapping[str, Any] | None = None,
+    *,
+    modalities: int = 2,
+    width: int = 8,
+    hidden: int = 8,
+    num_layers: int = 2,
+) -> None:
+    """Make the backbone and run it on a toy batch of two nodes, one of them isolated.
+
+    torch's random numbers go on as if it had not been called.
+
+    Args:
+        name, settings: as for :func:`make_backbone`.
+        modalities, width, hidden, num_layers: sizes it is tried with.
+
+    Raises:
+        InputError: there is no such backbone, it does not take these arguments, it fails, ``forward`` does not return
+            a finite (2, ``hidden``), or ``layer``, one block after the other, something else than ``forward``.
+    """
+    sizes, settings = (modalities, width, hidden, num_layers, 0.0), dict(settings or {})
+    signature = inspect.signature(_find(name))
+    try:
+        signature.bind(*sizes, **settings)
+    except TypeError as error:
+        raise InputError(
+            f"model.backbone {name!r}, model.backbone_settings {settings}: {error}; its constructor is {signature}, "
+            "needed (modalities, width, hidden, num_layers, dropout) and the settings by name"
+        ) from error
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        blocks, degrees = _toy(num_layers)
+        x = torch.randn(len(degrees), modalities * width)
+        with _blamed(f"model.backbone {name!r}"):
+            backbone = make_backbone(name, *sizes, **settings)
+            cast(nn.Module, backbone).eval()
+            h = backbone(x, blocks, degrees) if backbone.passes_messages else backbone(x[:2], (), degrees)
+        _check_output(f"model.backbone {name!r}, forward", h, hidden)
+        if not hasattr(backbone, "layer"):
+            return
+        with _blamed(f"model.backbone {name!r}, layer"):
+            for index, block in enumerate(blocks):
+                x = backbone.layer(index, x[: block.num_src], block, degrees[: block.num_src])
+        _check_output(f"model.backbone {name!r}, layer", x, hidden)
+        if not torch.allclose(x, h, rtol=1e-4, atol=1e-5):
+            raise InputError(
+                f"model.backbone {name!r}: layer, one block after the other, must give what forward gives; they differ "
+                f"by {float((x - h).abs().max()):.2g}. Without a layer, a graph is gone through node by node"
+            )
+
+
+def _find(name: str) -> type[nn.Module]:
+    if ":" in name:
+        return load_class(name)
+    if name not in BACKBONES:
+        close = difflib.get_close_matches(name.lower(), BACKBONES, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise InputError(
+            f"model.backbone: unknown {name!r}; {hint}known: {', '.join(BACKBONES)}, or your own class as "
+            "package.module:ClassName or path/to/file.py:ClassName"
+        )
+    return BACKBONES[name]
+
+
+def _toy(num_layers: int) -> tuple[list[Block], Tensor]:
+    """Blocks of L + 2 → … → 3 → 2 nodes, of which node 1 has no neighbours, and the degrees of these and one more."""
+    blocks = []
+    for num_dst in range(num_layers + 1, 1, -1):
+        arcs = (torch.arange(num_dst) != 1).long()
+        neighbours = torch.arange(1, num_dst + 1).clamp(min=2)[arcs.bool()]
+        blocks.append(Block(torch.cat((arcs.new_zeros(1), arcs.cumsum(0))), neighbours, num_dst + 1))
+    degrees = torch.full((num_layers + 3,), 2.0)
+    degrees[1] = 0
+    return blocks, degrees
+
+
+@contextmanager
+def _blamed(what: str) -> Iterator[None]:
+    """Whatever a user's class raises, as an InputError."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{what}: {error}") from error
+    except Exception as error:
+        raise InputError(f"{what} failed on a toy batch of two nodes: {type(error).__name__}: {error}") from error
+
+
+def _check_output(what: str, h: Any, hidden: int) -> None:
+    if not isinstance(h, Tensor) or h.shape != (2, hidden):
+        got = tuple(h.shape) if isinstance(h, Tensor) else type(h).__name__
+        raise InputError(
+            f"{what}: needed a row of hidden={hidden} units per destination of the last block, {(2, hidden)}; got {got}"
+        )
+    if not h.isfinite().all():
+        raise InputError(f"{what}: NaN or infinity on a toy batch of two nodes, one of which has no neighbours")

@@ -5,12 +5,24 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.functional import leaky_relu
+from torch.nn.functional import gelu, leaky_relu
 
 from optimag_dist.models import ModelOptions, MultimodalModel
-from optimag_dist.models.backbones import BACKBONES, GAT, GCN, MGAT, MLP, MMGCN, SAGE, MessagePassing, make_backbone
+from optimag_dist.models.backbones import (
+    BACKBONES,
+    GAT,
+    GCN,
+    MGAT,
+    MLP,
+    MMGCN,
+    SAGE,
+    MessagePassing,
+    Mixture,
+    check_backbone,
+    make_backbone,
+)
 from optimag_dist.models.encoders import ConcatFusion
-from optimag_dist.types import Block
+from optimag_dist.types import Block, InputError
 
 
 @pytest.fixture
@@ -27,6 +39,11 @@ def graph() -> tuple[Tensor, Block]:
 def _linear(layer: torch.nn.Linear, x: Tensor) -> Tensor:
     y = x @ layer.weight.T
     return y if layer.bias is None else y + layer.bias
+
+
+def _settings(name: str) -> dict[str, int]:
+    """Settings with which every part of a backbone takes part: all experts are chosen, whatever the input."""
+    return {"num_experts": 2} if name == "mixture" else {}
 
 
 def test_sage_is_own_plus_mean_of_neighbours(graph: tuple[Tensor, Block]) -> None:
@@ -76,6 +93,17 @@ def _attention(adjacency: Tensor, h: Tensor, to: Tensor, of: Tensor) -> Tensor:
     return grown / grown.sum(1, keepdim=True).clamp(min=1e-300)
 
 
+def _dense_gat(model: GAT, adjacency: Tensor, x: Tensor) -> Tensor:
+    for own, neighbours, attention in zip(model.own, model.neighbours, model.attention, strict=True):
+        messages = _linear(neighbours, x).split(model.hidden // model.heads, 1)
+        heard = [
+            _attention(adjacency, h, *ab) @ h
+            for h, *ab in zip(messages, attention.target, attention.source, strict=True)
+        ]
+        x = (_linear(own, x) + torch.cat(heard, 1)).relu()
+    return x
+
+
 @pytest.mark.parametrize(("hidden", "heads"), [(8, 4), (7, 1)])
 @pytest.mark.parametrize("modalities", [1, 3])
 def test_gat_is_own_plus_neighbours_by_attention(
@@ -85,15 +113,48 @@ def test_gat_is_own_plus_neighbours_by_attention(
     model = GAT(modalities, 5, hidden, 2, dropout=0.0).double()
     assert model.heads == heads
     x = torch.randn(12, modalities * 5, dtype=torch.float64)
-    expected = x
-    for own, neighbours, attention in zip(model.own, model.neighbours, model.attention, strict=True):
-        messages = _linear(neighbours, expected).split(hidden // heads, 1)
-        heard = [
-            _attention(adjacency, h, *ab) @ h
-            for h, *ab in zip(messages, attention.target, attention.source, strict=True)
-        ]
-        expected = (_linear(own, expected) + torch.cat(heard, 1)).relu()
-    torch.testing.assert_close(model(x, (block, block), adjacency.sum(1)), expected)
+    torch.testing.assert_close(model(x, (block, block), adjacency.sum(1)), _dense_gat(model, adjacency, x))
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 4])
+@pytest.mark.parametrize("modalities", [1, 3])
+def test_mixture_is_attention_over_what_the_chosen_experts_say(
+    graph: tuple[Tensor, Block], modalities: int, top_k: int
+) -> None:
+    torch.manual_seed(0)
+    adjacency, block = graph
+    model = Mixture(modalities, 5, 8, 2, dropout=0.0, top_k=top_k).double()
+    x = torch.randn(12, modalities * 5, dtype=torch.float64)
+    fused, choices = torch.zeros(12, 5, dtype=torch.float64), set()
+    for v in range(12):
+        for z in x[v].split(5):
+            scores = _linear(model.experts.gate, z)
+            chosen = scores.argsort(descending=True)[:top_k].tolist()
+            total = scores[chosen].exp().sum()
+            for e in chosen:
+                first, _, last = model.experts.experts[e]
+                said = _linear(last, gelu(_linear(first, z)))
+                fused[v] += scores[e].exp() / total * said / modalities
+            choices.add(tuple(chosen))
+    # Nodes differ in whom they ask.
+    assert len(choices) > 2
+    torch.testing.assert_close(model(x, (block, block), adjacency.sum(1)), _dense_gat(model, adjacency, fused))
+
+
+def test_an_expert_whom_nobody_chose_has_a_gradient_of_zero() -> None:
+    torch.manual_seed(0)
+    model = Mixture(1, 5, 8, 1, dropout=0.0, num_experts=6, top_k=2)
+    nobody = Block(torch.zeros(2, dtype=torch.int64), torch.arange(0), 1)
+    model(torch.randn(1, 5), (nobody,), torch.zeros(1)).sum().backward()
+    heard = [all((p.grad != 0).any() for p in expert.parameters()) for expert in model.experts.experts]
+    silent = [all((p.grad == 0).all() for p in expert.parameters()) for expert in model.experts.experts]
+    assert (sum(heard), sum(silent)) == (2, 4)
+
+
+@pytest.mark.parametrize("top_k", [0, 5])
+def test_a_mixture_cannot_ask_more_experts_than_there_are(top_k: int) -> None:
+    with pytest.raises(InputError, match=f"top_k: needed 1 to num_experts=4; got {top_k}"):
+        check_backbone("mixture", {"top_k": top_k})
 
 
 @pytest.mark.parametrize("modalities", [1, 3])
@@ -174,7 +235,7 @@ def test_every_parameter_of_a_backbone_has_a_finite_gradient(
     name: str, num_layers: int, modalities: int, sampled: tuple[Tensor, tuple[Block, Block]]
 ) -> None:
     degrees, blocks = sampled
-    model = make_backbone(name, modalities, 5, 8, num_layers, dropout=0.0)
+    model = make_backbone(name, modalities, 5, 8, num_layers, dropout=0.0, **_settings(name))
     x = torch.randn(12, modalities * 5, requires_grad=True)
     out = model(x, blocks[-num_layers:], degrees) if model.passes_messages else model(x, (), degrees)
     out.square().sum().backward()
@@ -197,7 +258,60 @@ def test_without_any_arc_a_backbone_sees_the_nodes_themselves(name: str) -> None
     assert (x.grad != 0).any()
 
 
-@pytest.mark.parametrize("name", ["gat", "mgat"])
+@pytest.mark.parametrize("name", BACKBONES)
+def test_no_nodes_at_all_are_no_rows(name: str) -> None:
+    nothing = Block(torch.zeros(1, dtype=torch.int64), torch.arange(0), 0)
+    model = make_backbone(name, 3, 5, 8, 2, dropout=0.0)
+    out = model(torch.zeros(0, 15), (nothing, nothing), torch.zeros(0))
+    assert out.shape == (0, 8)
+    out.sum().backward()
+    assert all((parameter.grad == 0).all() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", BACKBONES)
+def test_autocast_changes_no_more_than_its_precision(
+    name: str, dtype: torch.dtype, sampled: tuple[Tensor, tuple[Block, Block]]
+) -> None:
+    torch.manual_seed(0)
+    degrees, blocks = sampled
+    model = make_backbone(name, 3, 5, 8, 2, dropout=0.0, **_settings(name))
+    x = torch.randn(12, 15).to(dtype)
+    blocks = blocks if model.passes_messages else ()
+    exact = model(x.float(), blocks, degrees)
+    expected = torch.autograd.grad(exact.square().sum(), list(model.parameters()))
+    exact = exact.detach()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = model(x, blocks, degrees)
+    found = torch.autograd.grad(rounded.float().square().sum(), list(model.parameters()))
+    assert not torch.equal(rounded, exact)
+    # A few roundings of 2^-8, of the largest number among those that are summed.
+    torch.testing.assert_close(rounded.float(), exact, rtol=0, atol=0.03 * exact.abs().max().item())
+    largest = max(gradient.abs().max().item() for gradient in expected)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.03 * largest)
+
+
+@pytest.mark.parametrize("name", PASSING)
+def test_gradients_repeat_bit_by_bit_on_several_threads(name: str) -> None:
+    arcs, nodes = 40_000, 50
+    block = Block(torch.linspace(0, arcs, nodes + 1).long(), torch.randint(nodes, (arcs,)), nodes)
+    model = make_backbone(name, 2, 8, 32, 1, dropout=0.0)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter)  # some start at 0, and let no gradient through
+    x = torch.randn(nodes, 16)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        once, again = (
+            torch.autograd.grad(model(x, (block,), torch.ones(nodes)).square().sum(), list(model.parameters()))
+            for _ in range(2)
+        )
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
+
+
+@pytest.mark.parametrize("name", ["gat", "mgat", "mixture"])
 def test_attention_of_large_scores_stays_finite(name: str, graph: tuple[Tensor, Block]) -> None:
     _, block = graph
     model = make_backbone(name, 1, 5, 8, 1, dropout=0.0)
@@ -210,7 +324,7 @@ def test_attention_of_large_scores_stays_finite(name: str, graph: tuple[Tensor, 
 
 @pytest.mark.parametrize("name", BACKBONES)
 def test_the_models_options_know_every_backbone(name: str, sampled: tuple[Tensor, tuple[Block, Block]]) -> None:
-    model = MultimodalModel({"text": 3, "image": 4}, 2, 2, ModelOptions.model_validate({"backbone": name}))
+    model = MultimodalModel({"text": 3, "image": 4}, 2, ModelOptions.model_validate({"backbone": name}))
     assert type(model.backbone) is BACKBONES[name]
 
 
@@ -231,13 +345,13 @@ def test_an_absent_modality_shows_the_learned_vector_whatever_its_row_holds() ->
 
 def test_modalities_may_be_called_like_methods_of_torch() -> None:
     names = {"type": 3, "keys": 2, "train": 4}
-    model = MultimodalModel(names, num_outputs=2, num_layers=1, options=ModelOptions(backbone="mlp"))
+    model = MultimodalModel(names, num_layers=1, options=ModelOptions(backbone="mlp"))
     embeddings = model.encode({name: torch.randn(5, width) for name, width in names.items()})
     assert list(embeddings) == list(names)
 
 
 def test_a_frozen_encoder_gives_every_modality_one_width_and_nothing_to_train() -> None:
-    model = MultimodalModel({"text": 7, "image": 12}, 3, 2, ModelOptions(encoder="frozen", embedding=5))
+    model = MultimodalModel({"text": 7, "image": 12}, 2, ModelOptions(encoder="frozen", embedding=5))
     assert not any(parameter.requires_grad for parameter in model.encoders.parameters())
     features = {"text": torch.randn(4, 7), "image": torch.randn(4, 12)}
     embeddings = model.encode(features)
