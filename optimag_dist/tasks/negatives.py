@@ -1,0 +1,107 @@
+"""Negative edges for link prediction: uniform, in-batch, and hard ones from personalised PageRank."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from optimag_dist.ppr import PPRArtefact
+from optimag_dist.types import InputError
+
+#: (p,) int64 sources and (p,) int64 targets → (p,) bool: which pairs are edges, the batch's own included.
+#: ``partial(contains, topology)`` is one (:mod:`optimag_dist.store.arcs`).
+IsEdge = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+# Uniform draws for a place before its source's non-neighbours are listed: most likely they are few.
+_TRIES = 16
+
+
+def uniform_negatives(rng: np.random.Generator, num_nodes: int, count: int, taken: np.ndarray) -> np.ndarray:
+    """(count,) int64 distinct nodes, drawn uniformly from those not in ``taken``; O(count + len(taken)) memory.
+
+    Args:
+        rng: decides the draw.
+        num_nodes: n.
+        count: how many.
+        taken: int64 node ids, repetitions allowed.
+
+    Raises:
+        InputError: fewer than ``count`` nodes are free.
+    """
+    ordered = np.unique(taken)
+    free = num_nodes - len(ordered)
+    if count > free:
+        raise InputError(
+            f"{count} negative nodes were asked for, and of the graph's {num_nodes} nodes {free} are free; ask for "
+            f"{free} or fewer"
+        )
+    picks = rng.choice(free, size=count, replace=False)
+    # The i-th free node is i plus the number of taken nodes at or below it.
+    return picks + np.searchsorted(ordered - np.arange(len(ordered)), picks, side="right")
+
+
+def ppr_hard_negatives(
+    ppr: PPRArtefact, sources: np.ndarray, is_edge: IsEdge, count_per_source: int, rng: np.random.Generator
+) -> np.ndarray:
+    """For each source, nodes near it that are no neighbours.
+
+    Drawn without repetition from the source's stored PPR entries that are neither itself nor its neighbours, all alike.
+    Where there are too few, uniform draws from all its non-neighbours follow, which may repeat.
+
+    Args:
+        ppr: of the graph without the edges to be predicted.
+        sources: (k,) int64, repetitions allowed: each occurrence draws anew.
+        is_edge: see :data:`IsEdge`.
+        count_per_source: at least 1.
+        rng: decides the draw.
+
+    Returns:
+        (k, count_per_source) int64.
+
+    Raises:
+        InputError: a source is a neighbour of every other node.
+    """
+    indptr, columns, _ = ppr.rows(sources)
+    rows = np.repeat(np.arange(len(sources)), np.diff(indptr))
+    near = ~is_edge(sources[rows], columns) & (sources[rows] != columns)
+    rows, columns = rows[near], columns[near]
+    shuffled = np.lexsort((rng.random(len(rows)), rows))
+    columns = columns[shuffled]
+    # Rows are ascending and stay where they are.
+    place = np.arange(len(rows)) - np.searchsorted(rows, rows)
+    chosen = place < count_per_source
+    out = np.full((len(sources), count_per_source), -1, np.int64)
+    out[rows[chosen], place[chosen]] = columns[chosen]
+    row, column = np.nonzero(out < 0)
+    out[row, column] = _non_neighbours(rng, ppr.num_nodes, sources[row], is_edge)
+    return out
+
+
+def in_batch_mask(edges: np.ndarray, is_edge: IsEdge) -> np.ndarray:
+    """(k, k) bool: whether the source of edge i and the target of edge j, different nodes, are no edge.
+
+    Args:
+        edges: (k, 2) int64 sources and targets, edges to ``is_edge`` as well.
+        is_edge: see :data:`IsEdge`.
+    """
+    sources, targets = (side.ravel() for side in np.meshgrid(*edges.T, indexing="ij"))
+    return (~is_edge(sources, targets) & (sources != targets)).reshape(len(edges), len(edges))
+
+
+def _non_neighbours(rng: np.random.Generator, num_nodes: int, sources: np.ndarray, is_edge: IsEdge) -> np.ndarray:
+    """(p,) a uniform draw of a node that is neither the source nor its neighbour, for each."""
+    out = np.empty(len(sources), np.int64)
+    left = np.arange(len(sources))
+    for _ in range(_TRIES):
+        out[left] = rng.integers(0, num_nodes, len(left))
+        left = left[is_edge(sources[left], out[left]) | (sources[left] == out[left])]
+    for source in np.unique(sources[left]):
+        others = np.delete(np.arange(num_nodes), source)
+        free = others[~is_edge(np.full(len(others), source), others)]
+        if not len(free):
+            raise InputError(
+                f"node {source} is linked with every other node, so no negative edge starts at it; leave its edges out "
+                f"of the examples, or use uniform negatives"
+            )
+        mine = left[sources[left] == source]
+        out[mine] = rng.choice(free, len(mine))
+    return out
