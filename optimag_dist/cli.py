@@ -189,6 +189,23 @@ def partition_command(
     console.print(f"{partition.path}\nnext: optimag ppr {store} placement=sharded", highlight=False, soft_wrap=True)
 
 
+@app.command("split")
+def split_command(
+    store: Store,
+    out: Annotated[str, typer.Argument(help="Directory or URI of the split store to make.")],
+    overrides: Overrides = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace a store with other content.")] = False,
+) -> None:
+    """Hold edges out of an undirected store, to be predicted as links (keys: val, test, negatives, seed)."""
+    from optimag_dist.options import parse_options
+    from optimag_dist.storage import located
+    from optimag_dist.store import GraphStore, LinkSplitOptions, split_links
+
+    options = parse_options(LinkSplitOptions, overrides, "optimag split")
+    made = split_links(GraphStore.open(store), out, options, overwrite=overwrite, say=_say)
+    _say(f"{made.summary()}\nnext: optimag ppr {located(out)}")
+
+
 @ppr_app.command("compute")
 def ppr_compute(
     store: Store,
@@ -258,6 +275,37 @@ def ppr_update(
             f"{done.path}\n  pushed {done.renewed:,} of {done.rows:,} rows again in {done.seconds:.1f} s; "
             f"largest error bound {done.worst_bound:.2f} eps"
         )
+
+
+@app.command("encode")
+def encode_command(
+    store: Store,
+    out: Annotated[str, typer.Argument(help="Directory or URI of the store to make.")],
+    overrides: Overrides = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace a store with other content.")] = False,
+    address: Address = None,
+) -> None:
+    """Write a store with features of raw texts or pictures by a pretrained network.
+
+    Keys: modality, attribute, model, dtype, max_length, image_size, on_bad_picture, block_size, batch_size,
+    concurrency, device.
+    """
+    from optimag_dist.encoding.driver import encode
+    from optimag_dist.encoding.options import EncodeOptions
+    from optimag_dist.options import parse_options
+    from optimag_dist.ray_session import ensure_ray
+    from optimag_dist.storage import located
+    from optimag_dist.store import GraphStore
+
+    options = parse_options(EncodeOptions, overrides, "optimag encode")
+    opened = GraphStore.open(store)
+    if address is not None:
+        ensure_ray(address)
+    try:
+        made = encode(opened, out, options, overwrite=overwrite, say=_say)
+    except KeyboardInterrupt:
+        _fail("interrupted; what is finished is kept, and the same command goes on from there", 130)
+    _say(f"{made.summary()}\nnext: optimag ppr {located(out)}")
 
 
 @app.command()

@@ -112,10 +112,10 @@ def _explain(cls: type[Options], problem: Any) -> str:
     *parents, leaf = _without_tags(cls, problem["loc"]) or [""]
     key = ".".join([*parents, leaf])
     if problem["type"] == "extra_forbidden":
-        known = sorted(_fields_under(cls, parents))
+        known = sorted(_known_at(cls, problem["loc"], parents))
         near_here = [".".join([*parents, name]) for name in difflib.get_close_matches(leaf, known, n=1)]
         everywhere = sorted(set(_dotted_keys(cls)))
-        same_leaf = [dotted for dotted in everywhere if dotted.rpartition(".")[2] == leaf]
+        same_leaf = [dotted for dotted in everywhere if dotted.rpartition(".")[2] == leaf and dotted != key]
         close = near_here or same_leaf or difflib.get_close_matches(key, everywhere, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
         return f"unknown key {key!r}; {hint}known here: {', '.join(known)}"
@@ -151,6 +151,15 @@ def _classes_under(cls: type[Options], parents: Sequence[str]) -> list[type[Opti
         # A dictionary's own keys are no fields: stay where we are.
         candidates = deeper or candidates
     return candidates
+
+
+def _known_at(cls: type[Options], location: Sequence[str | int], parents: Sequence[str]) -> set[str]:
+    """The keys that the section at ``location`` may have; of a union, those of the member that the user's ``kind``
+    chose, whose name stands before the key."""
+    for candidate in _classes_under(cls, parents):
+        if len(location) > 1 and location[-2] == candidate.__name__:
+            return set(candidate.model_fields)
+    return _fields_under(cls, parents)
 
 
 def _fields_under(cls: type[Options], parents: Sequence[str]) -> set[str]:

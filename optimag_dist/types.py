@@ -62,12 +62,27 @@ class GraphPrior(Protocol):
 
 
 @dataclass(frozen=True)
+class Examples:
+    """What a task asks of one group: the nodes whose output it needs, and what their loss compares with.
+
+    Attributes:
+        anchors: (A,) int64 distinct node ids.
+        targets: name → array; what names nodes does so by their row among the anchors.
+        cut: (E, 2) int64 node ids of edges along which no message may pass, in either direction, in this group.
+    """
+
+    anchors: np.ndarray
+    targets: Mapping[str, np.ndarray]
+    cut: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
 class SeedGroup:
     """The nodes one transport problem is solved over.
 
     Attributes:
         seeds: (N,) int64 distinct node ids; the first ``num_anchors`` are the anchors.
-        num_anchors: how many of them carry the task's loss.
+        num_anchors: how many of them the task needs an output of.
     """
 
     seeds: np.ndarray
@@ -107,12 +122,14 @@ class GroupBatch:
     Attributes:
         node_ids: (U,) int64 nodes to encode: the blocks' input nodes first, then seeds not among them.
         seed_rows: (N,) int64 rows of the seeds within ``node_ids``.
-        num_anchors: the first ``num_anchors`` seeds carry the loss; the last block's destinations are exactly these.
+        num_anchors: the first ``num_anchors`` of seeds and nodes are the task's; the last block's destinations are
+            exactly these.
         blocks: outermost first; empty for a model that sends no messages.
         features: modality → (U, d_m) float32 (absent rows zero).
         present: modality → (U,) bool.
-        degrees: (U,) float32 number of neighbours in the whole graph, for models that normalise by it.
-        labels: (A,) int64.
+        degrees: (U,) float32 number of neighbours in the whole graph, cut edges aside, for models that normalise by it.
+        task: position of the task it belongs to.
+        targets: what the task compares with, by name.
         proximity: (N, N) float32 Π_B, or None where no regulariser is trained.
         kept_ppr: share of the seeds' stored PPR mass that stays inside the group (0 where ``proximity`` is None).
     """
@@ -124,7 +141,8 @@ class GroupBatch:
     features: Mapping[str, Tensor]
     present: Mapping[str, Tensor]
     degrees: Tensor
-    labels: Tensor
+    task: int
+    targets: Mapping[str, Tensor]
     proximity: Tensor | None
     kept_ppr: float
 
@@ -138,7 +156,7 @@ class GroupBatch:
             features={name: f(x) for name, x in self.features.items()},
             present={name: f(x) for name, x in self.present.items()},
             degrees=f(self.degrees),
-            labels=f(self.labels),
+            targets={name: f(x) for name, x in self.targets.items()},
             proximity=None if self.proximity is None else f(self.proximity),
         )
 
@@ -153,15 +171,16 @@ class StepBatch:
 
     Attributes:
         epoch, step: position in training; the batch is a pure function of (seed, epoch, step, rank).
-        groups: this rank's share of the step's groups.
-        num_groups, num_anchors: totals over all ranks, the denominators of the step's means.
+        groups: this rank's share of the step's groups, at least one of every task.
+        num_groups: over all ranks.
+        num_items: nodes or edges trained on, over all ranks, per task: the denominators of the tasks' mean losses.
     """
 
     epoch: int
     step: int
     groups: tuple[GroupBatch, ...]
     num_groups: int
-    num_anchors: int
+    num_items: tuple[int, ...]
 
     def to(self, device: torch.device) -> "StepBatch":
         return replace(self, groups=tuple(group.to(device) for group in self.groups))

@@ -30,6 +30,7 @@ from optimag_dist.ppr import PPRArtefact, PPROptions, compute_ppr
 from optimag_dist.ppr.driver import RunTotals
 from optimag_dist.storage import Mirror, RemotePath, located
 from optimag_dist.store import GraphStore, ingest
+from optimag_dist.tasks.node_classification import ClassifierHead
 from optimag_dist.train import checkpoint
 from optimag_dist.train.fit import Fit, Worker, run_fit
 from optimag_dist.train.launch import launch
@@ -85,8 +86,10 @@ def make_model(store: GraphStore, directory: Path) -> None:
     data = {"sampling": {"fanouts": [-1, -1]}, "model": {"hidden": 8, "embedding": 4}}
     config = validate_options(VariantConfig, data, "test")
     widths = {name: modality.width for name, modality in store.modalities.items()}
+    model = MultimodalModel(widths, 2, config.model)
     state = {
-        "model": MultimodalModel(widths, len(store.classes), 2, config.model).state_dict(),
+        "model": model.state_dict(),
+        "heads": {"": ClassifierHead(model, len(store.classes)).state_dict()},
         "config": config.model_dump(mode="json"),
         "widths": widths,
         "classes": list(store.classes),

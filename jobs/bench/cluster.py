@@ -36,7 +36,7 @@ from optimag_dist.options import load_options
 from optimag_dist.ppr import PPRArtefact
 from optimag_dist.sampling import GroupLoader, SeedBatcher, StoreRows
 from optimag_dist.store import GraphStore, ingest
-from optimag_dist.tasks import NodeClassification
+from optimag_dist.tasks import make_task
 from optimag_dist.train.options import RunConfig
 from optimag_dist.train.step import StepLoss
 from optimag_dist.ufgw import UFGWRegulariser
@@ -183,19 +183,19 @@ def plain_loop(path: Path) -> None:
     store = GraphStore.open(config.store)
     needs_ppr = config.regulariser.weight > 0
     ppr = PPRArtefact.open(next(store.path.glob("ppr/*"))) if needs_ppr else None
-    task = NodeClassification(store, config.task, seed=0)
+    task = make_task(config.task, store, seed=0)
     torch.manual_seed(0)
     widths = {name: modality.width for name, modality in store.modalities.items()}
-    model = MultimodalModel(widths, task.num_outputs, len(config.sampling.fanouts), config.model)
+    model = MultimodalModel(widths, len(config.sampling.fanouts), config.model)
     regulariser = UFGWRegulariser(**config.regulariser.model_dump()) if needs_ppr else None
-    loss_of = StepLoss(model, regulariser, task, 1)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=config.train.lr, weight_decay=config.train.weight_decay)
-    loader = GroupLoader(StoreRows(store), ppr, task.labels, config.sampling, seed=0, messages=True)
+    loss_of = StepLoss(model, {"": task.head(model)}, {"": 1.0}, regulariser, 1)
+    optimiser = torch.optim.AdamW(loss_of.parameters(), lr=config.train.lr, weight_decay=config.train.weight_decay)
+    loader = GroupLoader(StoreRows(store), ppr, config.sampling, seed=0, messages=True)
     batcher = SeedBatcher(task.train, store.num_nodes, ppr, config.sampling, seed=0, fill=needs_ppr)
     times = []
     for epoch in range(config.train.epochs):
         steps = 0
-        for batch in loader.epoch(batcher, epoch):
+        for batch in loader.epoch([(batcher, task.examples)], epoch):
             optimiser.zero_grad(set_to_none=True)
             loss, _ = loss_of(batch)
             loss.backward()

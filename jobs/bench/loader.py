@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from optimag_dist.ppr import PPRArtefact, PPROptions, compute_ppr
-from optimag_dist.sampling import BlockSampler, GroupLoader, SamplingOptions, SeedBatcher, StoreRows
+from optimag_dist.sampling import BlockSampler, GroupLoader, SamplingOptions, SeedBatcher, StoreRows, nodes_alone
 from optimag_dist.store import GraphStore, ingest
 
 
@@ -52,9 +52,9 @@ def read_graph(npz: Path | None, num_nodes: int) -> tuple[np.ndarray, dict[str, 
 def ours(
     store: GraphStore, ppr: PPRArtefact | None, seeds: np.ndarray, options: SamplingOptions
 ) -> Callable[[], Iterable]:
-    loader = GroupLoader(StoreRows(store), ppr, np.zeros(store.num_nodes, np.int64), options, seed=0, messages=True)
+    loader = GroupLoader(StoreRows(store), ppr, options, seed=0, messages=True)
     batcher = SeedBatcher(seeds, store.num_nodes, ppr, options, seed=0, fill=ppr is not None)
-    return lambda: loader.epoch(batcher, 0)
+    return lambda: loader.epoch([(batcher, nodes_alone)], 0)
 
 
 def dgl_loader(store: GraphStore, fanouts: list[int], threads: int) -> Callable[[np.ndarray, int], Iterator]:
@@ -127,7 +127,7 @@ def profile(
         return result
 
     batcher = SeedBatcher(seeds, store.num_nodes, ppr, options, seed=0, fill=ppr is not None)
-    for step, groups in enumerate(batcher.anchors(0)):
+    for step, groups in enumerate(batcher.items(0)):
         key = (0, step, 0)
         group = timed("group", partial(batcher.group, groups[0], key=key))
         nodes, _ = timed("blocks", partial(sampler.sample, group.anchors, options.fanouts, key))

@@ -27,7 +27,6 @@ from optimag_dist.inference.options import EmbedOptions, PredictOptions
 from optimag_dist.inference.parts import Parts
 from optimag_dist.inference.trained import TrainedModel
 from optimag_dist.ray_session import completed, ensure_ray, task_slots
-from optimag_dist.sampling import StoreRows
 from optimag_dist.storage import AnyPath, is_file, on_this_host, sole_user
 from optimag_dist.store import GraphStore
 from optimag_dist.types import InputError
@@ -96,6 +95,8 @@ def infer(
     """
     trained = TrainedModel.open(checkpoint, torch.device("cpu"))
     trained.check_store(store, allow_other=options.allow_other_store)
+    if isinstance(options, PredictOptions):
+        _ = trained.classification
     fanouts = options.fanouts or trained.eval_fanouts
     num_layers = len(trained.config.sampling.fanouts)
     if len(fanouts) != num_layers:
@@ -120,7 +121,7 @@ def infer(
     with sole_user(parts.path):
         if parts.finished():
             return parts.path
-        layered = nodes is None and trained.model.passes_messages
+        layered = nodes is None and hasattr(trained.model.backbone, "layer")
         stages = len(fanouts) + 1 if layered else 1
         ensure_ray()
         device = _device(options.device)
@@ -196,7 +197,9 @@ def _missing(job: Job) -> list[list[int]]:
 def _compute_block(job: Job, stage: int, index: int) -> int:
     device = torch.device(job.device)
     trained = TrainedModel.open(job.checkpoint, device)
-    forward = Forward(trained.model, list(trained.widths), StoreRows(job.store), job.fanouts, job.options.seed, device)
+    forward = Forward(
+        trained.model, list(trained.widths), trained.rows(job.store), job.fanouts, job.options.seed, device
+    )
     nodes = job.block(index)
     with torch.inference_mode():
         if stage == 0 and job.stages > 1:
@@ -231,7 +234,7 @@ def _embedding_columns(
 
 
 def _prediction_columns(options: PredictOptions, trained: TrainedModel, hidden: Tensor) -> dict[str, pa.Array]:
-    probabilities = _numpy(trained.model.head(hidden).softmax(dim=1))
+    probabilities = _numpy(trained.classifier.linear(hidden).softmax(dim=1))
     best = probabilities.argmax(axis=1)
     columns = {
         "label": pa.array(trained.classes).take(pa.array(best)),

@@ -27,7 +27,7 @@ from optimag_dist.inference.parts import META
 from optimag_dist.inference.trained import TrainedModel
 from optimag_dist.storage import AnyPath, opened, remove_tree, to_write
 from optimag_dist.store import GraphStore
-from optimag_dist.tasks import NodeClassification
+from optimag_dist.tasks import make_task
 from optimag_dist.tasks.node_classification import classification_metrics
 from optimag_dist.types import InputError
 
@@ -141,16 +141,16 @@ def as_table(evaluation: Evaluation) -> Group:
 
 
 def _split(trained: TrainedModel, store: GraphStore, part: str) -> np.ndarray:
-    options = trained.config.task
+    options = trained.classification
     if options.split == "stored":
-        return getattr(NodeClassification(store, options, seed=0), part)
+        return getattr(make_task(options, store, seed=0), part)
     if trained.seed is None or store.content_hash != trained.store_hash:
         why = "does not name its seed" if trained.seed is None else "was trained on another store"
         raise InputError(
             f"{trained.location}: was trained on a random split and {why}, so its {part} nodes are not known; list the "
             f"nodes to evaluate on with --nodes"
         )
-    return getattr(NodeClassification(store, options, seed=trained.seed), part)
+    return getattr(make_task(options, store, seed=trained.seed), part)
 
 
 def _labels(trained: TrainedModel, store: GraphStore, nodes: np.ndarray) -> np.ndarray:

@@ -125,7 +125,8 @@ class Forward:
             features=self._features(inputs),
             present=self._present(inputs),
             degrees=self._degrees(inputs),
-            labels=torch.empty(0, dtype=torch.int64),
+            task=0,
+            targets={},
             proximity=None,
             kept_ppr=0.0,
         )

@@ -11,8 +11,11 @@ import torch
 
 from optimag_dist.models import MultimodalModel
 from optimag_dist.options import validate_options
+from optimag_dist.sampling import GraphRows, RawRows, StoreRows, check_encoders
 from optimag_dist.storage import AnyPath, files_below, is_file, on_this_host
 from optimag_dist.store import GraphStore
+from optimag_dist.tasks import NodeClassificationOptions, named
+from optimag_dist.tasks.node_classification import ClassifierHead
 from optimag_dist.train import checkpoint
 from optimag_dist.train.options import VariantConfig
 from optimag_dist.types import InputError
@@ -30,6 +33,7 @@ class TrainedModel:
     widths: modality → width of its features.
     classes: names of the head's outputs.
     store_hash: content hash of the store it was trained on.
+    heads: task → weights of its head.
     model: on the asked device, in evaluation mode.
     """
 
@@ -40,6 +44,7 @@ class TrainedModel:
     widths: dict[str, int]
     classes: tuple[str, ...]
     store_hash: str
+    heads: dict[str, Any]
     model: MultimodalModel
 
     @classmethod
@@ -54,7 +59,7 @@ class TrainedModel:
             raise _no_model(path)
         file = on_this_host(location)
         state = checkpoint.load(file, device)
-        kind = isinstance(state, dict) and state.keys() >= {"model", "config", "widths", "classes", "store"}
+        kind = isinstance(state, dict) and state.keys() >= {"model", "heads", "config", "widths", "classes", "store"}
         if not kind:
             raise InputError(f"{file}: not a trained model (checkpoint.pt holds an unfinished fit); give its model.pt")
         config = validate_options(VariantConfig, state["config"], source=f"{file}, config")
@@ -66,12 +71,50 @@ class TrainedModel:
             widths=dict(state["widths"]),
             classes=tuple(state["classes"]),
             store_hash=state["store"],
+            heads=state["heads"],
             model=_build(file, state, config).to(device).eval(),
         )
 
     @property
     def eval_fanouts(self) -> tuple[int, ...]:
         return self.config.sampling.fanouts_at_evaluation
+
+    def rows(self, store: GraphStore) -> GraphRows:
+        """What the model reads of ``store``."""
+        rows, encoders = StoreRows(store), self.config.model.encoders
+        return RawRows(rows, store, encoders) if encoders else rows
+
+    @property
+    def classification(self) -> NodeClassificationOptions:
+        """The options it was trained to classify nodes by.
+
+        Raises:
+            InputError: it was trained on other tasks only.
+        """
+        return self._classification[1]
+
+    @cached_property
+    def classifier(self) -> ClassifierHead:
+        """What classifies a node by its state; on the model's device, in evaluation mode.
+
+        Raises:
+            InputError: it was trained on other tasks only.
+        """
+        head = ClassifierHead(self.model, len(self.classes))
+        head.load_state_dict(self.heads[self._classification[0]])
+        return head.to(next(self.model.parameters()).device).eval()
+
+    @property
+    def _classification(self) -> tuple[str, NodeClassificationOptions]:
+        tasks = named(self.config.task)
+        for name, options in tasks.items():
+            if isinstance(options, NodeClassificationOptions):
+                return name, options
+        kinds = ", ".join(options.model_dump()["kind"] for options in tasks.values())
+        raise InputError(
+            f"{self.location}: was trained on {kinds} and has no classes to predict; its test figures are in the fit's "
+            f"result.json, what it made in outputs.parquet, and optimag embed writes its nodes' states"
+        )
 
     @cached_property
     def digest(self) -> str:
@@ -85,9 +128,10 @@ class TrainedModel:
                 f"{store.path}: has content {store.content_hash[:16]}, but {self.path} was trained on "
                 f"{self.store_hash[:16]}; if that is meant, add allow_other_store=true"
             )
+        check_encoders(store, self.config.model.encoders)
         found = {name: modality.width for name, modality in store.modalities.items()}
         for name, width in self.widths.items():
-            if found.get(name) != width:
+            if name not in self.config.model.encoders and found.get(name) != width:
                 has = f"width {found[name]}" if name in found else f"only {', '.join(found)}"
                 raise InputError(
                     f"{store.path}: {self.path} needs modality {name!r} of width {width}, and the store has {has}; "
@@ -106,7 +150,7 @@ def _no_model(path: AnyPath) -> InputError:
 
 
 def _build(file: Path, state: dict[str, Any], config: VariantConfig) -> MultimodalModel:
-    model = MultimodalModel(state["widths"], len(state["classes"]), len(config.sampling.fanouts), config.model)
+    model = MultimodalModel(state["widths"], len(config.sampling.fanouts), config.model, state.get("kinds"))
     try:
         model.load_state_dict(state["model"])
     except RuntimeError as error:

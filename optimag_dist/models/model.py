@@ -1,13 +1,16 @@
-"""The model that is trained: encoders per modality, fusion, backbone, head."""
+"""What all tasks share: encoders per modality, fusion, backbone."""
 
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from optimag_dist.models.backbones import make_backbone
+from optimag_dist.models import imported
+from optimag_dist.models.backbones import BACKBONES, make_backbone
 from optimag_dist.models.encoders import ConcatFusion, FrozenEncoder, ModalityEncoder
+from optimag_dist.models.hub import Kind
+from optimag_dist.models.pretrained import PretrainedOptions, make_pretrained_encoder
 from optimag_dist.options import Options
 from optimag_dist.types import GroupBatch
 
@@ -16,45 +19,76 @@ class ModelOptions(Options):
     """Sizes of the model.
 
     Attributes:
-        backbone: ``sage``, ``gcn``, ``gat``, ``mmgcn`` and ``mgat`` (a network per modality), or ``mlp`` (no messages,
-            the graph unused).
+        backbone: ``sage``, ``gcn``, ``gat``, ``mmgcn`` and ``mgat`` (a network per modality), ``mixture`` (of experts
+            over modalities), ``mlp`` (no messages, the graph unused), or a class of yours: ``package.module:Class`` or
+            ``file.py:Class`` (docs/backbones.md).
+        backbone_settings: what the backbone's constructor takes besides.
         encoder: ``mlp``, trained on the stored features; ``frozen`` leaves these as they are: nothing for the
             regulariser to move.
+        encoders: modality → pretrained encoder of a raw attribute, instead of stored features (docs/encoders.md).
         hidden: units of the encoders' and the backbone's hidden layers.
         embedding: width of each modality's embedding Z_m, the one the regulariser sees.
         dropout: probability in encoders and backbone.
     """
 
-    backbone: Literal["sage", "gcn", "gat", "mmgcn", "mgat", "mlp"] = "sage"
+    backbone: str = "sage"
+    backbone_settings: dict[str, Any] = Field(default_factory=dict)
     encoder: Literal["mlp", "frozen"] = "mlp"
+    encoders: dict[str, PretrainedOptions] = Field(default_factory=dict)
     hidden: int = Field(128, ge=1)
     embedding: int = Field(64, ge=1)
     dropout: float = Field(0.5, ge=0, lt=1)
 
+    @field_validator("backbone")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if ":" in name:
+            return imported.absolute(name)
+        if name not in BACKBONES:
+            raise ValueError(f"needed one of {', '.join(BACKBONES)}, or package.module:Class, or file.py:Class")
+        return name
+
 
 class MultimodalModel(nn.Module):
-    """Features of several modalities → one output row per destination node, and the embeddings on the way.
+    """Features of several modalities → an embedding of each, and a hidden state of every destination node.
 
     Args:
-        widths: modality → width of its stored features.
-        num_outputs: width of the output (classes).
+        widths: modality → width of its stored features; not read of what has an encoder in ``options.encoders``.
+        kinds: modality → what that encoder reads.
         num_layers: message-passing layers, equal to the number of sampled blocks.
+
+    Attributes:
+        names: of the modalities, in the order of the store.
+        embedding: width of a modality's embedding.
+        hidden: width of a node's hidden state.
     """
 
-    def __init__(self, widths: Mapping[str, int], num_outputs: int, num_layers: int, options: ModelOptions) -> None:
+    def __init__(
+        self,
+        widths: Mapping[str, int],
+        num_layers: int,
+        options: ModelOptions,
+        kinds: Mapping[str, Kind] | None = None,
+    ) -> None:
         super().__init__()
-        self._names = list(widths)
+        self.names = list(widths)
+        self.embedding, self.hidden = options.embedding, options.hidden
         self.encoders = nn.ModuleList(
-            FrozenEncoder(width, options.embedding)
-            if options.encoder == "frozen"
-            else ModalityEncoder(width, options.hidden, options.embedding, options.dropout)
-            for width in widths.values()
+            make_pretrained_encoder(options.encoders[name], kinds[name], options.embedding)
+            if kinds and name in kinds
+            else _encoder(width, options)
+            for name, width in widths.items()
         )
-        self.fusion = ConcatFusion(self._names, options.embedding)
+        self.fusion = ConcatFusion(self.names, options.embedding)
         self.backbone = make_backbone(
-            options.backbone, len(widths), options.embedding, options.hidden, num_layers, options.dropout
+            options.backbone,
+            len(widths),
+            options.embedding,
+            options.hidden,
+            num_layers,
+            options.dropout,
+            **options.backbone_settings,
         )
-        self.head = nn.Linear(options.hidden, num_outputs)
 
     @property
     def passes_messages(self) -> bool:
@@ -62,15 +96,35 @@ class MultimodalModel(nn.Module):
 
     def encode(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Modality → (U, width) features to modality → (U, embedding)."""
-        return {m: encoder(features[m]) for m, encoder in zip(self._names, self.encoders, strict=True)}
+        return {m: encoder(features[m]) for m, encoder in zip(self.names, self.encoders, strict=True)}
 
-    def represent(self, embeddings: Mapping[str, Tensor], batch: GroupBatch) -> Tensor:
-        """Embeddings of the batch's U nodes → (A, hidden), what the head sees of each anchor."""
-        fused = self.fusion(embeddings, batch.present)
+    def represent(
+        self, embeddings: Mapping[str, Tensor], batch: GroupBatch, present: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
+        """Embeddings of the batch's U nodes → (A, hidden) state of each anchor.
+
+        Args:
+            embeddings: modality → (U, embedding).
+            batch: blocks and degrees.
+            present: modality → (U,) bool, what is shown; default: all that the batch has.
+        """
+        fused = self.fusion(embeddings, batch.present if present is None else present)
         if not self.passes_messages:
             fused = fused[: batch.num_anchors]
         return self.backbone(fused, batch.blocks, batch.degrees)
 
-    def predict(self, embeddings: Mapping[str, Tensor], batch: GroupBatch) -> Tensor:
-        """Embeddings of the batch's U nodes → (A, outputs), one row per anchor."""
-        return self.head(self.represent(embeddings, batch))
+
+def _encoder(width: int, options: ModelOptions) -> nn.Module:
+    if options.encoder == "frozen":
+        return FrozenEncoder(width, options.embedding)
+    return ModalityEncoder(width, options.hidden, options.embedding, options.dropout)
+
+
+def withhold(batch: GroupBatch, modalities: Iterable[str]) -> dict[str, Tensor]:
+    """``batch.present`` with ``modalities`` of the anchors gone: as the anchors are the first nodes of a batch and each
+    node comes once, no path of messages brings back what is withheld."""
+    present = dict(batch.present)
+    for name in modalities:
+        present[name] = present[name].clone()
+        present[name][: batch.num_anchors] = False
+    return present

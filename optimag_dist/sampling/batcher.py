@@ -27,7 +27,7 @@ class SamplingOptions(Options):
     Attributes:
         batcher: ``ppr`` fills a group with its anchors' strongest PPR neighbours, ``uniform`` with random nodes.
         groups: seed groups (transport problems) per optimiser step, over all workers together.
-        anchors: supervised nodes per group, at most.
+        anchors: supervised nodes (or edges, where a task is about these) per group, at most.
         group_size: N, nodes per group (anchors included); capped at the number of nodes of the graph.
         fanouts: neighbours sampled per node, one entry per message-passing layer, input side first; -1 takes all.
         eval_fanouts: the same for evaluation; None takes all neighbours.
@@ -67,10 +67,10 @@ class SamplingOptions(Options):
 
 
 class SeedBatcher:
-    """Cuts ``nodes`` into seed groups, every node the anchor of exactly one group per epoch.
+    """Cuts a task's items into the groups of each step, every item in exactly one group per epoch, and fills groups.
 
     Args:
-        nodes: (T,) int64 ids of the nodes to cover (the training nodes).
+        items: (T,) int64 ids of the nodes to cover (the training nodes), or (T, 2) edges.
         num_nodes: nodes of the whole graph, from which groups are filled.
         ppr: artefact with a row for every node; needed when groups are filled by PPR.
         options: group sizes and batcher.
@@ -78,12 +78,12 @@ class SeedBatcher:
         fill: whether groups are filled up to ``group_size``; without a regulariser only the anchors are of use.
 
     Raises:
-        InputError: no nodes, or fewer nodes than groups per step.
+        InputError: fewer items than groups per step.
     """
 
     def __init__(
         self,
-        nodes: np.ndarray,
+        items: np.ndarray,
         num_nodes: int,
         ppr: PPRArtefact | None,
         options: SamplingOptions,
@@ -91,14 +91,15 @@ class SeedBatcher:
         seed: int,
         fill: bool = True,
     ) -> None:
-        if len(nodes) < options.groups:
+        if len(items) < options.groups:
+            what, more = ("nodes", "label more nodes") if items.ndim == 1 else ("edges", "hold out fewer")
             raise InputError(
-                f"{len(nodes)} training nodes cannot fill sampling.groups={options.groups} groups per step; "
-                f"label more nodes or lower sampling.groups"
+                f"{len(items)} training {what} cannot fill sampling.groups={options.groups} groups per step; "
+                f"{more} or lower sampling.groups"
             )
         if fill and options.batcher == "ppr" and ppr is None:
             raise InputError("sampling.batcher=ppr needs a PPR artefact; compute one with: optimag ppr STORE")
-        self._nodes = np.asarray(nodes, dtype=np.int64)
+        self._items = np.asarray(items, dtype=np.int64)
         self._num_nodes = num_nodes
         self._ppr = ppr
         self._options = options
@@ -108,11 +109,12 @@ class SeedBatcher:
     @property
     def steps_per_epoch(self) -> int:
         per_step = self._options.groups * self._options.anchors
-        return -(-len(self._nodes) // per_step)
+        return -(-len(self._items) // per_step)
 
-    def anchors(self, epoch: int) -> list[list[np.ndarray]]:
-        """Step → group → anchors of one epoch; sizes differ by at most one."""
-        order = np.random.default_rng((self._seed, epoch)).permutation(self._nodes)
+    def items(self, epoch: int, turn: int = 0) -> list[list[np.ndarray]]:
+        """Step → group → items, whose numbers differ by at most one; ``turn`` counts the times within one epoch."""
+        key = (self._seed, epoch, turn) if turn else (self._seed, epoch)
+        order = np.random.default_rng(key).permutation(self._items)
         groups = self._options.groups
         pieces = np.array_split(order, self.steps_per_epoch * groups)
         return [pieces[i : i + groups] for i in range(0, len(pieces), groups)]

@@ -4,7 +4,7 @@ Every batch is a pure function of (seed, epoch, step) and of which groups this r
 """
 
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -12,9 +12,19 @@ import torch
 
 from optimag_dist.ppr import PPRArtefact
 from optimag_dist.sampling.batcher import SamplingOptions, SeedBatcher
-from optimag_dist.sampling.neighbours import BlockSampler, Sampler, append_nodes
+from optimag_dist.sampling.neighbours import BlockSampler, Sampler, append_nodes, cut_arcs
 from optimag_dist.sampling.rows import GraphRows
-from optimag_dist.types import Block, GroupBatch, InputError, SeedGroup, StepBatch
+from optimag_dist.types import Block, Examples, GroupBatch, InputError, SeedGroup, StepBatch
+
+# What tasks draw is keyed apart from what fills groups.
+_EXAMPLES = 0x7A5C
+#: Items of a group, and a generator for what is drawn at random → what the task asks of them.
+Ask = Callable[[np.ndarray, np.random.Generator], Examples]
+
+
+def nodes_alone(items: np.ndarray, rng: np.random.Generator) -> Examples:
+    """:data:`Ask` of what needs no targets: the nodes themselves."""
+    return Examples(items, {})
 
 
 class GroupLoader:
@@ -23,7 +33,6 @@ class GroupLoader:
     Args:
         rows: where neighbours and features come from, row by row: :class:`~optimag_dist.sampling.StoreRows` of a store.
         ppr: prior of the groups; None leaves ``proximity`` out of the batches.
-        labels: (n,) int task labels.
         options: fan-outs and group sizes.
         seed: seed of the run.
         messages: whether the model passes messages; without, batches have no blocks.
@@ -40,7 +49,6 @@ class GroupLoader:
         self,
         rows: GraphRows,
         ppr: PPRArtefact | None,
-        labels: np.ndarray,
         options: SamplingOptions,
         *,
         seed: int,
@@ -57,7 +65,6 @@ class GroupLoader:
             )
         self._rows = rows
         self._ppr = ppr
-        self._labels = labels
         self._options = options
         self._seed = seed
         self._rank = rank
@@ -66,29 +73,63 @@ class GroupLoader:
         self._num_threads = num_threads or torch.get_num_threads()
         self._sampler = _make_sampler(rows, options) if messages else None
 
-    def epoch(self, batcher: SeedBatcher, epoch: int, first_step: int = 0) -> Generator[StepBatch, None, None]:
-        """The steps of one epoch from ``first_step`` on, the same number on every rank."""
-        jobs = [(self._step, batcher, epoch, step, anchors) for step, anchors in enumerate(batcher.anchors(epoch))]
+    def epoch(
+        self, sources: Sequence[tuple[SeedBatcher, Ask]], epoch: int, first_step: int = 0
+    ) -> Generator[StepBatch, None, None]:
+        """The steps of one epoch from ``first_step`` on, the same number on every rank.
+
+        Args:
+            sources: per task, what it is trained on. A step has groups of each; the epoch is as long as the longest
+                takes, and the others come more than once.
+        """
+        steps = max(batcher.steps_per_epoch for batcher, _ in sources)
+        turns = [
+            [groups for turn in range(-(-steps // batcher.steps_per_epoch)) for groups in batcher.items(epoch, turn)]
+            for batcher, _ in sources
+        ]
+        jobs = [(self._step, sources, epoch, step, [task[step] for task in turns]) for step in range(steps)]
         return _ahead(jobs[first_step:], self._num_threads)
 
-    def cover(self, nodes: np.ndarray, chunk: int) -> Iterator[GroupBatch]:
-        """This rank's share of ``nodes``, in chunks of anchors without neighbours beyond the blocks' own."""
+    def cover(self, nodes: np.ndarray, chunk: int, ask: Ask = nodes_alone) -> Iterator[GroupBatch]:
+        """This rank's share of ``nodes``, in chunks of anchors without neighbours beyond the blocks' own.
+
+        The chunks do not depend on the number of ranks, so neither does what is withheld or drawn for them.
+        """
         fanouts = self._options.fanouts_at_evaluation
-        mine = nodes[self._rank :: self._world_size]
-        chunks = [mine[i : i + chunk] for i in range(0, len(mine), chunk)]
-        jobs = [(self._assemble, SeedGroup(c, len(c)), fanouts, (0, i), None) for i, c in enumerate(chunks)]
+        jobs = []
+        for index in range(self._rank, -(-len(nodes) // chunk), self._world_size):
+            items = nodes[index * chunk : (index + 1) * chunk]
+            jobs.append((self._covered, items, ask, fanouts, (0, index)))
         return _ahead(jobs, self._num_threads)
 
-    def _step(self, batcher: SeedBatcher, epoch: int, step: int, anchors: list[np.ndarray]) -> StepBatch:
+    def _covered(self, items: np.ndarray, ask: Ask, fanouts: tuple[int, ...], key: tuple[int, ...]) -> GroupBatch:
+        examples = ask(items, self._rng(key))
+        return self._assemble(SeedGroup(examples.anchors, len(examples.anchors)), examples, fanouts, key, None, 0)
+
+    def _step(
+        self, sources: Sequence[tuple[SeedBatcher, Ask]], epoch: int, step: int, items: list[list[np.ndarray]]
+    ) -> StepBatch:
         groups = []
-        for index in range(self._rank, len(anchors), self._world_size):
-            key = (epoch, step, index)
-            group = batcher.group(anchors[index], key=key)
-            groups.append(self._assemble(group, self._options.fanouts, key, self._ppr))
-        return StepBatch(epoch, step, tuple(groups), len(anchors), sum(len(a) for a in anchors))
+        for task, (batcher, ask) in enumerate(sources):
+            for index in range(self._rank, len(items[task]), self._world_size):
+                key = (epoch, step, task * len(items[task]) + index)
+                examples = ask(items[task][index], self._rng(key))
+                group = batcher.group(examples.anchors, key=key)
+                groups.append(self._assemble(group, examples, self._options.fanouts, key, self._ppr, task))
+        num_items = tuple(sum(map(len, of_task)) for of_task in items)
+        return StepBatch(epoch, step, tuple(groups), sum(map(len, items)), num_items)
+
+    def _rng(self, key: tuple[int, ...]) -> np.random.Generator:
+        return np.random.default_rng((self._seed, *key, _EXAMPLES))
 
     def _assemble(
-        self, group: SeedGroup, fanouts: tuple[int, ...], key: tuple[int, ...], ppr: PPRArtefact | None
+        self,
+        group: SeedGroup,
+        examples: Examples,
+        fanouts: tuple[int, ...],
+        key: tuple[int, ...],
+        ppr: PPRArtefact | None,
+        task: int,
     ) -> GroupBatch:
         inputs: np.ndarray = group.anchors
         blocks: tuple[Block, ...] = ()
@@ -96,6 +137,9 @@ class GroupLoader:
             inputs, blocks = self._sampler.sample(group.anchors, fanouts, (self._seed, *key))
         # The blocks' inputs start with the anchors; the other seeds follow where no block needs them anyway.
         nodes, seed_rows = append_nodes(inputs, group.seeds)
+        degrees = self._rows.degrees(nodes)
+        if examples.cut is not None:
+            blocks, degrees = cut_arcs(blocks, degrees, nodes, examples.cut)
         proximity = None if ppr is None else ppr.submatrix(group.seeds)
         kept = 0.0 if ppr is None or proximity is None else float(proximity.sum() / ppr.mass(group.seeds).sum())
         batch = GroupBatch(
@@ -105,8 +149,9 @@ class GroupLoader:
             blocks=blocks,
             features={m: torch.from_numpy(self._rows.features(m, nodes)) for m in self._rows.modalities},
             present={m: torch.from_numpy(self._rows.present(m, nodes)) for m in self._rows.modalities},
-            degrees=torch.from_numpy(self._rows.degrees(nodes)).float(),
-            labels=torch.from_numpy(self._labels[group.anchors]).long(),
+            degrees=torch.from_numpy(degrees).float(),
+            task=task,
+            targets={name: torch.from_numpy(values) for name, values in examples.targets.items()},
             proximity=None if proximity is None else torch.from_numpy(proximity),
             kept_ppr=kept,
         )

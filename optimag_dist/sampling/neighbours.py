@@ -67,3 +67,30 @@ def append_nodes(nodes: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.
     rows = np.empty(len(others), np.int64)
     count = number_nodes(room, len(nodes), others, rows)
     return room[:count], rows
+
+
+def cut_arcs(
+    blocks: tuple[Block, ...], degrees: np.ndarray, nodes: np.ndarray, edges: np.ndarray
+) -> tuple[tuple[Block, ...], np.ndarray]:
+    """Blocks without the arcs of ``edges``, in both directions, and the degrees without them.
+
+    Args:
+        blocks: over ``nodes``, of which each block's sources are the first.
+        degrees: (U,) int64.
+        nodes: (U,) int64 distinct ids.
+        edges: (E, 2) int64 ids of distinct edges of the graph.
+    """
+    order = np.argsort(nodes)
+    places = order[np.searchsorted(nodes, edges, sorter=order).clip(max=len(nodes) - 1)]
+    known = nodes[places] == edges
+    degrees = degrees - np.bincount(places[known], minlength=len(nodes))
+    ends = places[known.all(1)]
+    gone = np.unique(np.concatenate([ends @ (len(nodes), 1), ends[:, ::-1] @ (len(nodes), 1)]))
+    kept = []
+    for block in blocks:
+        rows = np.repeat(np.arange(block.num_dst), np.diff(block.indptr.numpy()))
+        stay = ~np.isin(rows * len(nodes) + block.indices.numpy(), gone)
+        indptr = np.zeros(block.num_dst + 1, np.int64)
+        np.cumsum(np.bincount(rows[stay], minlength=block.num_dst), out=indptr[1:])
+        kept.append(Block(torch.from_numpy(indptr), block.indices[torch.from_numpy(stay)], block.num_src))
+    return tuple(kept), degrees

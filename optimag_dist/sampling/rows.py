@@ -4,7 +4,7 @@ Only what a batch needs is asked for. Neighbours are drawn where the rows lie, s
 neighbours and not all of them; because a draw depends on key and node alone, it is the same draw everywhere.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -89,6 +89,39 @@ class StoreRows:
 
     def present(self, modality: str, nodes: np.ndarray) -> np.ndarray:
         return self._store.present(modality)[nodes]
+
+
+class HidingRows:
+    """:class:`GraphRows` in which some nodes seem to lack some modalities.
+
+    Args:
+        rows: all of the graph.
+        hidden: modality → (n,) bool.
+    """
+
+    def __init__(self, rows: GraphRows, hidden: Mapping[str, np.ndarray]) -> None:
+        self._rows, self._hidden = rows, hidden
+        self.modalities, self.topology = rows.modalities, rows.topology
+        self.neighbours, self.degrees = rows.neighbours, rows.degrees
+
+    @classmethod
+    def around(cls, rows: GraphRows, hidden: Sequence[Mapping[str, np.ndarray]]) -> GraphRows:
+        """``rows`` without what any of ``hidden`` hides."""
+        masks: dict[str, np.ndarray] = {}
+        for mapping in hidden:
+            for name, mask in mapping.items():
+                masks[name] = masks[name] | mask if name in masks else mask
+        return cls(rows, masks) if masks else rows
+
+    def features(self, modality: str, nodes: np.ndarray) -> np.ndarray:
+        values = self._rows.features(modality, nodes)
+        if modality in self._hidden:
+            values[self._hidden[modality][nodes]] = 0
+        return values
+
+    def present(self, modality: str, nodes: np.ndarray) -> np.ndarray:
+        present = self._rows.present(modality, nodes)
+        return present & ~self._hidden[modality][nodes] if modality in self._hidden else present
 
 
 def draw_neighbours(

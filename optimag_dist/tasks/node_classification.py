@@ -1,45 +1,49 @@
-"""Node classification: which nodes are trained, validated and tested on, the loss, and the metrics."""
+"""Node classification: the class of a node, from itself and its neighbourhood."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import torch
-from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torchmetrics import MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
-from optimag_dist.options import Options
+from optimag_dist.models import MultimodalModel
 from optimag_dist.store import GraphStore
-from optimag_dist.types import InputError
+from optimag_dist.tasks.splits import NodeSplit, split_nodes
+from optimag_dist.tasks.task import Evaluation, Part, Setting, Task, TaskHead, TaskOptions
+from optimag_dist.types import Examples, GroupBatch, InputError
+
+if TYPE_CHECKING:
+    from torchmetrics import MetricCollection
 
 
-class RandomSplit(Options):
-    """A new stratified split for every seed: shares of the labelled nodes; the rest is the test set."""
-
-    train: float = Field(gt=0, lt=1)
-    val: float = Field(gt=0, lt=1)
-
-    @model_validator(mode="after")
-    def _leaves_a_test_set(self) -> "RandomSplit":
-        if self.train + self.val >= 1:
-            raise ValueError(f"train + val = {self.train + self.val:g} leaves no test nodes; make the sum less than 1")
-        return self
-
-
-class NodeClassificationOptions(Options):
+class NodeClassificationOptions(TaskOptions):
     """Attributes:
-    split: ``stored`` uses the store's own split; otherwise shares for a random one.
+    split: ``stored`` uses the store's own split; otherwise shares of the labelled nodes for a random one, by class.
     """
 
     kind: Literal["node_classification"] = "node_classification"
-    split: Literal["stored"] | RandomSplit = "stored"
+    split: NodeSplit = "stored"
 
 
-class NodeClassification:
-    """Targets of one run.
+class ClassifierHead(TaskHead):
+    """A linear layer on a node's state."""
 
-    Attributes:
+    def __init__(self, model: MultimodalModel, num_classes: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(model.hidden, num_classes)
+
+    def logits(self, model: MultimodalModel, embeddings: Mapping[str, Tensor], batch: GroupBatch) -> Tensor:
+        """(A, classes)."""
+        return self.linear(model.represent(embeddings, batch))
+
+    def loss(self, model: MultimodalModel, embeddings: Mapping[str, Tensor], batch: GroupBatch) -> Tensor:
+        """Cross-entropy."""
+        logits = self.logits(model, embeddings, batch)
+        return nn.functional.cross_entropy(logits, batch.targets["labels"], reduction="sum")
+
+
+class NodeClassification(Task[ClassifierHead]):
+    """Attributes:
         labels: (n,) int64, -1 where unlabelled.
         train, val, test: (…,) int64 ascending node ids, all labelled.
 
@@ -47,10 +51,10 @@ class NodeClassification:
         InputError: the store has no labels, fewer than two classes, no split where one is asked for, or an empty part.
     """
 
-    #: The metric that early stopping and the choice of the best epoch go by.
+    validated = ("accuracy", "macro_f1")
     decisive = "accuracy"
 
-    def __init__(self, store: GraphStore, options: NodeClassificationOptions, *, seed: int) -> None:
+    def __init__(self, store: GraphStore, options: NodeClassificationOptions, setting: Setting) -> None:
         if store.labels is None:
             raise InputError(
                 f"{store.path}: node classification needs labels and this store has none; name the label column under "
@@ -60,53 +64,50 @@ class NodeClassification:
             raise InputError(f"{store.path}: node classification needs two classes or more, got {list(store.classes)}")
         self.labels = np.asarray(store.labels, dtype=np.int64)
         self.num_classes = len(store.classes)
-        parts = _stored(store, self.labels) if options.split == "stored" else _random(self.labels, options.split, seed)
-        self.train, self.val, self.test = parts
-        for name, part in zip(("train", "val", "test"), parts, strict=True):
-            if len(part) == 0:
-                raise InputError(f"{store.path}: the {name} split has no labelled node; split used: {options.split}")
+        self.train, self.val, self.test = split_nodes(
+            store, options.split, self.labels >= 0, seed=setting.seed, what="labelled node", strata=self.labels
+        )
 
-    @property
-    def num_outputs(self) -> int:
-        return self.num_classes
+    def examples(self, items: np.ndarray, rng: np.random.Generator) -> Examples:
+        return Examples(items, {"labels": self.labels[items]})
 
-    @staticmethod
-    def loss(logits: Tensor, labels: Tensor) -> Tensor:
-        """Cross-entropy summed over rows: (A, classes), (A,) int64 → scalar."""
-        return nn.functional.cross_entropy(logits, labels, reduction="sum")
+    def head(self, model: MultimodalModel) -> ClassifierHead:
+        return ClassifierHead(model, self.num_classes)
 
-    def metrics(self, device: torch.device) -> MetricCollection:
-        """Fresh metrics of (logits, labels); they reduce over the workers when computed."""
-        return classification_metrics(self.num_classes).to(device)
+    def evaluation(self, part: Part) -> "_Evaluation":
+        return _Evaluation(self, self.val if part == "val" else self.test)
 
 
-def classification_metrics(num_classes: int) -> MetricCollection:
-    """Fresh metrics of ((k, classes) logits or probabilities, (k,) int64 labels)."""
+class _Evaluation(Evaluation[ClassifierHead]):
+    def __init__(self, task: NodeClassification, nodes: np.ndarray) -> None:
+        self.nodes = nodes
+        self._task = task
+        self._metrics = classification_metrics(task.num_classes)
+
+    def ask(self, nodes: np.ndarray, rng: np.random.Generator) -> Examples:
+        return self._task.examples(nodes, rng)
+
+    def update(
+        self, model: MultimodalModel, head: ClassifierHead, embeddings: Mapping[str, Tensor], batch: GroupBatch
+    ) -> None:
+        labels = batch.targets["labels"]
+        self._metrics.to(labels.device).update(head.logits(model, embeddings, batch), labels)
+
+    def compute(self, head: ClassifierHead) -> dict[str, float]:
+        # A rank without a batch still has to meet the others' devices.
+        self._metrics.to(head.linear.weight.device)
+        return {name: float(value) for name, value in self._metrics.compute().items()}
+
+
+def classification_metrics(num_classes: int) -> "MetricCollection":
+    """Fresh metrics of ((k, classes) logits or probabilities, (k,) int64 labels); they reduce over the workers."""
+    # It imports whatever it has metrics for, transformers among them: seconds that other tasks need not wait for.
+    from torchmetrics import MetricCollection
+    from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
+
     return MetricCollection(
         {
             "accuracy": MulticlassAccuracy(num_classes, average="micro"),
             "macro_f1": MulticlassF1Score(num_classes, average="macro"),
         }
     )
-
-
-def _stored(store: GraphStore, labels: np.ndarray) -> tuple[np.ndarray, ...]:
-    if store.split is None:
-        raise InputError(
-            f"{store.path}: task.split=stored but the store has no split; name its column under nodes.split in the "
-            f"schema and ingest again, or set task.split={{train: 0.6, val: 0.2}}"
-        )
-    return tuple(np.flatnonzero((store.split == part) & (labels >= 0)) for part in range(3))
-
-
-def _random(labels: np.ndarray, split: RandomSplit, seed: int) -> tuple[np.ndarray, ...]:
-    """Stratified: every class gives its share, and at least one node, to training."""
-    rng = np.random.default_rng((seed, 0x5911))
-    parts: tuple[list[np.ndarray], ...] = ([], [], [])
-    for label in range(labels.max() + 1):
-        members = rng.permutation(np.flatnonzero(labels == label))
-        first = max(1, round(split.train * len(members)))
-        second = first + round(split.val * len(members))
-        for part, piece in zip(parts, np.split(members, [first, second]), strict=True):
-            part.append(piece)
-    return tuple(np.sort(np.concatenate(part)) for part in parts)

@@ -2,26 +2,40 @@
 
 from pathlib import Path
 
-from optimag_dist.sampling import SeedBatcher
+from optimag_dist.models.backbones import check_backbone
+from optimag_dist.sampling import SeedBatcher, check_encoders
 from optimag_dist.storage import AnyPath
 from optimag_dist.store import GraphStore
-from optimag_dist.tasks import NodeClassification
+from optimag_dist.tasks import make_task, named
 from optimag_dist.train.options import VariantConfig
 from optimag_dist.types import InputError
 
 
-def check_input(store: GraphStore, config: VariantConfig, seed: int) -> NodeClassification:
+def check_input(store: GraphStore, config: VariantConfig, seed: int) -> None:
     """Go through the doors that a fit's workers go through.
 
-    Returns:
-        The fit's task.
-
     Raises:
-        InputError: store, task and sampling do not fit together.
+        InputError: store, tasks and sampling do not fit together.
     """
-    task = NodeClassification(store, config.task, seed=seed)
-    SeedBatcher(task.train, store.num_nodes, None, config.sampling, seed=seed, fill=False)
-    return task
+    model, sampling = config.model, config.sampling
+    check_encoders(store, model.encoders)
+    if model.encoders and config.train.placement == "sharded":
+        raise InputError("model.encoders reads texts and pictures of the whole store: use train.placement=replicated")
+    modalities = list(dict.fromkeys([*store.modalities, *model.encoders]))
+    check_backbone(
+        model.backbone,
+        model.backbone_settings,
+        modalities=len(modalities),
+        width=model.embedding,
+        hidden=model.hidden,
+        num_layers=len(sampling.fanouts),
+    )
+    for name, options in named(config.task).items():
+        try:
+            task = make_task(options, store, seed=seed, modalities=modalities)
+            SeedBatcher(task.train, store.num_nodes, None, sampling, seed=seed, fill=False)
+        except InputError as error:
+            raise InputError(f"task {name}: {error}" if name else str(error)) from error
 
 
 def check_free(directory: Path, shown: AnyPath) -> None:

@@ -18,13 +18,13 @@ class EpochTotals:
     """Sums over an epoch's steps.
 
     Attributes:
-        steps, groups, anchors: over all ranks, so the same on each; ``steps`` is the position in the epoch.
+        steps, groups, items: over all ranks, so the same on each; ``steps`` is the position in the epoch.
         wait_s: seconds this rank has waited for its loader.
         ufgw_s: seconds of this rank's transport problems, forward.
     """
 
     def __init__(self) -> None:
-        self.steps = self.groups = self.anchors = 0
+        self.steps = self.groups = self.items = 0
         self.wait_s = self.ufgw_s = 0.0
         self._sums: dict[str, Tensor | float] = {"kept_ppr": 0.0, "seeds": 0.0}
         self._seconds_before = 0.0
@@ -46,7 +46,7 @@ class EpochTotals:
         """A step's figures of this rank, as :class:`~optimag_dist.train.step.StepLoss` returns them."""
         self.steps += 1
         self.groups += batch.num_groups
-        self.anchors += batch.num_anchors
+        self.items += sum(batch.num_items)
         mine = {
             "kept_ppr": sum(group.kept_ppr for group in batch.groups) / batch.num_groups,
             "seeds": sum(len(group.seed_rows) for group in batch.groups),
@@ -70,14 +70,14 @@ class EpochTotals:
 
     def state(self, ranks: Tensor) -> dict[str, Any]:
         """For a checkpoint, given all ranks' :meth:`pack`."""
-        counts = {"steps": self.steps, "groups": self.groups, "anchors": self.anchors}
+        counts = {"steps": self.steps, "groups": self.groups, "items": self.items}
         return {"counts": counts, "names": list(self._sums), "ranks": ranks.cpu()}
 
     @classmethod
     def restored(cls, state: dict[str, Any], rank: int, world_size: int) -> "EpochTotals":
         """From :meth:`state`; another number of ranks than it was saved by shares the sums out."""
         totals, names, ranks = cls(), state["names"], state["ranks"].cpu()
-        totals.steps, totals.groups, totals.anchors = (state["counts"][n] for n in ("steps", "groups", "anchors"))
+        totals.steps, totals.groups, totals.items = (state["counts"][n] for n in ("steps", "groups", "items"))
         same = len(ranks) == world_size
         sums = ranks[rank] if same else ranks.sum(0) / world_size
         times = ranks[rank] if same else ranks.amax(0)

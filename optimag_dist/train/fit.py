@@ -23,10 +23,23 @@ from torch.nn.parallel import DistributedDataParallel
 
 from optimag_dist.files import atomic
 from optimag_dist.models import MultimodalModel
+from optimag_dist.models.pretrained import parameter_groups
 from optimag_dist.ppr import PPRArtefact
-from optimag_dist.sampling import GraphRows, GroupLoader, SamplingOptions, SeedBatcher, StoreRows
+from optimag_dist.sampling import (
+    GraphRows,
+    GroupLoader,
+    HidingRows,
+    RawRows,
+    SamplingOptions,
+    SeedBatcher,
+    StoreRows,
+    check_encoders,
+    nodes_alone,
+)
 from optimag_dist.store import GraphStore
-from optimag_dist.tasks import NodeClassification
+from optimag_dist.tasks import decisive_of, make_task, named, qualified
+from optimag_dist.tasks.metrics import metric_of
+from optimag_dist.tasks.task import Part
 from optimag_dist.train import checkpoint
 from optimag_dist.train.agreement import Agreement
 from optimag_dist.train.epoch import EpochTotals
@@ -38,7 +51,6 @@ from optimag_dist.types import InputError
 from optimag_dist.ufgw import REMEDIES, UFGWRegulariser
 
 Batch = TypeVar("Batch")
-_EVALUATION_CHUNK = 512
 # A sign of useless plans seen in more than this share of an epoch's transport problems is told with the result.
 _WORTH_TELLING = 0.5
 
@@ -117,26 +129,39 @@ class _Fitting:
     ) -> None:
         config = fit.config
         self._host = host
-        self._fit, self._store, self._worker, self._rows = fit, store, worker, rows
+        self._fit, self._store, self._worker = fit, store, worker
         self._options = config.train
-        self._task = NodeClassification(store, config.task, seed=fit.seed)
+        if config.needs_ppr and ppr is None:
+            raise InputError("this run needs a PPR artefact; compute one with: optimag ppr STORE")
+        tasks = named(config.task)
+        self._kinds = check_encoders(store, config.model.encoders)
+        if self._kinds:
+            rows = RawRows(rows, store, config.model.encoders)
+        self._widths = {name: modality.width for name, modality in rows.modalities.items()}
+        self._tasks = {
+            name: make_task(options, store, seed=fit.seed, ppr=ppr, modalities=list(self._widths))
+            for name, options in tasks.items()
+        }
+        self._rows = HidingRows.around(rows, [task.hidden for task in self._tasks.values()])
         torch.manual_seed(fit.seed)
-        self._widths = {name: modality.width for name, modality in store.modalities.items()}
-        self._model = MultimodalModel(self._widths, self._task.num_outputs, len(config.sampling.fanouts), config.model)
-        regulariser = UFGWRegulariser(**config.regulariser.model_dump()) if config.needs_ppr else None
-        if regulariser is not None and ppr is None:
-            raise InputError("the regulariser needs a PPR artefact; compute one with: optimag ppr STORE")
-        self._ppr = ppr if config.needs_ppr else None
-        self._step_loss = StepLoss(self._model, regulariser, self._task, worker.world_size).to(worker.device)
+        self._model = MultimodalModel(self._widths, len(config.sampling.fanouts), config.model, self._kinds)
+        heads = {name: task.head(self._model) for name, task in self._tasks.items()}
+        regulariser = UFGWRegulariser(**config.regulariser.model_dump()) if config.regularised else None
+        self._prior = ppr if config.regularised else None
+        weights = {name: options.weight for name, options in tasks.items()}
+        self._step_loss = StepLoss(self._model, heads, weights, regulariser, worker.world_size).to(worker.device)
+        self._heads = dict(zip(heads, self._step_loss.heads, strict=True))
         self._parallel: torch.nn.Module = self._step_loss
         if worker.world_size > 1:
             ids = [worker.device] if worker.device.type == "cuda" else None
             self._parallel = DistributedDataParallel(self._step_loss, device_ids=ids)
-        self._optimiser = torch.optim.AdamW(
-            self._model.parameters(), lr=self._options.lr, weight_decay=self._options.weight_decay
-        )
+        groups = parameter_groups(self._step_loss, self._options.lr)
+        self._optimiser = torch.optim.AdamW(groups, lr=self._options.lr, weight_decay=self._options.weight_decay)
         self._loader = self._make_loader(config.sampling, messages=self._model.passes_messages)
-        self._batcher = self._make_batcher(self._task.train, config.sampling)
+        self._sources = [
+            (self._make_batcher(task.train, config.sampling), task.examples) for task in self._tasks.values()
+        ]
+        self._decisive = decisive_of(config.task)
         self.epoch = 0
         self.stopped = False
         self._totals = EpochTotals()
@@ -149,8 +174,7 @@ class _Fitting:
     def _make_loader(self, sampling: SamplingOptions, *, messages: bool) -> GroupLoader:
         return GroupLoader(
             self._rows,
-            self._ppr,
-            self._task.labels,
+            self._prior,
             sampling,
             seed=self._fit.seed,
             messages=messages,
@@ -163,10 +187,10 @@ class _Fitting:
         return SeedBatcher(
             nodes,
             self._store.num_nodes,
-            self._ppr,
+            self._prior,
             sampling,
             seed=self._fit.seed,
-            fill=self._ppr is not None,
+            fill=self._prior is not None,
         )
 
     # -- training ------------------------------------------------------------------------------------------------
@@ -181,7 +205,7 @@ class _Fitting:
                 record = self._end_epoch()
                 last = self.epoch == self._options.epochs
                 if self.epoch % self._options.eval_every == 0 or last:
-                    metrics = self._evaluate(self._task.val, "evaluate")
+                    metrics = self._evaluate("val", "evaluate")
                     record |= {f"val/{name}": value for name, value in metrics.items()}
                     self._keep_if_best(metrics)
                 yield record
@@ -193,7 +217,7 @@ class _Fitting:
         self._step_loss.train()
         totals, device = self._totals, self._worker.device
         totals.start_clock()
-        batches = self._loader.epoch(self._batcher, self.epoch, first_step=totals.steps)
+        batches = self._loader.epoch(self._sources, self.epoch, first_step=totals.steps)
         with contextlib.closing(batches):
             for cpu_batch in self._beating("load", totals.timed(batches), totals.steps):
                 self._host.beat("step", self.epoch, cpu_batch.step)
@@ -230,8 +254,9 @@ class _Fitting:
             "steps": steps,
             "seconds": seconds["seconds"],
             "wait_s": seconds["wait_s"],
-            "anchors_per_s": self._totals.anchors / seconds["seconds"],
+            "anchors_per_s": self._totals.items / seconds["seconds"],
         }
+        record |= {name: value / steps for name, value in sums.items() if name.startswith("task_loss/")}
         if self._step_loss.regulariser is not None:
             record |= {"alignment": sums["alignment"] / steps, "kept_ppr": sums["kept_ppr"] / steps}
             record |= {"ufgw_s": seconds["ufgw_s"], "seeds_per_s": sums["seeds"] / seconds["seconds"]}
@@ -256,18 +281,32 @@ class _Fitting:
             yield batch
 
     @torch.no_grad()
-    def _evaluate(self, nodes: np.ndarray, phase: str) -> dict[str, float]:
+    def _evaluate(self, part: Part, phase: str) -> dict[str, float]:
+        """Every task's figures of a part; rank 0 also writes what was made for the test part."""
         self._step_loss.eval()
-        metrics = self._task.metrics(self._worker.device)
-        for cpu_batch in self._beating(phase, self._loader.cover(nodes, _EVALUATION_CHUNK)):
+        evaluations = {name: task.evaluation(part) for name, task in self._tasks.items()}
+        batches = (
+            (name, batch)
+            for name, evaluation in evaluations.items()
+            for batch in self._loader.cover(evaluation.nodes, evaluation.chunk, evaluation.ask)
+        )
+        for name, cpu_batch in self._beating(phase, batches):
             batch = cpu_batch.to(self._worker.device)
-            metrics.update(self._model.predict(self._model.encode(batch.features), batch), batch.labels)
-        return {name: float(value) for name, value in metrics.compute().items()}
+            embeddings = self._model.encode(batch.features)
+            evaluations[name].update(self._model, self._heads[name], embeddings, batch)
+        figures: dict[str, float] = {}
+        for name, evaluation in evaluations.items():
+            computed = evaluation.compute(self._heads[name])
+            figures |= {qualified(name, figure): value for figure, value in computed.items()}
+            if part == "test" and self._worker.rank == 0 and (outputs := evaluation.outputs()) is not None:
+                path = self._fit.directory / (f"outputs-{name}.parquet" if name else "outputs.parquet")
+                self._write_table(path, outputs)
+        return figures
 
     def _keep_if_best(self, metrics: dict[str, float]) -> None:
-        best = self._best["metrics"]
-        if best is None or metrics[self._task.decisive] > best[self._task.decisive]:
-            weights = {name: tensor.detach().clone() for name, tensor in self._model.state_dict().items()}
+        best, sign = self._best["metrics"], metric_of(self._decisive).sign
+        if best is None or sign * metrics[self._decisive] > sign * best[self._decisive]:
+            weights = {name: tensor.detach().clone() for name, tensor in self._step_loss.state_dict().items()}
             self._best = {"metrics": metrics, "epoch": self.epoch - 1, "weights": weights}
             self._evaluations_since_best = 0
         else:
@@ -291,7 +330,7 @@ class _Fitting:
                     f"{path}: made by another {'configuration' if what == 'fingerprint' else 'graph'}; train under "
                     f"another name, or delete {self._fit.directory} to start over"
                 )
-        self._model.load_state_dict(state["model"])
+        self._step_loss.load_state_dict(state["weights"])
         self._optimiser.load_state_dict(state["optimiser"])
         self.epoch, self._best = state["epoch"], state["best"]
         self._evaluations_since_best = state["evaluations_since_best"]
@@ -307,7 +346,7 @@ class _Fitting:
             state = {
                 "fingerprint": self._fingerprint,
                 "store": self._store.content_hash,
-                "model": self._model.state_dict(),
+                "weights": self._step_loss.state_dict(),
                 "optimiser": self._optimiser.state_dict(),
                 "epoch": self.epoch,
                 "totals": totals,
@@ -325,15 +364,17 @@ class _Fitting:
         """Test the best weights, save them, and export every node's kept mass."""
         if self._best["metrics"] is None:
             # Resumed with fewer epochs than the first evaluation waits for.
-            self._keep_if_best(self._evaluate(self._task.val, "evaluate"))
-        self._model.load_state_dict(self._best["weights"])
-        test = self._evaluate(self._task.test, "test")
+            self._keep_if_best(self._evaluate("val", "evaluate"))
+        self._step_loss.load_state_dict(self._best["weights"])
+        test = self._evaluate("test", "test")
         kept_mass = self._kept_mass_of_all_nodes()
         if self._worker.rank == 0:
             model = {
                 "model": self._model.state_dict(),
+                "heads": {name: head.state_dict() for name, head in self._heads.items()},
                 "config": self._fit.config.model_dump(mode="json"),
                 "widths": self._widths,
+                "kinds": self._kinds,
                 "classes": list(self._store.classes),
                 "store": self._store.content_hash,
                 "seed": self._fit.seed,
@@ -343,15 +384,13 @@ class _Fitting:
             self._host.saved(path)
             if kept_mass is not None:
                 ids = self._store.ids(np.arange(self._store.num_nodes))
-                path = self._fit.directory / "kept_mass.parquet"
-                with atomic(path) as temporary:
-                    pq.write_table(pa.table({"id": ids, **kept_mass}), temporary)
-                self._host.saved(path)
+                self._write_table(self._fit.directory / "kept_mass.parquet", pa.table({"id": ids, **kept_mass}))
         return {
             "variant": self._fit.variant,
             "seed": self._fit.seed,
             "epochs": self.epoch,
             "best_epoch": self._best["epoch"],
+            "decisive": self._decisive,
             **{f"val/{name}": value for name, value in self._best["metrics"].items()},
             **{f"test/{name}": value for name, value in test.items()},
             "advice": "\n".join(self._advice),
@@ -364,11 +403,13 @@ class _Fitting:
         if regulariser is None or self._options.kept_mass == "none":
             return None
         self._step_loss.eval()
-        names = list(self._store.modalities)
+        names = list(self._widths)
         kept = torch.zeros(len(names), self._store.num_nodes, device=self._worker.device)
         judging = self._fit.config.sampling.for_judging
         batcher = self._make_batcher(np.arange(self._store.num_nodes), judging)
-        for batch in self._beating("export", self._make_loader(judging, messages=False).epoch(batcher, epoch=0)):
+        for batch in self._beating(
+            "export", self._make_loader(judging, messages=False).epoch([(batcher, nodes_alone)], epoch=0)
+        ):
             for group in batch.to(self._worker.device).groups:
                 anchors = group.node_ids[group.seed_rows[: group.num_anchors]]
                 _, kept_mass = align(regulariser, self._model.encode(group.features), group)
@@ -378,6 +419,11 @@ class _Fitting:
             # Every node is an anchor on one rank and 0 on the others.
             dist.all_reduce(kept)
         return dict(zip(names, kept.cpu().numpy(), strict=True))
+
+    def _write_table(self, path: Path, table: pa.Table) -> None:
+        with atomic(path) as temporary:
+            pq.write_table(table, temporary)
+        self._host.saved(path)
 
     def _totals_of_ranks(self) -> Tensor:
         """(world_size, figures) float64; waits for the device."""

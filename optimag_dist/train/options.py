@@ -12,7 +12,7 @@ from optimag_dist.options import Options, validate_options
 from optimag_dist.ppr import PPROptions
 from optimag_dist.sampling import SamplingOptions
 from optimag_dist.storage import AnyPath, Location
-from optimag_dist.tasks import NodeClassificationOptions
+from optimag_dist.tasks import AnyTask, NodeClassificationOptions, named
 from optimag_dist.telemetry import TrackingOptions
 from optimag_dist.types import InputError
 
@@ -116,7 +116,7 @@ class VariantConfig(Options):
     sampling: SamplingOptions = SamplingOptions()
     model: ModelOptions = ModelOptions()
     regulariser: RegulariserOptions = RegulariserOptions()
-    task: NodeClassificationOptions = NodeClassificationOptions()
+    task: AnyTask = NodeClassificationOptions()
     train: TrainOptions = TrainOptions()
 
     @model_validator(mode="after")
@@ -129,9 +129,13 @@ class VariantConfig(Options):
         return self
 
     @property
-    def needs_ppr(self) -> bool:
+    def regularised(self) -> bool:
         """Without the regulariser groups are not filled and no prior is read."""
         return self.regulariser.weight > 0
+
+    @property
+    def needs_ppr(self) -> bool:
+        return self.regularised or any(task.needs_ppr for task in named(self.task).values())
 
 
 class RunConfig(VariantConfig):
@@ -225,11 +229,19 @@ def fingerprint(config: VariantConfig, seed: int) -> str:
 
 
 def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """``base`` with ``changes``, given as dotted keys or nested mappings."""
+    """``base`` with ``changes``, given as dotted keys or nested mappings.
+
+    A section whose ``kind`` changes starts anew: another kind's keys mean nothing to it.
+    """
     merged = dict(base)
     for dotted, value in changes.items():
         key, _, rest = dotted.partition(".")
         nested = {rest: value} if rest else value
         below = merged.get(key)
-        merged[key] = merge(below, nested) if isinstance(below, dict) and isinstance(nested, dict) else nested
+        if not (isinstance(below, dict) and isinstance(nested, dict)):
+            merged[key] = nested
+        elif "kind" in nested and nested["kind"] != below.get("kind"):
+            merged[key] = merge({}, nested)
+        else:
+            merged[key] = merge(below, nested)
     return merged

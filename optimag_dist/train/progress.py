@@ -144,11 +144,9 @@ class ProgressView:
             self.say(line)
         for result in finished:
             self._seen += 1
-            metrics = "  ".join(
-                f"{name.removeprefix('test/')} {value:.3f}"
-                for name, value in result.items()
-                if name.startswith("test/")
-            )
+            decisive = f"test/{result.get('decisive')}"
+            tested = sorted((name for name in result if name.startswith("test/")), key=lambda name: name != decisive)
+            metrics = "  ".join(f"{name.removeprefix('test/')} {result[name]:.3f}" for name in tested)
             self._bars.console.print(
                 f"  {self._seen:>3}/{self._num_fits}  {result['variant']:<14} seed {result['seed']:<2}  {metrics}  "
                 f"epoch {result['best_epoch'] + 1}/{result['epochs']}",
@@ -162,9 +160,9 @@ class ProgressView:
         self._bars.update(fits, completed=self._seen, note="")
         if current:
             record = current["record"]
-            note = f"loss {record['loss']:.3f}" + (
-                f"  val {record['val/accuracy']:.3f}" if "val/accuracy" in record else ""
-            )
+            # One has room, the first.
+            validated = [f"  val {n.removeprefix('val/')} {v:.3f}" for n, v in record.items() if n.startswith("val/")]
+            note = f"loss {record['loss']:.3f}" + "".join(validated[:1])
             self._bars.update(
                 epochs,
                 description=current["fit"],

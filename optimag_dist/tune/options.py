@@ -7,6 +7,8 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_serializer, model_validator
 
 from optimag_dist.options import Options, load_options, validate_options
+from optimag_dist.tasks import decisive_of
+from optimag_dist.tasks.metrics import metric_of
 from optimag_dist.train.options import RunConfig, VariantConfig
 from optimag_dist.types import InputError
 
@@ -115,7 +117,7 @@ class SweepOptions(Options):
         search: which points are tried.
         metrics: metric → ``max`` or ``min``. ``val/...`` of the epoch with the best validation, the mean over the run's
             seeds; ``seconds``, the training time. The first one decides what ASHA stops and which trial is the best;
-            TPE searches for the Pareto front of all.
+            TPE searches for the Pareto front of all. Default: what the task goes by (``val/accuracy: max``).
         scheduler: who is stopped before the end.
         variant: of a configuration with variants, the one to search around, unless they are searched themselves.
     """
@@ -154,6 +156,11 @@ class SweepOptions(Options):
         return self
 
 
+def metrics_of(decisive: str) -> dict[str, Literal["max", "min"]]:
+    """For :class:`SweepOptions`, given the figure that training goes by."""
+    return {f"val/{decisive}": metric_of(decisive).better}
+
+
 def load_sweep(config: Path, space: Path, overrides: Sequence[str]) -> tuple[RunConfig, SweepOptions]:
     """Read a sweep's two files; an override changes the one that has its key (``search.trials=32``, ``train.lr=0.01``).
 
@@ -173,14 +180,30 @@ def load_sweep(config: Path, space: Path, overrides: Sequence[str]) -> tuple[Run
             raise InputError(
                 f"{space}: {VARIANT} lists {unknown[0]!r}; {config} has {', '.join(run.variants) or 'no variants'}"
             )
+    else:
+        run = _around_one(run, options.variant, config, space)
+    if "metrics" in options.model_fields_set:
         return run, options
-    if run.variants and options.variant not in run.variants:
+    resolved = run.resolve()
+    names = options.space[VARIANT].arguments if VARIANT in options.space else tuple(resolved)
+    figures = list(dict.fromkeys(decisive_of(resolved[name].task) for name in names))
+    if len(figures) > 1:
+        raise InputError(
+            f"{space}: the variants searched have different tasks, which go by {', '.join(figures)}; say under metrics "
+            f"what decides, for example seconds: min"
+        )
+    return run, options.model_copy(update={"metrics": metrics_of(figures[0])})
+
+
+def _around_one(run: RunConfig, variant: str | None, config: Path, space: Path) -> RunConfig:
+    """``run`` without variants: as ``variant`` has it, where there are any."""
+    if run.variants and variant not in run.variants:
         names = ", ".join(run.variants)
         raise InputError(f"{config} has variants, and a sweep searches around one: add variant=NAME, one of {names}")
-    if options.variant is None:
-        return run, options
+    if variant is None:
+        return run
     if not run.variants:
-        raise InputError(f"{space}: variant={options.variant}, but {config} has no variants; leave it out")
+        raise InputError(f"{space}: variant={variant}, but {config} has no variants; leave it out")
     kept = run.model_dump(exclude={*VariantConfig.model_fields, "variants", "compare_to"})
-    chosen = run.resolve()[options.variant].model_dump(mode="json")
-    return validate_options(RunConfig, {**kept, **chosen}, source=str(config)), options
+    chosen = run.resolve()[variant].model_dump(mode="json")
+    return validate_options(RunConfig, {**kept, **chosen}, source=str(config))

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from optimag_dist.tasks import NodeClassification
+from optimag_dist.tasks.metrics import metric_of
 
 
 class Score:
@@ -11,10 +11,11 @@ class Score:
     Args:
         seeds: of the trial's fits, in the order in which they run.
         epochs: of each fit, at most.
+        decisive: the figure of validation by which the fits choose their best epochs.
     """
 
-    def __init__(self, seeds: tuple[int, ...], epochs: int) -> None:
-        self._seeds, self._limit = seeds, epochs
+    def __init__(self, seeds: tuple[int, ...], epochs: int, decisive: str = "accuracy") -> None:
+        self._seeds, self._limit, self._decisive = seeds, epochs, f"val/{decisive}"
         self._records: dict[int, dict[int, dict[str, Any]]] = {}
         self.results: dict[int, dict[str, Any]] = {}
 
@@ -56,6 +57,6 @@ class Score:
         return {name: seconds if name == "seconds" else value for name, value in metrics.items()}
 
     def _best(self, seed: int) -> dict[str, Any]:
-        decisive = f"val/{NodeClassification.decisive}"
-        validated = [record for record in self._records[seed].values() if decisive in record]
-        return max(validated, key=lambda record: record[decisive], default={})
+        sign = metric_of(self._decisive).sign
+        validated = [record for record in self._records[seed].values() if self._decisive in record]
+        return max(validated, key=lambda record: sign * record[self._decisive], default={})

@@ -8,13 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from ray import tune
 
 from optimag_dist.options import dump_options, load_options
 from optimag_dist.ppr import compute_ppr
 from optimag_dist.ray_session import ensure_ray
 from optimag_dist.store import GraphStore
+from optimag_dist.tasks import validated
 from optimag_dist.telemetry import check_trackers
 from optimag_dist.train.doors import check_free, check_input
 from optimag_dist.train.options import HOW_IT_RUNS, RunConfig
@@ -97,10 +97,11 @@ def run_sweep(
 def _check(config: RunConfig, options: SweepOptions, store: GraphStore, points: list[Point]) -> None:
     """Every door that a trial goes through, before anything is started or written."""
     configs = [configure(config, point, source="space") for point in points]
-    for variant in {(c.task, c.sampling): c for c in configs}.values():
+    for variant in {c.model_dump_json(exclude={"regulariser", "train"}): c for c in configs}.values():
         for seed in config.seeds:
-            task = check_input(store, variant, seed)
-    known = [*(f"val/{name}" for name in task.metrics(torch.device("cpu"))), "seconds"]
+            check_input(store, variant, seed)
+    figures = dict.fromkeys(name for c in configs for name in validated(c.task))
+    known = [*(f"val/{name}" for name in figures), "seconds"]
     for metric in options.metrics:
         if metric not in known:
             raise InputError(f"metrics: unknown metric {metric!r}; known: {', '.join(known)}")

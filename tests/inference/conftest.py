@@ -11,6 +11,7 @@ import torch
 from optimag_dist.models import MultimodalModel
 from optimag_dist.options import validate_options
 from optimag_dist.store import GraphStore, ingest
+from optimag_dist.tasks.node_classification import ClassifierHead
 from optimag_dist.train import checkpoint
 from optimag_dist.train.options import VariantConfig
 
@@ -62,14 +63,16 @@ def make_model(store: GraphStore, tmp_path_factory: pytest.TempPathFactory) -> M
         config = validate_options(VariantConfig, data, "test")
         torch.manual_seed(seed)
         widths = {name: modality.width for name, modality in store.modalities.items()}
-        model = MultimodalModel(widths, len(CLASSES), 2, config.model)
+        model = MultimodalModel(widths, 2, config.model)
+        head = ClassifierHead(model, len(CLASSES))
         for absent in model.fusion.absent:
             torch.nn.init.normal_(absent)
         # With torch's own small weights all nodes would be much alike, and one class win everywhere.
-        for weight in (parameter for parameter in model.parameters() if parameter.ndim == 2):
+        for weight in (p for module in (model, head) for p in module.parameters() if p.ndim == 2):
             torch.nn.init.normal_(weight, std=0.5)
         state = {
             "model": model.state_dict(),
+            "heads": {"": head.state_dict()},
             "config": config.model_dump(mode="json"),
             "widths": widths,
             "classes": CLASSES,

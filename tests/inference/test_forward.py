@@ -60,7 +60,6 @@ def test_full_neighbourhoods_are_exact(
     loader = GroupLoader(
         StoreRows(store),
         None,
-        np.zeros(store.num_nodes, np.int64),
         trained.config.sampling,
         seed=0,
         messages=trained.model.passes_messages,

@@ -25,7 +25,7 @@ class RingPrior:
 def _groups(batcher: SeedBatcher, epoch: int) -> list:
     return [
         batcher.group(anchors, key=(epoch, step, index))
-        for step, groups in enumerate(batcher.anchors(epoch))
+        for step, groups in enumerate(batcher.items(epoch))
         for index, anchors in enumerate(groups)
     ]
 
@@ -87,7 +87,7 @@ def test_without_fill_a_group_is_its_anchors() -> None:
 
 def test_steps_differ_in_anchors_by_at_most_the_number_of_groups() -> None:
     batcher = SeedBatcher(np.arange(101), 200, None, SamplingOptions(groups=2, anchors=16), seed=0, fill=False)
-    sizes = [sum(map(len, step)) for step in batcher.anchors(0)]
+    sizes = [sum(map(len, step)) for step in batcher.items(0)]
     assert len(sizes) == batcher.steps_per_epoch == 4
     assert max(sizes) - min(sizes) <= 2
 

@@ -18,7 +18,7 @@ from optimag_dist.options import validate_options
 from optimag_dist.ppr import PPRArtefact
 from optimag_dist.sampling import GroupLoader, SeedBatcher, StoreRows
 from optimag_dist.store import GraphStore
-from optimag_dist.tasks import NodeClassification
+from optimag_dist.tasks import make_task
 from optimag_dist.train.fit import Fit, Worker, _Fitting, run_fit
 from optimag_dist.train.host import Host, Wish
 from optimag_dist.train.log import read_records
@@ -283,7 +283,7 @@ def _first_step_gradients(
     fit = Fit("default", 0, config, out)
     store = GraphStore.open(store_path)
     fitting = _Fitting(fit, store, PPRArtefact.open(ppr_path), Worker(rank, world_size), StoreRows(store), Host())
-    batch = next(iter(fitting._loader.epoch(fitting._batcher, 0)))
+    batch = next(iter(fitting._loader.epoch(fitting._sources, 0)))
     loss, _ = fitting._parallel(batch)
     loss.backward()
     if rank == 0:
@@ -333,20 +333,20 @@ def test_ranks_share_a_step_out_and_take_as_many_steps(planted_store: GraphStore
     options = validate_options(RunConfig, {"name": "x", "store": "x"}, "recipe").sampling.model_copy(
         update={"groups": 3, "anchors": 8, "group_size": 20, "fanouts": (3,)}
     )
-    task = NodeClassification(planted_store, VariantConfig().task, seed=0)
+    task = make_task(VariantConfig().task, planted_store, seed=0)
     batcher = SeedBatcher(task.train, planted_store.num_nodes, planted_ppr, options, seed=0)
     rows = StoreRows(planted_store)
     alone, first, second = (
         list(
-            GroupLoader(
-                rows, planted_ppr, task.labels, options, seed=0, messages=True, rank=rank, world_size=size
-            ).epoch(batcher, 0)
+            GroupLoader(rows, planted_ppr, options, seed=0, messages=True, rank=rank, world_size=size).epoch(
+                [(batcher, task.examples)], 0
+            )
         )
         for rank, size in ((0, 1), (0, 2), (1, 2))
     )
     assert len(alone) == len(first) == len(second) == batcher.steps_per_epoch
     for whole, a, b in zip(alone, first, second, strict=True):
-        assert whole.num_anchors == a.num_anchors == b.num_anchors
+        assert whole.num_items == a.num_items == b.num_items
         # Groups are dealt like cards: 0 and 2 to the first rank, 1 to the second.
         for mine, theirs in zip((a.groups[0], b.groups[0], a.groups[1]), whole.groups, strict=True):
             assert torch.equal(mine.node_ids, theirs.node_ids)
@@ -358,17 +358,17 @@ def test_a_batch_says_what_the_store_says(planted_store: GraphStore, planted_ppr
     options = validate_options(RunConfig, {"name": "x", "store": "x"}, "recipe").sampling.model_copy(
         update={"anchors": 8, "group_size": 24}
     )
-    task = NodeClassification(planted_store, VariantConfig().task, seed=0)
-    loader = GroupLoader(StoreRows(planted_store), planted_ppr, task.labels, options, seed=0, messages=True)
+    task = make_task(VariantConfig().task, planted_store, seed=0)
+    loader = GroupLoader(StoreRows(planted_store), planted_ppr, options, seed=0, messages=True)
     batcher = SeedBatcher(task.train, planted_store.num_nodes, planted_ppr, options, seed=0)
-    for batch in loader.epoch(batcher, 0):
+    for batch in loader.epoch([(batcher, task.examples)], 0):
         for group in batch.groups:
             nodes = group.node_ids.numpy()
             seeds = nodes[group.seed_rows.numpy()]
             anchors = seeds[: group.num_anchors]
             assert len(np.unique(nodes)) == len(nodes)
             assert nodes[: group.num_anchors].tolist() == anchors.tolist()
-            assert group.labels.tolist() == task.labels[anchors].tolist()
+            assert group.targets["labels"].tolist() == task.labels[anchors].tolist()
             for name in planted_store.modalities:
                 assert np.array_equal(group.features[name].numpy(), planted_store.gather(name, nodes))
                 assert np.array_equal(group.present[name].numpy(), planted_store.present(name)[nodes])

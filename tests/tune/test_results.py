@@ -49,6 +49,17 @@ def test_a_score_is_of_each_seeds_best_epoch_and_counts_epochs_told_twice_once()
     assert score.finished
 
 
+def test_a_score_is_of_the_epochs_that_the_task_goes_by() -> None:
+    records = [{"epoch": e, "seconds": 1.0, "val/nll": n, "val/mrr": m} for e, n, m in ((0, 3.0, 0.1), (1, 2.0, 0.3))]
+    records += [{"epoch": 2, "seconds": 1.0, "val/nll": 2.5, "val/mrr": 0.5}, {"epoch": 3, "seconds": 1.0}]
+    for decisive, expected in (("nll", (2.0, 0.3)), ("mrr", (2.5, 0.5))):
+        score = Score((0,), epochs=4, decisive=decisive)
+        for record in records:
+            score.epoch(0, record)
+        metrics = score.metrics(["val/nll", "val/mrr"])
+        assert (metrics["val/nll"], metrics["val/mrr"]) == expected
+
+
 def _row(trial: str, status: str, accuracy: float | None, seconds: float, **values: object) -> TrialRow:
     point = {"train.lr": 1, "model.backbone": "mlp", **{k.replace("_", "."): v for k, v in values.items()}}
     metrics = {} if accuracy is None else {"val/accuracy": accuracy, "seconds": seconds}

@@ -10,7 +10,7 @@ import yaml
 
 from optimag_dist.options import dump_options, load_options, validate_options
 from optimag_dist.train.options import RunConfig
-from optimag_dist.tune.options import SchedulerOptions, SweepOptions, load_sweep
+from optimag_dist.tune.options import SchedulerOptions, SweepOptions, load_sweep, metrics_of
 from optimag_dist.tune.space import as_optuna, configure, corners, from_optuna, known_points, priors_needed, values_of
 from optimag_dist.types import InputError
 
@@ -266,6 +266,48 @@ def test_a_sweep_among_variants_keeps_them_and_refuses_unknown_ones(tmp_path: Pa
         load_sweep(*files, ["variants={}"])
     with pytest.raises(InputError, match="variant=gcn cannot be set beside it"):
         load_sweep(*files, ["variant=gcn"])
+
+
+def test_without_metrics_a_sweep_goes_by_what_its_task_goes_by(tmp_path: Path, varied: RunConfig) -> None:
+    files = tmp_path / "run.yaml", tmp_path / "space.yaml"
+    files[1].write_text("space: {train.lr: {choice: [0.1]}}")
+
+    def metrics(task: dict, *overrides: str) -> dict[str, str]:
+        dump_options(varied.model_copy(update={"variants": {}, "compare_to": {}}), files[0])
+        run = yaml.safe_load(files[0].read_text())
+        files[0].write_text(yaml.safe_dump({**run, "task": task}, sort_keys=False))
+        return load_sweep(*files, list(overrides))[1].metrics
+
+    links = {"kind": "link_prediction"}
+    assert metrics({}) == {"val/accuracy": "max"}
+    assert metrics(links) == {"val/mrr": "max"}
+    assert metrics({"kind": "several", "tasks": {"l": links, "c": {"kind": "node_classification"}}}) == {
+        "val/l/mrr": "max"
+    }
+    # What is named is taken as it is.
+    assert metrics(links, "metrics={seconds: min}") == {"seconds": "min"}
+    files[1].write_text("{space: {train.lr: {choice: [0.1]}}, metrics: {val/accuracy: max}}")
+    assert metrics({}) == {"val/accuracy": "max"}
+
+
+def test_a_sweep_among_variants_goes_by_what_they_all_go_by(tmp_path: Path, varied: RunConfig) -> None:
+    files = tmp_path / "run.yaml", tmp_path / "space.yaml"
+    variants = {**varied.variants, "links": {"task": {"kind": "link_prediction"}}}
+    dump_options(varied.model_copy(update={"variants": variants}), files[0])
+    for names, expected in ((["links"], "val/mrr"), (["gcn", "plain"], "val/accuracy")):
+        files[1].write_text(f"space: {{variant: {{choice: {names}}}}}")
+        assert load_sweep(*files, [])[1].metrics == {expected: "max"}
+    files[1].write_text("space: {train.lr: {choice: [0.1]}}\nvariant: links")
+    assert load_sweep(*files, [])[1].metrics == {"val/mrr": "max"}
+    files[1].write_text("space: {variant: {choice: [gcn, links]}}")
+    with pytest.raises(InputError, match=r"space.yaml: the variants searched have .* accuracy, mrr; say under metrics"):
+        load_sweep(*files, [])
+    assert load_sweep(*files, ["metrics={seconds: min}"])[1].metrics == {"seconds": "min"}
+
+
+def test_less_is_better_where_the_figure_says_so() -> None:
+    assert metrics_of("nll") == {"val/nll": "min"}
+    assert metrics_of("words/bleu4") == {"val/words/bleu4": "max"}
 
 
 def test_the_space_that_comes_with_the_project_fits_the_demo() -> None:

@@ -1,0 +1,131 @@
+"""Raw texts and pictures of a store as rows of a batch, read for the encoders that are in the run."""
+
+import warnings
+from collections.abc import Mapping
+from threading import Lock
+from typing import Any
+
+import numpy as np
+
+from optimag_dist.models.hub import Kind
+from optimag_dist.models.pretrained import PretrainedOptions, check_pretrained, make_reader
+from optimag_dist.sampling.rows import GraphRows
+from optimag_dist.store import GraphStore
+from optimag_dist.store.layout import Modality
+from optimag_dist.types import InputError
+
+_UNKNOWN, _ABSENT, _PRESENT = range(3)
+
+
+def check_encoders(store: GraphStore, encoders: Mapping[str, PretrainedOptions]) -> dict[str, Kind]:
+    """Check that the store has what each encoder reads, and that there is such a model, without loading weights.
+
+    Args:
+        encoders: modality → its encoder.
+
+    Returns:
+        Modality → what its encoder reads.
+
+    Raises:
+        InputError: the store has no such attribute, or the model is missing, cannot be fetched or reads something else.
+    """
+    kinds: dict[str, Kind] = {}
+    for name, options in encoders.items():
+        try:
+            kinds[name] = attribute_kind(store, options.attribute)
+            check_pretrained(options, kinds[name])
+        except InputError as error:
+            raise InputError(f"model.encoders.{name}: {error}") from error
+    return kinds
+
+
+def attribute_kind(store: GraphStore, attribute: str) -> Kind:
+    """What the store's ``attribute`` is.
+
+    Raises:
+        InputError: it has none of this name.
+    """
+    if attribute not in store.attributes:
+        there = ", ".join(f"{name} ({kind})" for name, kind in store.attributes.items()) or "none"
+        raise InputError(
+            f"{store.path} has no attribute {attribute!r}, it has {there}; add it under attributes in the schema and "
+            "ingest again"
+        )
+    return "text" if store.attributes[attribute] == "text" else "image"
+
+
+class RawRows:
+    """:class:`GraphRows` with raw values where a modality has an encoder: token ids (k, L) int64 or pixels
+    (k, 3, S, S) uint8, see :mod:`optimag_dist.models.pretrained`. A node without text or picture lacks the modality.
+
+    A picture that does not decode is none (``on_bad_picture=mask``): it is counted, and a warning names the first of a
+    process. Or it is an ``InputError`` that names its node.
+
+    Args:
+        rows: all else of the graph.
+        store: what has the attributes, on this host.
+        encoders: modality → its encoder; other modalities keep their stored features.
+
+    Attributes:
+        modalities: as of ``rows``, and after them those that only have an encoder; the width of raw ones is 0.
+        bad_pictures: modality → ids of the nodes whose picture did not decode, of those that were asked for so far.
+
+    Raises:
+        InputError: see :func:`check_encoders`.
+    """
+
+    def __init__(self, rows: GraphRows, store: GraphStore, encoders: Mapping[str, PretrainedOptions]) -> None:
+        kinds = check_encoders(store, encoders)
+        self._rows, self._store, self._encoders = rows, store, encoders
+        self._readers = {name: make_reader(options, kinds[name]) for name, options in encoders.items()}
+        self._known = {name: np.full(store.num_nodes, _UNKNOWN, np.uint8) for name in encoders}
+        self._lock = Lock()
+        self.bad_pictures: dict[str, set[int]] = {name: set() for name in encoders if kinds[name] == "image"}
+        raw = {name: Modality(name=name, width=0, dtype="float32") for name in encoders}
+        self.modalities: Mapping[str, Modality] = {**rows.modalities, **raw}
+        self.topology = rows.topology
+        self.neighbours, self.degrees = rows.neighbours, rows.degrees
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return RawRows, (self._rows, self._store, self._encoders)
+
+    def features(self, modality: str, nodes: np.ndarray) -> np.ndarray:
+        if modality not in self._readers:
+            return self._rows.features(modality, nodes)
+        options = self._encoders[modality]
+        # One file is read by one thread at a time; the work comes after.
+        with self._lock:
+            values = self._store.attribute(options.attribute, nodes)
+        read, present = self._readers[modality].read(values)
+        self._known[modality][nodes] = np.where(present, _PRESENT, _ABSENT)
+        if modality in self.bad_pictures:
+            bad = [int(node) for node, value, there in zip(nodes, values, present, strict=True) if value and not there]
+            self._note_bad_pictures(modality, bad)
+        return read
+
+    def present(self, modality: str, nodes: np.ndarray) -> np.ndarray:
+        if modality not in self._readers:
+            return self._rows.present(modality, nodes)
+        known = self._known[modality]
+        unknown = nodes[known[nodes] == _UNKNOWN]
+        if len(unknown):
+            self.features(modality, unknown)
+        return known[nodes] == _PRESENT
+
+    def _note_bad_pictures(self, modality: str, bad: list[int]) -> None:
+        if not bad:
+            return
+        options = self._encoders[modality]
+        text = bad_picture(self._store, options.attribute, bad[0])
+        if options.on_bad_picture == "error":
+            raise InputError(f"{text}; mend it, or set model.encoders.{modality}.on_bad_picture=mask")
+        with self._lock:
+            is_first = not any(self.bad_pictures.values())
+            self.bad_pictures[modality].update(bad)
+        if is_first:
+            warnings.warn(f"{text}; such nodes count as nodes without {modality!r}", stacklevel=3)
+
+
+def bad_picture(store: GraphStore, attribute: str, node: int) -> str:
+    """The sentence that names a picture that does not decode."""
+    return f"{store.path}: the {attribute!r} of node {store.ids(np.array([node]))[0]!r} does not decode as a picture"

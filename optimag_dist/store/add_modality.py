@@ -1,0 +1,95 @@
+"""A graph store with one more modality, or another one in its place: everything else is shared with the old one."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from optimag_dist.store.layout import BATCH_ROWS, NODES, Modality, read_meta, write_meta
+from optimag_dist.store.reader import GraphStore
+from optimag_dist.store.rewire import _link
+from optimag_dist.store.schema import _NAME
+from optimag_dist.store.writer import ArrowFile, write_batches
+from optimag_dist.types import InputError
+
+
+def check_modality_name(store: GraphStore, name: str) -> None:
+    """Raise ``InputError`` unless ``store`` can have a modality called ``name``."""
+    if not _NAME.fullmatch(name) or name.lower() == "id":
+        raise InputError(
+            f"modality={name}: needed a name of letters, digits, '_' and '-', starting with a letter, other than id"
+        )
+    if alike := [other for other in store.modalities if other.lower() == name.lower() and other != name]:
+        raise InputError(f"modality={name}: the store has {alike[0]!r}; names must differ in more than case")
+
+
+def add_modality(
+    store: GraphStore,
+    modality: Modality,
+    blocks: Iterable[tuple[np.ndarray, np.ndarray]],
+    directory: Path,
+    made_from: Mapping[str, str],
+) -> GraphStore:
+    """Write ``store`` with ``modality`` into the empty ``directory``; files that stay the same are hard links.
+
+    Args:
+        modality: takes the place of the one of its name, or comes last.
+        blocks: (k, width) of the modality's dtype, finite, zeros in absent rows, and (k,) bool present; all nodes in
+            order, cut anywhere.
+        made_from: notes that are kept in the modality's file, see :func:`notes`.
+
+    Raises:
+        InputError: no node has a value, or the store was replaced by another one meanwhile.
+    """
+    meta = read_meta(store.path)
+    for name in meta.files:
+        if name not in (NODES, modality.file):
+            _link(store.path / name, directory / name)
+    with pa.memory_map(str(store.path / NODES)) as source:
+        nodes = pa.ipc.open_file(source).get_batch(0)
+        columns = dict(zip(nodes.schema.names, nodes.columns, strict=True))
+    if read_meta(store.path).content_hash != store.content_hash:
+        raise InputError(f"{store.path}: the store was replaced by another one while in use; start again")
+    row = pa.list_(pa.from_numpy_dtype(modality.dtype), modality.width)
+    present = []
+    with ArrowFile(directory / modality.file, pa.schema([(modality.name, row)], dict(made_from))) as file:
+        for values, there in _in_batches(blocks, modality):
+            file.write(pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), type=row))
+            present.append(there)
+    columns[f"present:{modality.name}"] = pa.array(np.concatenate(present).view(np.uint8))
+    if not any(there.any() for there in present):
+        raise InputError(f"{store.path}: no node has a value in modality {modality.name!r}; there is nothing to add")
+    files = {**meta.files, modality.file: file.stored(), NODES: write_batches(directory / NODES, [columns])}
+    modalities = tuple({**store.modalities, modality.name: modality}.values())
+    write_meta(directory, meta.model_copy(update={"modalities": modalities, "files": files}))
+    return GraphStore.open(directory)
+
+
+def notes(store: GraphStore, name: str) -> dict[str, str]:
+    """What modality ``name`` was made from, as :func:`add_modality` was told; nothing where it was ingested."""
+    if name not in store.modalities:
+        return {}
+    with pa.memory_map(str(store.path / store.modalities[name].file)) as source:
+        metadata = pa.ipc.open_file(source).schema.metadata or {}
+    return {key.decode(): value.decode() for key, value in metadata.items()}
+
+
+def _in_batches(
+    blocks: Iterable[tuple[np.ndarray, np.ndarray]], modality: Modality
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """``blocks`` cut anew into ``BATCH_ROWS`` rows, the last one shorter."""
+    values, present = np.empty((BATCH_ROWS, modality.width), modality.dtype), np.empty(BATCH_ROWS, bool)
+    filled = 0
+    for block, there in blocks:
+        first = 0
+        while first < len(block):
+            count = min(len(block) - first, BATCH_ROWS - filled)
+            values[filled : filled + count] = block[first : first + count]
+            present[filled : filled + count] = there[first : first + count]
+            first, filled = first + count, filled + count
+            if filled == BATCH_ROWS:
+                yield values, present.copy()
+                filled = 0
+    if filled:
+        yield values[:filled], present[:filled]

@@ -1,0 +1,200 @@
+"""Link prediction: which of many nodes is a node linked with?
+
+Trained on the edges of a store from which others are held out (``optimag split``); an edge carries no message in the
+group that it is an example of. A step's loss is the cross-entropy of an edge's target among negatives, both ways round.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from optimag_dist.models import MultimodalModel
+from optimag_dist.store import GraphStore
+from optimag_dist.store.arcs import contains
+from optimag_dist.store.held_out import LinkQueries
+from optimag_dist.store.links import check_no_leak
+from optimag_dist.tasks.decoders import DecoderName, make_decoder
+from optimag_dist.tasks.negatives import in_batch_mask, ppr_hard_negatives, uniform_negatives
+from optimag_dist.tasks.ranking import gather_ranks, rank_all, rank_among, ranking_metrics
+from optimag_dist.tasks.task import Evaluation, Part, Setting, Task, TaskHead, TaskOptions, rank_and_size
+from optimag_dist.tasks.vectors import NodeVectors
+from optimag_dist.types import CSR, Examples, GroupBatch, InputError
+
+_QUERIES = 1024
+
+
+class LinkPredictionOptions(TaskOptions):
+    """Attributes:
+    decoder: score of two nodes: ``dot`` product of their states, or ``mlp`` on the elementwise product.
+    negatives: ``uniform`` nodes, the same for all edges of a group; ``in_batch``, the group's other targets; ``ppr``,
+        for each edge's ends nodes of high PPR that are not their neighbours (hard), half of all, and uniform ones.
+    num_negatives: per group (``uniform``) or per edge and direction (``ppr``).
+    rank_all: at the end, test links are also ranked among all nodes (``mrr_all``, ``hits@10_all``), the node's other
+        neighbours left out; their cost grows with links times nodes.
+    """
+
+    kind: Literal["link_prediction"] = "link_prediction"
+    decoder: DecoderName = "dot"
+    negatives: Literal["uniform", "in_batch", "ppr"] = "uniform"
+    num_negatives: int = Field(64, ge=2)
+    rank_all: bool = True
+
+    @property
+    def needs_ppr(self) -> bool:
+        return self.negatives == "ppr"
+
+
+class LinkHead(TaskHead):
+    """A linear map of a node's state, and the decoder of two of these."""
+
+    def __init__(self, model: MultimodalModel, decoder: DecoderName) -> None:
+        super().__init__()
+        self.project = nn.Linear(model.hidden, model.hidden)
+        self.decoder = make_decoder(decoder, model.hidden)
+
+    def vectors(self, model: MultimodalModel, embeddings: Mapping[str, Tensor], batch: GroupBatch) -> Tensor:
+        """(A, hidden) what is decoded."""
+        return self.project(model.represent(embeddings, batch))
+
+    def loss(self, model: MultimodalModel, embeddings: Mapping[str, Tensor], batch: GroupBatch) -> Tensor:
+        """Cross-entropy of the target among itself and the negatives, the mean of both directions of an edge."""
+        h, t = self.vectors(model, embeddings, batch), batch.targets
+        source = h[t["sources"]]
+        if t["negatives"].ndim == 1:
+            others = self.decoder.score_all(source, h[t["negatives"]])
+        else:
+            others = self.decoder(source[:, None], h[t["negatives"]])
+        true = self.decoder(source, h[t["targets"]])
+        scores = torch.cat([true[:, None], others.masked_fill(~t["allowed"], -torch.inf)], 1)
+        return (scores.logsumexp(1) - true).sum() / 2
+
+
+class LinkPrediction(Task[LinkHead]):
+    """Attributes:
+        train: (T, 2) int64 the store's edges, the smaller node first.
+
+    Raises:
+        InputError: the store has no held-out links, or one of them is still among its edges.
+    """
+
+    validated = ("mrr", "hits@1", "hits@10")
+    decisive = "mrr"
+
+    def __init__(self, store: GraphStore, options: LinkPredictionOptions, setting: Setting) -> None:
+        if store.links is None:
+            raise InputError(
+                f"{store.path}: link prediction needs held-out links to choose and judge a model by, and this store "
+                f"has none; make one that has: optimag split {store.path} {store.path}-links"
+            )
+        check_no_leak(store)
+        self._topology, self._num_nodes = store.topology, store.num_nodes
+        self._links, self._options, self._ppr = store.links, options, setting.ppr
+        # Links that are to be predicted are not known here: that they were never drawn as negatives would tell of them.
+        self._is_edge = partial(contains, store.topology)
+        rows = np.repeat(np.arange(store.num_nodes), np.diff(store.topology.indptr))
+        once = rows < store.topology.indices
+        self.train = np.stack([rows[once], store.topology.indices[once]], 1).astype(np.int64)
+
+    def examples(self, items: np.ndarray, rng: np.random.Generator) -> Examples:
+        queries = np.concatenate([items, items[:, ::-1]])
+        count = self._options.num_negatives
+        if self._options.negatives == "in_batch":
+            negatives, allowed = queries[:, 1], in_batch_mask(queries, self._is_edge)
+        elif self._options.negatives == "uniform":
+            # Ends of the group's edges may be drawn too: in a small graph there is hardly another node.
+            count = min(count, self._num_nodes)
+            negatives = uniform_negatives(rng, self._num_nodes, count, np.empty(0, np.int64))
+            allowed = self._no_edges(queries[:, 0], np.broadcast_to(negatives, (len(queries), count)))
+        else:
+            if self._ppr is None:
+                raise InputError("task.negatives=ppr needs a PPR artefact; compute one with: optimag ppr STORE")
+            hard = ppr_hard_negatives(self._ppr, queries[:, 0], self._is_edge, count // 2, rng)
+            uniform = rng.integers(0, self._num_nodes, (len(queries), count - count // 2))
+            negatives = np.concatenate([hard, uniform], 1)
+            allowed = self._no_edges(queries[:, 0], negatives)
+        anchors, rows = np.unique(np.concatenate([queries.ravel(), negatives.ravel()]), return_inverse=True)
+        ends = rows[: queries.size].reshape(-1, 2)
+        targets = {
+            "sources": ends[:, 0].copy(),
+            "targets": ends[:, 1].copy(),
+            "negatives": rows[queries.size :].reshape(negatives.shape),
+            "allowed": allowed,
+        }
+        return Examples(anchors, targets, cut=items)
+
+    def _no_edges(self, sources: np.ndarray, others: np.ndarray) -> np.ndarray:
+        """(k,) and (k, c) nodes → (k, c) bool: different nodes without an edge between them."""
+        pairs = np.repeat(sources, others.shape[1]), others.ravel()
+        return ~(self._is_edge(*pairs) | (pairs[0] == pairs[1])).reshape(others.shape)
+
+    def head(self, model: MultimodalModel) -> LinkHead:
+        return LinkHead(model, self._options.decoder)
+
+    def evaluation(self, part: Part) -> "_Evaluation":
+        return _Evaluation(self, part)
+
+    def known(self, sources: np.ndarray) -> CSR:
+        """All neighbours of each source, held-out ones as well."""
+        held_out = [self._links.val, self._links.test]
+        rows = np.concatenate(
+            [np.repeat(np.arange(self._num_nodes), np.diff(self._topology.indptr))] + [q.sources for q in held_out]
+        )
+        columns = np.concatenate([self._topology.indices] + [q.targets for q in held_out])
+        order = np.argsort(rows, kind="stable")
+        columns = columns[order]
+        indptr = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=self._num_nodes))])
+        sizes = indptr[sources + 1] - indptr[sources]
+        out = np.concatenate([[0], np.cumsum(sizes)])
+        places = np.repeat(indptr[sources] - out[:-1], sizes) + np.arange(out[-1])
+        return CSR(out, columns[places])
+
+
+class _Evaluation(Evaluation[LinkHead]):
+    """Ranks a part's links, given the vectors of all nodes that come up in them."""
+
+    def __init__(self, task: LinkPrediction, part: Part) -> None:
+        self._task = task
+        self._queries: LinkQueries = getattr(task._links, part)
+        self._rank_all = part == "test" and task._options.rank_all
+        asked = (self._queries.sources, self._queries.targets, self._queries.negatives.ravel())
+        self.nodes = np.arange(task._num_nodes) if self._rank_all else np.unique(np.concatenate(asked))
+        self._vectors = NodeVectors(self.nodes)
+
+    def update(
+        self, model: MultimodalModel, head: LinkHead, embeddings: Mapping[str, Tensor], batch: GroupBatch
+    ) -> None:
+        self._vectors.put(batch, head.vectors(model, embeddings, batch))
+
+    def compute(self, head: LinkHead) -> dict[str, float]:
+        h = self._vectors.of_all_ranks(head.project.weight)
+        rank, size = rank_and_size()
+        mine = slice(rank * len(self._queries) // size, (rank + 1) * len(self._queries) // size)
+        queries = self._queries[mine]
+        ranks = [torch.empty(0, dtype=torch.float64, device=h.device)]
+        for start in range(0, len(queries), _QUERIES):
+            some = queries[start : start + _QUERIES]
+            source = h[self._rows(some.sources)][:, None]
+            candidates = np.concatenate([some.targets[:, None], some.negatives], 1)
+            scores = head.decoder(source, h[self._rows(candidates)])
+            ranks.append(rank_among(scores[:, 0], scores[:, 1:]))
+        figures = ranking_metrics(gather_ranks(torch.cat(ranks), size))
+        if self._rank_all:
+            among_all = rank_all(
+                h[self._rows(queries.sources)],
+                h,
+                self._rows(queries.targets),
+                score=head.decoder.score_all,
+                known=self._task.known(queries.sources),
+                exclude=self._rows(queries.sources),
+            )
+            all_figures = ranking_metrics(gather_ranks(among_all, size))
+            figures |= {f"{name}_all": all_figures[name] for name in ("mrr", "hits@10")}
+        return figures
+
+    def _rows(self, nodes: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.searchsorted(self.nodes, nodes))

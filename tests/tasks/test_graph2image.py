@@ -1,0 +1,115 @@
+"""graph2image: it draws what only neighbours tell, sees nothing of a node's own picture, and says what is missing."""
+
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from optimag_dist.store import GraphStore
+from optimag_dist.train.doors import check_input
+from optimag_dist.types import InputError
+
+from .signposts import COLOURS, make_signposts
+from .tiny_stores import configure, fit, start
+
+TASK = {
+    "kind": "graph2image",
+    "withhold": ["caption"],
+    "feature_space": "pixels",
+    "diffusion": {"size": 8, "channels": [16, 32], "sampling_steps": 10},
+    "tokens": {"state": 2, "neighbours": 1},
+}
+SMALL = {"sampling": {"anchors": 24, "group_size": 24}, "model": {"hidden": 32, "embedding": 16}}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> GraphStore:
+    return make_signposts(tmp_path_factory.mktemp("signposts") / "graph")
+
+
+def _right(folder: Path) -> float:
+    """Share of drawn pictures that are nearest to their own colour."""
+    table = pq.read_table(folder / "outputs.parquet").to_pydict()
+    palette = np.array(list(COLOURS.values()))
+
+    def nearest(content: bytes) -> int:
+        mean = np.asarray(Image.open(BytesIO(content)), float).mean((0, 1))
+        return int(np.abs(palette - mean).sum(1).argmin())
+
+    pairs = zip(table["reference"], table["output"], strict=True)
+    return float(np.mean([nearest(reference) == nearest(output) for reference, output in pairs]))
+
+
+@pytest.mark.slow
+def test_it_draws_what_only_the_neighbours_tell(store: GraphStore, tmp_path: Path) -> None:
+    train = {"epochs": 100, "eval_every": 50, "lr": 0.003}
+    for backbone in ("sage", "mlp"):
+        config = configure(TASK, **{**SMALL, "model": {**SMALL["model"], "backbone": backbone}, "train": train})
+        assert fit(config, store, tmp_path / backbone) is not None
+    assert _right(tmp_path / "sage") >= 0.9
+    assert _right(tmp_path / "mlp") <= 0.6
+
+
+def test_a_short_fit_leaves_pictures_and_figures_behind(tmp_path: Path) -> None:
+    bad = 2  # a training node
+    store = make_signposts(tmp_path / "graph", bad_pictures=(bad, 4))
+    config = configure({**TASK, "samples": 6}, **SMALL)
+    with pytest.warns(UserWarning, match="do not decode"):
+        result = fit(config, store, tmp_path / "fit")
+    assert result is not None
+    assert {"test/denoising", "test/frechet", "test/cosine", "test/copies", "val/denoising"} <= result.keys()
+    table = pq.read_table(tmp_path / "fit" / "outputs.parquet")
+    # Node 4, whose picture does not decode, is a test node and could have been chosen.
+    assert table.num_rows in (5, 6)
+    for name in ("reference", "output", "nearest"):
+        assert all(Image.open(BytesIO(content)).size == (8, 8) for content in table[name].to_pylist())
+    with pytest.raises(InputError, match=r"do(es)? not decode, those of 'thing2'|'thing2'"):
+        fit(configure({**TASK, "on_bad_picture": "error"}, **SMALL), store, tmp_path / "fatal")
+
+
+def test_a_nodes_own_picture_is_withheld(store: GraphStore) -> None:
+    fitting = start(configure({**TASK, "withhold": ["caption"]}, **SMALL), store)
+    head, task, model = fitting._heads[""].eval(), fitting._tasks[""], fitting._model.eval()
+    others = np.setdiff1d(np.arange(store.num_nodes), task.train)
+    assert not fitting._rows.present("caption", others).any()
+    batch = next(fitting._loader.cover(task.train, 8, task.examples))
+    tokens = head.tokens(model, model.encode(batch.features), batch)[0]
+    own = batch.features["caption"].clone()
+    own[: batch.num_anchors] += torch.arange(4.0)
+    assert torch.equal(tokens, head.tokens(model, model.encode({**batch.features, "caption": own}), batch)[0])
+
+
+def test_validation_is_the_same_for_any_chunks(store: GraphStore) -> None:
+    fitting = start(configure(TASK, **SMALL), store)
+    head, task, model = fitting._heads[""].eval(), fitting._tasks[""], fitting._model.eval()
+    found = []
+    for chunk in (5, 64):
+        evaluation = task.evaluation("val")
+        with torch.no_grad():
+            for batch in fitting._loader.cover(evaluation.nodes, chunk, evaluation.ask):
+                evaluation.update(model, head, model.encode(batch.features), batch)
+        found.append(evaluation.compute(head)["denoising"])
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"withhold": None}, "task.withhold.*caption, shape"),
+        ({"attribute": "words"}, "no image of this store; it has photo"),
+        ({"diffusion": {"model": "./nowhere"}}, "no such folder"),
+    ],
+)
+def test_what_is_missing_is_told_at_the_door(store: GraphStore, changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        check_input(store, configure({**TASK, **changes}), seed=0)
+
+
+def test_a_store_without_pictures_is_named(planted_store: GraphStore) -> None:
+    with pytest.raises(InputError, match="needs the nodes' pictures and this store has none"):
+        check_input(planted_store, configure(TASK), seed=0)

@@ -1,0 +1,124 @@
+"""graph2text: it learns what only neighbours tell, sees nothing of a node's own text, and says what is missing."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from optimag_dist.store import GraphStore
+from optimag_dist.tasks import make_task
+from optimag_dist.train.doors import check_input
+from optimag_dist.types import InputError
+
+from .signposts import COLOURS, make_signposts
+from .tiny_stores import configure, fit, start
+
+TASK = {
+    "kind": "graph2text",
+    "withhold": ["caption"],
+    "language_model": {"hidden": 32, "layers": 1, "heads": 2, "max_length": 8},
+    "tokens": {"state": 2, "neighbours": 2},
+}
+SMALL = {
+    "sampling": {"anchors": 24, "group_size": 24},
+    "model": {"hidden": 32, "embedding": 16},
+    "train": {"epochs": 40, "eval_every": 20, "patience": 1000},
+}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> GraphStore:
+    return make_signposts(tmp_path_factory.mktemp("signposts") / "graph")
+
+
+def _config(**model: Any) -> Any:
+    return configure(TASK, **{**SMALL, "model": {**SMALL["model"], **model}})
+
+
+def _right(folder: Path) -> float:
+    table = pq.read_table(folder / "outputs.parquet").to_pydict()
+    assert set(table["reference"]) == set(COLOURS)
+    return float(np.mean([a == b for a, b in zip(table["reference"], table["output"], strict=True)]))
+
+
+def test_it_learns_what_only_the_neighbours_tell(store: GraphStore, tmp_path: Path) -> None:
+    result = fit(_config(backbone="sage"), store, tmp_path / "sage")
+    assert result is not None
+    assert _right(tmp_path / "sage") >= 0.95
+    assert result["test/nll"] < 0.1
+    assert result["test/rouge_l"] >= 0.95
+    # Without messages and neighbours' tokens a thing's own shape is noise: at best one colour for all.
+    cut = fit(_config(backbone="mlp"), store, tmp_path / "mlp")
+    assert cut is not None
+    assert _right(tmp_path / "mlp") <= 0.5
+    assert cut["test/nll"] > result["test/nll"] + 0.2
+
+
+def test_without_its_prefix_it_says_the_same_of_all(store: GraphStore, tmp_path: Path) -> None:
+    fitting = start(_config(backbone="sage"), store)
+    head, task = fitting._heads[""], fitting._tasks[""]
+    batch = next(fitting._loader.cover(task.test, 64, task.examples))
+    embeddings = fitting._model.encode(batch.features)
+    prefix, there = head.tokens(fitting._model, embeddings, batch)
+    said = head.eval().language_model.generate(prefix, there, max_new_tokens=6)
+    cut = head.language_model.generate(prefix, torch.zeros_like(there), max_new_tokens=6)
+    assert len(set(cut)) == 1
+    assert len(said) == len(cut) == len(task.test)
+
+
+def test_a_nodes_own_text_is_withheld_and_test_texts_are_seen_nowhere(store: GraphStore) -> None:
+    fitting = start(_config(backbone="sage"), store)
+    head, task, model = fitting._heads[""].eval(), fitting._tasks[""], fitting._model.eval()
+    others = np.setdiff1d(np.arange(store.num_nodes), task.train)
+    assert not fitting._rows.present("caption", others).any()
+    assert not fitting._rows.features("caption", others).any()
+    shown = fitting._rows.present("caption", task.train)
+    assert shown.all(), "or nothing could be learned from neighbours' captions"
+
+    batch = next(fitting._loader.cover(task.train, 8, task.examples))
+    tokens = head.tokens(model, model.encode(batch.features), batch)[0]
+    own = batch.features["caption"].clone()
+    own[: batch.num_anchors] += torch.arange(4.0)
+    again = head.tokens(model, model.encode({**batch.features, "caption": own}), batch)[0]
+    assert torch.equal(tokens, again)
+    neighbours = batch.features["shape"].clone()
+    neighbours[batch.num_anchors :] += 3 * torch.arange(8.0)
+    other = head.tokens(model, model.encode({**batch.features, "shape": neighbours}), batch)[0]
+    assert not torch.allclose(tokens, other)
+
+
+def test_its_figures_do_not_depend_on_the_chunks(store: GraphStore) -> None:
+    """Signposts are no anchors, so nothing that is withheld differs between chunks."""
+    fitting = start(_config(backbone="sage"), store)
+    head, task, model = fitting._heads[""].eval(), fitting._tasks[""], fitting._model.eval()
+    found = []
+    for chunk in (5, 64):
+        evaluation = task.evaluation("val")
+        with torch.no_grad():
+            for batch in fitting._loader.cover(evaluation.nodes, chunk, evaluation.ask):
+                evaluation.update(model, head, model.encode(batch.features), batch)
+        found.append(evaluation.compute(head)["nll"])
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"withhold": None}, "task.withhold.*caption, shape"),
+        ({"withhold": ["title"]}, "names 'title'.*caption, shape"),
+        ({"attribute": "photo"}, "task.attribute=photo, no text of this store; it has words"),
+        ({"language_model": {"model": "./nowhere"}}, "no such folder"),
+        ({"split": {"train": 0.99, "val": 0.005}}, "the val split has no node with a text in 'words'"),
+    ],
+)
+def test_what_is_missing_is_told_at_the_door(store: GraphStore, changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        check_input(store, configure({**TASK, **changes}), seed=0)
+
+
+def test_a_store_without_texts_is_named(planted_store: GraphStore) -> None:
+    with pytest.raises(InputError, match=r"needs the nodes' texts and this store has none; name its column under attr"):
+        make_task(configure(TASK).task, planted_store, seed=0)

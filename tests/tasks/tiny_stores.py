@@ -1,0 +1,102 @@
+"""Stores of a few nodes, their PPR without Ray's workers, and fits of them without Ray."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from optimag_dist.options import validate_options
+from optimag_dist.ppr import PPRArtefact, PPROptions
+from optimag_dist.ppr.artefact import artefact_key
+from optimag_dist.ppr.block import block_name, write_block
+from optimag_dist.ppr.topk import push_sources
+from optimag_dist.sampling import StoreRows
+from optimag_dist.store import GraphStore, ingest
+from optimag_dist.train.fit import Fit, Worker, _Fitting, run_fit
+from optimag_dist.train.host import Host
+from optimag_dist.train.options import RunConfig, VariantConfig
+from optimag_dist.types import Block, GroupBatch
+
+from ..tables import write_tables
+
+
+def quietly(line: str) -> None:
+    """Takes lines for people."""
+
+
+def make_store(
+    folder: Path, features: Mapping[str, np.ndarray], edges: Iterable[tuple[int, int]], **columns: list[Any]
+) -> GraphStore:
+    """A store of the nodes n0, n1, …
+
+    Args:
+        folder: to be made.
+        features: modality → (n, width); a row of NaN is a missing one.
+        edges: undirected.
+        columns: ``label`` and ``split`` of the nodes.
+    """
+    folder.mkdir()
+    rows = {m: [None if np.isnan(row).any() else row.tolist() for row in x] for m, x in features.items()}
+    ids = [f"n{node}" for node in range(len(next(iter(rows.values()))))]
+    ends = ((ids[u], ids[v]) for u, v in edges)
+    schema = write_tables(folder, {"id": ids, **rows, **columns}, ends, rows, **{name: name for name in columns})
+    return ingest(schema, folder / "store", say=quietly)
+
+
+def make_ppr(store: GraphStore, folder: Path) -> PPRArtefact:
+    """As ``compute_ppr`` does."""
+    folder.mkdir()
+    options, n = PPROptions(eps=1e-5, k=16), store.num_nodes
+    rows = push_sources(store.topology, np.arange(n), teleport=options.teleport, eps=options.eps, k=options.k)
+    key = artefact_key("graph", options)
+    checksum = write_block(folder / block_name(0), key, 0, rows.indptr, rows.indices, rows.values, rows.bounds)
+    PPRArtefact.finish(folder, n, options, "graph", [checksum])
+    return PPRArtefact.open(folder)
+
+
+def configure(task: dict[str, Any], **sections: dict[str, Any]) -> VariantConfig:
+    """Small, without dropout and regulariser, unless ``sections`` say otherwise."""
+    recipe: dict[str, Any] = {
+        "name": "tiny",
+        "store": "none",
+        "task": task,
+        "sampling": {"groups": 2, "anchors": 12, "group_size": 32, "fanouts": [-1, -1]},
+        "model": {"hidden": 16, "embedding": 8, "dropout": 0.0},
+        "regulariser": {"weight": 0},
+        "train": {"epochs": 2, "lr": 0.01, "patience": 1000},
+    }
+    recipe |= {name: {**recipe[name], **section} for name, section in sections.items()}
+    return validate_options(RunConfig, recipe, "recipe").resolve()["default"]
+
+
+def fit(
+    config: VariantConfig, store: GraphStore, folder: Path, ppr: PPRArtefact | None = None, host: Host | None = None
+) -> dict[str, Any] | None:
+    return run_fit(Fit("default", 0, config, folder), store, ppr, Worker(), host)
+
+
+def start(
+    config: VariantConfig, store: GraphStore, ppr: PPRArtefact | None = None, worker: Worker | None = None
+) -> _Fitting:
+    """A fit before its first step; it writes nothing unless asked to."""
+    return _Fitting(
+        Fit("default", 0, config, Path("nowhere")), store, ppr, worker or Worker(), StoreRows(store), Host()
+    )
+
+
+def arcs_of(block: Block, nodes: np.ndarray) -> list[tuple[int, int]]:
+    """(destination, source) ids of the block's arcs in their order; ``nodes`` are the batch's."""
+    rows = np.repeat(np.arange(block.num_dst), block.indptr.diff().numpy())
+    return list(zip(nodes[rows].tolist(), nodes[block.indices.numpy()].tolist(), strict=True))
+
+
+def messages_of(group: GroupBatch) -> set[tuple[int, int]]:
+    """(destination, source) ids of all arcs along which the group passes messages."""
+    nodes = group.node_ids.numpy()
+    return {arc for block in group.blocks for arc in arcs_of(block, nodes)}
+
+
+def both_ways(edges: np.ndarray) -> set[tuple[int, int]]:
+    """(E, 2) → the arcs of the edges."""
+    return {arc for u, v in edges.tolist() for arc in ((u, v), (v, u))}
