@@ -14,7 +14,7 @@ class Score:
         decisive: the figure of validation by which the fits choose their best epochs.
     """
 
-    def __init__(self, seeds: tuple[int, ...], epochs: int, decisive: str = "accuracy") -> None:
+    def __init__(self, seeds: tuple[int, ...], epochs: int, decisive: str) -> None:
         self._seeds, self._limit, self._decisive = seeds, epochs, f"val/{decisive}"
         self._records: dict[int, dict[int, dict[str, Any]]] = {}
         self.results: dict[int, dict[str, Any]] = {}

@@ -8,6 +8,7 @@ from typing import Any
 
 from ray import tune
 
+from optimag_dist.tasks import decisive_of
 from optimag_dist.train.fit import Fit
 from optimag_dist.train.options import RunConfig
 from optimag_dist.tune.gang import Crew, Gang, GangError, News
@@ -105,9 +106,10 @@ class SweepTrial(tune.Trainable):
         if self._gang is None:
             self._gang = Gang(self._plan.crew)
             self._gang.start(fits)
-        epochs = fits[0].config.train.epochs
+        config = fits[0].config
+        epochs = config.train.epochs
         self._milestones = self._plan.options.scheduler.milestones(epochs * len(fits))
-        return Score(tuple(fit.seed for fit in fits), epochs)
+        return Score(tuple(fit.seed for fit in fits), epochs, decisive_of(config.task))
 
     def _progress(self, score: Score) -> dict[str, Any]:
         assert self._gang is not None

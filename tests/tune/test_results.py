@@ -28,7 +28,7 @@ def _epoch(epoch: int, accuracy: float | None, f1: float = 0.0) -> dict:
 
 
 def test_a_score_is_of_each_seeds_best_epoch_and_counts_epochs_told_twice_once() -> None:
-    score = Score((5, 7), epochs=10)
+    score = Score((5, 7), epochs=10, decisive="accuracy")
     assert score.clock == 0
     score.epoch(5, _epoch(0, None))
     assert math.isnan(score.metrics(["val/accuracy"])["val/accuracy"])
