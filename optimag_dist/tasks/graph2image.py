@@ -93,7 +93,7 @@ class GraphToImage(Task[ImageHead]):
 
     @property
     def hidden(self) -> Mapping[str, np.ndarray]:
-        return hidden_nodes(self.store, self.withheld, self.train)
+        return hidden_nodes(self.store, self.withheld, self.val, self.test)
 
     def pictures(self, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(k', 3, S, S) uint8 pictures, and the (k',) nodes whose picture decodes."""

@@ -105,7 +105,7 @@ class GraphToText(Task[TextHead]):
 
     @property
     def hidden(self) -> Mapping[str, np.ndarray]:
-        return hidden_nodes(self.store, self.withheld, self.train)
+        return hidden_nodes(self.store, self.withheld, self.val, self.test)
 
     def examples(self, items: np.ndarray, rng: np.random.Generator) -> Examples:
         ids, mask = self.tokenise(self.store.attribute(self.attribute, items))

@@ -1,8 +1,12 @@
 """Modality retrieval and matching: which picture belongs to this text and its place in the graph, and the reverse.
 
-For a pair (source, target) of modalities a node asks with its state, computed while it shows nothing but its source
-modality: its neighbours show all they have. What is found are the targets' own embeddings, which know nothing of the
-graph: otherwise both sides would see the same neighbours, and could meet without looking at text or picture at all.
+For a pair (source, target) of modalities a node asks with its state, computed while it and all others that are asked
+about show nothing but their source modality; the other nodes show all they have. What is found are the targets' own
+embeddings, which know nothing of the graph: otherwise both sides would see the same neighbours, and could meet without
+looking at text or picture at all.
+
+Where in the graph the targets of validation and test nodes belong is what is asked: training does not see them at all,
+or the regulariser would learn it by heart.
 """
 
 from collections.abc import Mapping
@@ -15,16 +19,13 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
-from optimag_dist.models import MultimodalModel, withhold
+from optimag_dist.models import MultimodalModel
 from optimag_dist.store import GraphStore
 from optimag_dist.tasks.ranking import gather_ranks, rank_all, ranking_metrics, retrieval_metrics
 from optimag_dist.tasks.splits import NodeSplit, split_nodes
 from optimag_dist.tasks.task import Evaluation, Part, Setting, Task, TaskHead, TaskOptions, rank_and_size
 from optimag_dist.tasks.vectors import NodeVectors
 from optimag_dist.types import Examples, GroupBatch, InputError
-
-# Anchors withhold what they ask for: in small batches, so that most neighbours are seen whole, as in training.
-_CHUNK = 64
 
 
 class ModalityRetrievalOptions(TaskOptions):
@@ -58,15 +59,22 @@ class RetrievalHead(TaskHead):
         self.log_scale = nn.Parameter(torch.tensor(-float(np.log(temperature))))
 
     def vectors(
-        self, model: MultimodalModel, embeddings: Mapping[str, Tensor], batch: GroupBatch
+        self, model: MultimodalModel, embeddings: Mapping[str, Tensor], batch: GroupBatch, asking: Tensor
     ) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """Pair after pair what the anchors ask with, and by target modality what they are found by: (A, embedding),
-        of unit length, 0 where a modality is missing."""
+        """What the anchors ask with and are found by.
+
+        Args:
+            asking: (U,) bool, which nodes show nothing but the source; the anchors among them.
+
+        Returns:
+            Pair after pair what they ask with, and by target modality what they are found by: (A, embedding), of unit
+            length, 0 where a modality is missing.
+        """
         own = {m: mask[: batch.num_anchors] for m, mask in batch.present.items()}
         states = {}
         for source in self._sources:
-            others = [m for m in model.names if m != source]
-            states[source] = model.represent(embeddings, batch, withhold(batch, others))
+            present = {m: mask if m == source else mask & ~asking for m, mask in batch.present.items()}
+            states[source] = model.represent(embeddings, batch, present)
         asked = [
             normalize(layer(states[source])) * own[source][:, None]
             for layer, (source, _) in zip(self.queries, self.pairs, strict=True)
@@ -79,7 +87,8 @@ class RetrievalHead(TaskHead):
 
     def loss(self, model: MultimodalModel, embeddings: Mapping[str, Tensor], batch: GroupBatch) -> Tensor:
         """Cross-entropy of a node's own among the group's, both ways, averaged over the pairs."""
-        asked, found = self.vectors(model, embeddings, batch)
+        rows = torch.arange(len(batch.node_ids), device=batch.node_ids.device)
+        asked, found = self.vectors(model, embeddings, batch, rows < batch.num_anchors)
         # As CLIP: beyond 100 training becomes unstable.
         scale = self.log_scale.exp().clamp(max=100)
         total = scale.new_zeros(())
@@ -96,6 +105,7 @@ class ModalityRetrieval(Task[RetrievalHead]):
     """Attributes:
         pairs: (source, target) modalities.
         train, val, test: (…,) int64 ascending nodes that have both modalities of a pair.
+        judged_on: (n,) bool, the nodes of the last two.
 
     Raises:
         InputError: the store has one modality, lacks one that is named, has no node with both, or no split.
@@ -121,6 +131,18 @@ class ModalityRetrieval(Task[RetrievalHead]):
         self.train, self.val, self.test = split_nodes(store, options.split, usable, seed=setting.seed, what=what)
         self._temperature = options.temperature
 
+        self.judged_on = np.zeros(store.num_nodes, bool)
+        self.judged_on[np.concatenate([self.val, self.test])] = True
+
+    @property
+    def hidden(self) -> Mapping[str, np.ndarray]:
+        return {target: self.judged_on for _, target in self.pairs}
+
+    @property
+    def hidden_in_evaluation(self) -> Mapping[str, np.ndarray]:
+        # Whoever asks shows its source, which may be another pair's target.
+        return {}
+
     def examples(self, items: np.ndarray, rng: np.random.Generator) -> Examples:
         return Examples(items, {})
 
@@ -134,18 +156,18 @@ class ModalityRetrieval(Task[RetrievalHead]):
 class _Evaluation(Evaluation[RetrievalHead]):
     """Every node asks, among all nodes of the part that have the target modality."""
 
-    chunk = _CHUNK
-
     def __init__(self, task: ModalityRetrieval, nodes: np.ndarray) -> None:
         self.nodes = nodes
         self._task = task
+        self._judged_on = torch.from_numpy(task.judged_on)
         self._asked = [NodeVectors(nodes) for _ in task.pairs]
         self._found = {target: NodeVectors(nodes) for _, target in task.pairs}
 
     def update(
         self, model: MultimodalModel, head: RetrievalHead, embeddings: Mapping[str, Tensor], batch: GroupBatch
     ) -> None:
-        asked, found = head.vectors(model, embeddings, batch)
+        self._judged_on = self._judged_on.to(batch.node_ids.device)
+        asked, found = head.vectors(model, embeddings, batch, self._judged_on[batch.node_ids])
         for store, vectors in zip(self._asked, asked, strict=True):
             store.put(batch, vectors)
         for target, vectors in found.items():

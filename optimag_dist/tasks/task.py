@@ -120,8 +120,13 @@ class Task(ABC, Generic[HeadT]):
 
     @property
     def hidden(self) -> Mapping[str, np.ndarray]:
-        """Modality → (n,) bool: nodes whose value must not be seen anywhere in training or evaluation."""
+        """Modality → (n,) bool: nodes whose value training must not see, neither in messages nor in the regulariser."""
         return {}
+
+    @property
+    def hidden_in_evaluation(self) -> Mapping[str, np.ndarray]:
+        """The same for evaluation."""
+        return self.hidden
 
     @abstractmethod
     def examples(self, items: np.ndarray, rng: np.random.Generator) -> Examples:

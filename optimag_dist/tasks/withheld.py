@@ -46,8 +46,8 @@ def check_withheld(
     return withhold
 
 
-def hidden_nodes(store: GraphStore, withheld: tuple[str, ...], train: np.ndarray) -> dict[str, np.ndarray]:
-    """Modality → (n,) bool: what is made from the attribute is known of training nodes alone."""
-    mask = np.ones(store.num_nodes, bool)
-    mask[train] = False
+def hidden_nodes(store: GraphStore, withheld: tuple[str, ...], *judged_on: np.ndarray) -> dict[str, np.ndarray]:
+    """Modality → (n,) bool: what is asked of the nodes that the task is ``judged_on``."""
+    mask = np.zeros(store.num_nodes, bool)
+    mask[np.concatenate(judged_on)] = True
     return dict.fromkeys(withheld, mask)

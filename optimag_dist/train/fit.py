@@ -143,6 +143,7 @@ class _Fitting:
             for name, options in tasks.items()
         }
         self._rows = HidingRows.around(rows, [task.hidden for task in self._tasks.values()])
+        evaluated = {name: HidingRows.around(rows, [t.hidden_in_evaluation]) for name, t in self._tasks.items()}
         torch.manual_seed(fit.seed)
         self._model = MultimodalModel(self._widths, len(config.sampling.fanouts), config.model, self._kinds)
         heads = {name: task.head(self._model) for name, task in self._tasks.items()}
@@ -157,7 +158,11 @@ class _Fitting:
             self._parallel = DistributedDataParallel(self._step_loss, device_ids=ids)
         groups = parameter_groups(self._step_loss, self._options.lr)
         self._optimiser = torch.optim.AdamW(groups, lr=self._options.lr, weight_decay=self._options.weight_decay)
-        self._loader = self._make_loader(config.sampling, messages=self._model.passes_messages)
+        sampling, messages = config.sampling, self._model.passes_messages
+        self._loader = self._make_loader(self._rows, sampling, messages=messages)
+        self._evaluation_loaders = {
+            name: self._make_loader(rows, sampling, messages=messages) for name, rows in evaluated.items()
+        }
         self._sources = [
             (self._make_batcher(task.train, config.sampling), task.examples) for task in self._tasks.values()
         ]
@@ -171,9 +176,9 @@ class _Fitting:
         self._advice: list[str] = []
         self._fingerprint = fingerprint(config, fit.seed)
 
-    def _make_loader(self, sampling: SamplingOptions, *, messages: bool) -> GroupLoader:
+    def _make_loader(self, rows: GraphRows, sampling: SamplingOptions, *, messages: bool) -> GroupLoader:
         return GroupLoader(
-            self._rows,
+            rows,
             self._prior,
             sampling,
             seed=self._fit.seed,
@@ -288,7 +293,7 @@ class _Fitting:
         batches = (
             (name, batch)
             for name, evaluation in evaluations.items()
-            for batch in self._loader.cover(evaluation.nodes, evaluation.chunk, evaluation.ask)
+            for batch in self._evaluation_loaders[name].cover(evaluation.nodes, evaluation.chunk, evaluation.ask)
         )
         for name, cpu_batch in self._beating(phase, batches):
             batch = cpu_batch.to(self._worker.device)
@@ -408,7 +413,7 @@ class _Fitting:
         judging = self._fit.config.sampling.for_judging
         batcher = self._make_batcher(np.arange(self._store.num_nodes), judging)
         for batch in self._beating(
-            "export", self._make_loader(judging, messages=False).epoch([(batcher, nodes_alone)], epoch=0)
+            "export", self._make_loader(self._rows, judging, messages=False).epoch([(batcher, nodes_alone)], epoch=0)
         ):
             for group in batch.to(self._worker.device).groups:
                 anchors = group.node_ids[group.seed_rows[: group.num_anchors]]

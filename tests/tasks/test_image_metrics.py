@@ -115,6 +115,13 @@ def test_efficientnets_features_are_those_of_its_published_recipe() -> None:
     torch.testing.assert_close(features, by_hand.double(), rtol=1e-4, atol=1e-4)
 
 
+def test_larger_pictures_are_made_smaller_without_aliasing() -> None:
+    checks = (torch.arange(384)[:, None] + torch.arange(384)) % 2 * 255
+    pictures = torch.stack([checks.expand(3, -1, -1), torch.full((3, 384, 384), 127)]).to(torch.uint8)
+    features = FeatureSpace("efficientnet-lite0")(pictures)
+    assert (features[0] - features[1]).norm() < 0.1 * features[1].norm()
+
+
 def test_metrics_of_generated_pictures() -> None:
     """References themselves are perfect and copy nothing; training pictures in a wrong order are all copies."""
     references, training = _pictures(4, 30), _pictures(5, 80)

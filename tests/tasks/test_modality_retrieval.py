@@ -1,5 +1,6 @@
 """Modality retrieval: what only messages tell is learned, nothing withheld gets through, figures are those of numpy."""
 
+from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -116,8 +117,15 @@ def _chunk(fitting: _Fitting, rows: GraphRows, nodes: np.ndarray) -> GroupBatch:
 
 
 @torch.no_grad()
-def _vectors(fitting: _Fitting, head: Any, batch: GroupBatch) -> tuple[list[Tensor], dict[str, Tensor]]:
-    return head.vectors(fitting._model, fitting._model.encode(batch.features), batch)
+def _vectors(
+    fitting: _Fitting, head: Any, batch: GroupBatch, asking: Tensor | None = None
+) -> tuple[list[Tensor], dict[str, Tensor]]:
+    asking = _anchors(batch) if asking is None else asking
+    return head.vectors(fitting._model, fitting._model.encode(batch.features), batch, asking)
+
+
+def _anchors(batch: GroupBatch) -> Tensor:
+    return torch.arange(len(batch.node_ids)) < batch.num_anchors
 
 
 @pytest.mark.parametrize("backbone", [name for name in BACKBONES if name != "mlp"])
@@ -161,10 +169,21 @@ def test_training_and_evaluation_withhold_alike(three: GraphStore) -> None:
     for changed in THREE:
         features = {name: x.clone() for name, x in group.features.items()}
         features[changed][: group.num_anchors] = torch.randn(group.num_anchors, features[changed].shape[1])
-        with torch.no_grad():
-            after, _ = head.vectors(fitting._model, fitting._model.encode(features), group)
+        after, _ = _vectors(fitting, head, replace(group, features=features))
         for (source, _), before, now in zip(task.pairs, asked, after, strict=True):
             assert torch.equal(before, now) == (source != changed)
+
+
+def test_training_does_not_see_what_the_judged_nodes_are_found_by(three: GraphStore) -> None:
+    fitting, task, _ = _ready(three)
+    assert task.judged_on.sum() == len(task.val) + len(task.test)
+    for batch in fitting._loader.epoch(fitting._sources, 0):
+        for group in batch.groups:
+            judged = task.judged_on[group.node_ids.numpy()]
+            assert judged.any()
+            for name in THREE:
+                assert not group.present[name].numpy()[judged].any()
+                assert not group.features[name].numpy()[judged].any()
 
 
 # -- loss and figures --------------------------------------------------------------------------------------------------
@@ -230,7 +249,8 @@ def test_figures_are_those_of_the_dense_scores(part: str, three: GraphStore) -> 
     fitting, task, head = _ready(three)
     nodes = getattr(task, part)
     batch = _chunk(fitting, StoreRows(three), nodes)
-    asked, found = _vectors(fitting, head, batch)
+    # Whoever is judged shows nothing but the source, whether it is in the batch as an anchor or as a neighbour.
+    asked, found = _vectors(fitting, head, batch, torch.from_numpy(task.judged_on)[batch.node_ids])
     expected: dict[str, float] = {}
     for query, (source, target) in zip(asked, task.pairs, strict=True):
         there = three.present(target)[nodes]
