@@ -1,0 +1,275 @@
+"""Encodes an attribute of every node by a pretrained network, with actors of Ray Data over blocks of nodes.
+
+.OUT.encode/KEY/part-000000.arrow …   a block's features, kept while the run is not finished; KEY says of what
+
+Blocks are computed in any order, and the driver writes each to a part of its own as it arrives. At the end the store
+appears at once, with the parts as a modality of it, and the parts go.
+"""
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.data
+import torch
+
+from optimag_dist.encoding.block import BAD, PRESENT, BlockEncoder, bad_picture_error
+from optimag_dist.encoding.options import EncodeOptions
+from optimag_dist.files import atomic
+from optimag_dist.models.hub import digest
+from optimag_dist.ray_session import ensure_ray
+from optimag_dist.storage import MANIFEST, AnyPath, RemotePath, located
+from optimag_dist.store import GraphStore
+from optimag_dist.store.add_modality import add_modality, check_modality_name, notes
+from optimag_dist.store.layout import Modality, check_replaceable
+from optimag_dist.store.progress_bar import progress_bar
+from optimag_dist.store.staging import holds, make_remote, publish, staging
+from optimag_dist.types import InputError, RunError
+
+_KEY = "optimag_encode"
+_NAMED = 5
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all blocks of one run have in common.
+
+    Attributes:
+        store: pickles as its location.
+        modality: to be made.
+        key: of everything that decides the numbers.
+    """
+
+    store: GraphStore
+    options: EncodeOptions
+    modality: Modality
+    key: str
+
+    @classmethod
+    def of(cls, store: GraphStore, options: EncodeOptions) -> "Job":
+        """Loads the network, and so finds out whether it can be loaded.
+
+        Raises:
+            InputError: store, attribute and model do not fit together.
+        """
+        check_modality_name(store, options.modality)
+        encoder = BlockEncoder(store, options, torch.device("cpu"))
+        reader, network = encoder.reader.settings, digest(encoder.network)
+        what = {"store": store.content_hash, "network": network, "reader": reader}
+        how = options.model_dump(mode="json", exclude={"model", "on_bad_picture", "concurrency", "device"})
+        key = hashlib.sha256(json.dumps({**what, **how}, sort_keys=True).encode()).hexdigest()[:32]
+        modality = Modality(name=options.modality, width=encoder.width, dtype=options.dtype)
+        return cls(store, options, modality, key)
+
+    @property
+    def num_blocks(self) -> int:
+        return -(-self.store.num_nodes // self.options.block_size)
+
+    def nodes(self, block: int) -> np.ndarray:
+        first = block * self.options.block_size
+        return np.arange(first, min(first + self.options.block_size, self.store.num_nodes))
+
+
+def encode(
+    store: GraphStore,
+    out: str | AnyPath,
+    options: EncodeOptions,
+    *,
+    overwrite: bool = False,
+    progress: bool = True,
+    say: Callable[[str], None] = print,
+) -> GraphStore:
+    """Write ``store`` with a modality of pretrained features of one of its attributes to ``out``.
+
+    The features are what the network pools, see :mod:`optimag_dist.models.pretrained`; nodes without the attribute lack
+    the modality. They do not depend on ``concurrency``, and on ``block_size`` and ``batch_size`` only by rounding. All
+    other files are hard links to those of ``store``; its PPR and partitions stay behind. A killed run goes on from the
+    blocks it has finished, and one that has ended is not repeated. Store and model must mean the same files on every
+    Ray node, as URIs and hub ids do.
+
+    Args:
+        store: has the attribute.
+        out: a folder to be made; for a URI it is made in this host's cache, and sent when it is whole.
+        options: see :class:`EncodeOptions`.
+        overwrite: replace a store of other content (or a damaged one) that stands at ``out``.
+        progress: show a bar when the terminal can.
+        say: takes lines for people.
+
+    Raises:
+        InputError: store, attribute and model do not fit together, ``out`` is taken or is ``store`` itself, a picture
+            does not decode and that is an error, no node has the attribute, or the disk is full.
+        RunError: a block failed. What was finished before stays, and the next call goes on from there.
+    """
+    place = located(out)
+    place = place if isinstance(place, RemotePath) else place.resolve()
+    if place == store.location:
+        raise InputError(f"{place}: is the store to read, which stays as it is; name a new folder for the new one")
+    job = Job.of(store, options)
+    if (standing := _made(place, job)) is not None:
+        say(f"{place}: holds these very features already; left as it is")
+        return standing
+    if isinstance(place, RemotePath):
+        if not overwrite and MANIFEST in place.files():
+            raise InputError(
+                f"{place}: holds another graph, or half of one; name another folder, or ask for the old one to be "
+                "overwritten (overwrite)"
+            )
+        return make_remote(place, partial(_make, job, overwrite=True, progress=progress, say=say), overwrite, say)
+    return _make(job, place, overwrite=overwrite, progress=progress, say=say)
+
+
+def _made(place: AnyPath, job: Job) -> GraphStore | None:
+    """The store at ``place`` if it is what ``job`` makes."""
+    try:
+        standing = GraphStore.open(place)
+    except InputError:
+        return None
+    return standing if notes(standing, job.modality.name).get(_KEY) == job.key else None
+
+
+def _make(job: Job, target: Path, *, overwrite: bool, progress: bool, say: Callable[[str], None]) -> GraphStore:
+    check_replaceable(target)
+    # No store has no hash: what stands in the way is told before the work, not after it.
+    holds(target, "", overwrite)
+    parts = target.parent / f".{target.name}.encode"
+    features = job.store.num_nodes * job.modality.width * np.dtype(job.modality.dtype).itemsize
+    # The features stand twice on the disk for a while, and the rest does where there are no hard links.
+    needed = 2 * features + sum(file.stat().st_size for file in job.store.path.glob("*.arrow"))
+    with staging(target, job.key, needed, say) as stage:
+        # A process that this one waited for may have made it.
+        if (standing := _made(target, job)) is not None:
+            return standing
+        mine = parts / job.key
+        mine.mkdir(parents=True, exist_ok=True)
+        for other in parts.iterdir():
+            if other != mine:
+                shutil.rmtree(other)
+        _compute(job, mine, progress)
+        _tell_bad_pictures(job, mine, say)
+        made_from = {_KEY: job.key, "options": job.options.model_dump_json(), "store": job.store.content_hash}
+        made = add_modality(job.store, job.modality, _blocks(job, mine), stage.store, made_from)
+        if holds(target, made.content_hash, overwrite):
+            say(f"{target}: holds this very graph already; left as it is")
+        else:
+            publish(stage, target)
+    shutil.rmtree(parts)
+    return GraphStore.open(target)
+
+
+def _part(folder: Path, block: int) -> Path:
+    return folder / f"part-{block:06d}.arrow"
+
+
+def _compute(job: Job, folder: Path, progress: bool) -> None:
+    """Make the parts that are not in ``folder`` yet."""
+    missing = [block for block in range(job.num_blocks) if not _part(folder, block).is_file()]
+    if not missing:
+        return
+    ensure_ray()
+    bar = progress_bar(f"encode {job.modality.name}", job.store.num_nodes) if progress else nullcontext(lambda _: None)
+    with bar as advance:
+        advance(job.store.num_nodes - sum(len(job.nodes(block)) for block in missing))
+        for block, content in _encoded(job, missing):
+            with atomic(_part(folder, block)) as temporary:
+                temporary.write_bytes(content)
+            advance(len(job.nodes(block)))
+
+
+def _encoded(job: Job, blocks: list[int]) -> Iterator[tuple[int, bytes]]:
+    """Each block and its part, as they are finished."""
+    needs = {"num_gpus": 1} if _device(job.options.device) == "cuda" else {"num_cpus": 1}
+    context = ray.data.DataContext()
+    context.enable_progress_bars = context.print_on_execution_start = False
+    with ray.data.DataContext.current(context):
+        encoded = ray.data.from_items(blocks, override_num_blocks=len(blocks)).map_batches(
+            _Encode,
+            fn_constructor_args=(job, "cuda" if "num_gpus" in needs else "cpu"),
+            batch_size=1,
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=job.options.concurrency),
+            **needs,
+        )
+    log = logging.getLogger("ray.data")
+    level = log.level
+    # Its account of every run; what goes wrong is told below.
+    log.setLevel(logging.CRITICAL)
+    try:
+        for row in encoded.iter_rows():
+            if row["error"]:
+                raise InputError(row["error"])
+            yield row["block"], row["part"]
+    except ray.exceptions.RayError as error:
+        raise RunError(
+            f"encoding {job.modality.name!r} failed; what is finished is kept, and the same command goes on.\n{error}"
+        ) from error
+    finally:
+        log.setLevel(level)
+
+
+def _device(asked: str) -> str:
+    has_gpu = ray.cluster_resources().get("GPU", 0) >= 1
+    if asked == "cuda" and not has_gpu:
+        raise InputError("device=cuda, but the Ray cluster has no GPU; use device=cpu or device=auto")
+    return "cuda" if asked != "cpu" and has_gpu else "cpu"
+
+
+class _Encode:
+    """An actor of Ray Data: the number of a block → its part, or what is wrong with the input."""
+
+    def __init__(self, job: Job, device: str) -> None:
+        self._job, self._device = job, device
+
+    @cached_property
+    def _encoder(self) -> BlockEncoder:
+        return BlockEncoder(self._job.store, self._job.options, torch.device(self._device))
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        (block,) = batch.column(0).to_pylist()
+        content, problem = b"", ""
+        try:
+            content = _to_bytes(self._encoder.encode(self._job.nodes(block)))
+        except InputError as error:
+            problem = str(error)
+        return pa.table({"block": [block], "part": pa.array([content], pa.large_binary()), "error": [problem]})
+
+
+def _to_bytes(batch: pa.RecordBatch) -> bytes:
+    stream = pa.BufferOutputStream()
+    with pa.ipc.new_file(stream, batch.schema) as file:
+        file.write_batch(batch)
+    return stream.getvalue().to_pybytes()
+
+
+def _read(folder: Path, block: int) -> pa.RecordBatch:
+    with pa.memory_map(str(_part(folder, block))) as source:
+        return pa.ipc.open_file(source).get_batch(0)
+
+
+def _blocks(job: Job, folder: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    for block in range(job.num_blocks):
+        batch = _read(folder, block)
+        values = batch.column("features").flatten().to_numpy(zero_copy_only=True).reshape(-1, job.modality.width)
+        yield values, batch.column("state").to_numpy() == PRESENT
+
+
+def _tell_bad_pictures(job: Job, folder: Path, say: Callable[[str], None]) -> None:
+    states = np.concatenate([_read(folder, block).column("state").to_numpy() for block in range(job.num_blocks)])
+    bad = np.flatnonzero(states == BAD)
+    if not len(bad):
+        return
+    if job.options.on_bad_picture == "error":
+        raise bad_picture_error(job.store, job.options, bad[0])
+    names = ", ".join(map(repr, job.store.ids(bad[:_NAMED]))) + (" …" if len(bad) > _NAMED else "")
+    say(
+        f"{job.store.path}: the {job.options.attribute!r} of {len(bad):,} nodes does not decode as a picture, and they "
+        f"count as nodes without {job.modality.name!r}: {names}"
+    )
