@@ -174,6 +174,24 @@ def test_training_and_evaluation_withhold_alike(three: GraphStore) -> None:
             assert torch.equal(before, now) == (source != changed)
 
 
+def test_in_evaluation_a_query_hears_of_no_judged_nodes_target(three: GraphStore) -> None:
+    """Also where it is a neighbour in another's batch."""
+    fitting, task, head = _ready(three)
+    judged, indptr, indices = torch.from_numpy(task.judged_on), three.topology.indptr, three.topology.indices
+    whole = np.logical_and.reduce([three.present(name) for name in THREE])
+    ends = np.stack([np.repeat(np.arange(NUM_NODES), np.diff(indptr)), indices], 1)
+    node, neighbour = next(edge.tolist() for edge in ends if (whole & task.judged_on)[edge].all())
+    seen: list[tuple[list[Tensor], dict[str, Tensor]]] = []
+    rows = StoreRows(three)
+    for each in (rows, *(AnotherValue(rows, changed, neighbour) for changed in THREE)):
+        batch = _chunk(fitting, each, np.array([node]))
+        seen.append(_vectors(fitting, head, batch, judged[batch.node_ids]))
+    (asked, _), *others = seen
+    for changed, (other_asked, _) in zip(THREE, others, strict=True):
+        for (source, _), before, after in zip(task.pairs, asked, other_asked, strict=True):
+            assert torch.equal(before, after) == (source != changed)
+
+
 def test_training_does_not_see_what_the_judged_nodes_are_found_by(three: GraphStore) -> None:
     fitting, task, _ = _ready(three)
     assert task.judged_on.sum() == len(task.val) + len(task.test)
@@ -266,9 +284,8 @@ def test_figures_are_those_of_the_dense_scores(part: str, three: GraphStore) -> 
     assert expected["recall@1"] < expected["recall@5"] < expected["recall@10"]
 
 
-def test_a_part_that_takes_several_batches_is_ranked_as_one(three: GraphStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without messages a query does not depend on the batch, so neither do the figures."""
-    fitting, task, _ = _ready(three, model={"backbone": "mlp"})
+def test_figures_do_not_depend_on_who_shares_a_batch(three: GraphStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    fitting, task, _ = _ready(three)
     at_once = fitting._evaluate("test", "test")
     evaluation = task.evaluation("test")
     assert evaluation.chunk >= len(evaluation.nodes)
