@@ -1,7 +1,7 @@
 """What an experiment's fits say: means, intervals, and differences paired by seed."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,10 @@ import pyarrow.parquet as pq
 
 from optimag_dist.experiments.detection import KEPT, MISMATCH, NEIGHBOURS
 from optimag_dist.experiments.recipe import ExperimentOptions, StudyOptions, arms_of
+from optimag_dist.report.measure import Measure, columns_of, measures
 from optimag_dist.report.statistics import Interval, mean_interval
+from optimag_dist.tasks.metrics import metric_of
 
-ACCURACY, VALIDATION = "test/accuracy", "val/accuracy"
 WAYS = (KEPT, MISMATCH, NEIGHBOURS)
 
 
@@ -22,8 +23,10 @@ class Row:
 
     Attributes:
         at: what was varied → value.
-        accuracy, validation: shares; None where nothing was trained.
-        difference: of test accuracy from ``compared_with``, paired by seed; None without such an arm.
+        figures: column → over the seeds: what was tested, first that by which arms are compared, and what validation
+            went by; empty where nothing was trained.
+        difference: in ``judged_by`` from ``compared_with``, paired by seed; None without such an arm, or where that is
+            judged by another figure.
         areas: way to judge → area under the curve; empty where conflicts are not known.
         advantage: of kept mass over the better of the other two ways, paired by seed; None likewise.
         seconds: of training, or of judging, per seed.
@@ -34,14 +37,28 @@ class Row:
     graph: str
     arm: str
     at: Mapping[str, Any]
-    accuracy: Interval | None
-    validation: Interval | None
+    figures: Mapping[str, Interval]
     compared_with: str | None
     difference: Interval | None
     areas: Mapping[str, Interval]
     advantage: Interval | None
     seconds: Interval
     tuned: Mapping[str, Any]
+
+    @property
+    def judged_by(self) -> str | None:
+        """The column by which arms are compared; None where nothing was trained."""
+        return next(iter(self.figures), None)
+
+    @property
+    def score(self) -> Interval | None:
+        """In ``judged_by``."""
+        return next(iter(self.figures.values()), None)
+
+    @property
+    def validated_by(self) -> str | None:
+        """The column of what validation went by."""
+        return next((column for column in self.figures if column.startswith("val/")), None)
 
 
 def summarise(experiment: ExperimentOptions, results: Path) -> dict[str, list[Row]]:
@@ -78,9 +95,9 @@ def _row(
     compared_with: str | None,
     against: Sequence[Mapping[str, Any]],
 ) -> Row:
-    trained = fits[0].get(ACCURACY) is not None
-    base = {fit["seed"]: fit for fit in against}
-    gaps = [fit[ACCURACY] - base[fit["seed"]][ACCURACY] for fit in fits if trained and fit["seed"] in base]
+    columns = columns_of(fits)
+    base = {fit["seed"]: fit for fit in against} if columns[:1] == columns_of(against)[:1] else {}
+    gaps = [fit[key] - base[fit["seed"]][key] for key in columns[:1] for fit in fits if fit["seed"] in base]
     areas = {way: [fit[f"auc/{way}"] for fit in fits if _has_area(fit, way)] for way in WAYS}
     judged = [fit for fit in fits if all(_has_area(fit, way) for way in WAYS)]
     lead = [fit[f"auc/{KEPT}"] - max(fit[f"auc/{MISMATCH}"], fit[f"auc/{NEIGHBOURS}"]) for fit in judged]
@@ -90,8 +107,7 @@ def _row(
         graph=graph,
         arm=arm,
         at=at,
-        accuracy=mean_interval([fit[ACCURACY] for fit in fits]) if trained else None,
-        validation=mean_interval([fit[VALIDATION] for fit in fits]) if trained else None,
+        figures={key: mean_interval([fit[key] for fit in fits if fit[key] is not None]) for key in columns},
         compared_with=compared_with if gaps else None,
         difference=mean_interval(gaps) if gaps else None,
         areas={way: mean_interval(values) for way, values in areas.items() if values},
@@ -107,17 +123,27 @@ def _has_area(fit: Mapping[str, Any], way: str) -> bool:
     return value is not None and not math.isnan(value)
 
 
+def measures_of(rows: Sequence[Row]) -> dict[str, Measure]:
+    """Column → how it is shown; those by which arms are compared come first."""
+    judged = dict.fromkeys(row.judged_by for row in rows if row.judged_by)
+    columns = dict.fromkeys([*judged, *(column for row in rows for column in row.figures)])
+    return measures({key: [row.figures[key].mean for row in rows if key in row.figures] for key in columns})
+
+
 def findings(rows: Sequence[Row]) -> list[str]:
     """What may be said of a study, a sentence per comparison whose interval leaves 0 out, and how many do not."""
+    shown = measures_of(rows)
     compared = [row for row in rows if row.difference is not None]
     said = []
     for row in compared:
         assert row.difference is not None
-        if row.difference.excludes_zero:
-            word = "better" if row.difference.mean > 0 else "worse"
+        assert row.judged_by is not None
+        measure = shown[row.judged_by]
+        word = measure.verdict(row.difference)
+        if word:
             said.append(
                 f"{row.arm} is {word} than {row.compared_with} on {row.graph}{where(row)}: "
-                f"{points(row.difference)} points of test accuracy, {row.difference.n} seeds."
+                f"{measure.show_difference(row.difference)}{measure.of_difference}, {row.difference.n} seeds."
             )
     silent = len(compared) - len(said)
     if compared:
@@ -127,34 +153,29 @@ def findings(rows: Sequence[Row]) -> list[str]:
     return said
 
 
-def chosen_by_validation(rows: Sequence[Row]) -> list[Row]:
-    """Per graph and arm, the row that is best on validation nodes: what a user who searched would have taken."""
-    best: dict[tuple[str, str], Row] = {}
+def chosen_by_validation(rows: Sequence[Row], apart: Collection[str] = ()) -> list[Row]:
+    """Per graph and arm, the row that is best on validation: what a user who searched would have taken.
+
+    Args:
+        apart: of what is varied, what nobody would search: rows that differ in it are not chosen among.
+    """
+    best: dict[tuple[Any, ...], Row] = {}
     for row in rows:
-        known = best.get((row.graph, row.arm))
-        if row.validation is not None and (known is None or row.validation.mean > _validation(known)):
-            best[row.graph, row.arm] = row
+        key = (row.graph, row.arm, row.validated_by, *(row.at[each] for each in apart))
+        if row.validated_by is not None and (key not in best or _validation(row) > _validation(best[key])):
+            best[key] = row
     return list(best.values())
 
 
 def _validation(row: Row) -> float:
-    assert row.validation is not None
-    return row.validation.mean
+    """Greater is better."""
+    assert row.validated_by is not None
+    return metric_of(row.validated_by).sign * row.figures[row.validated_by].mean
 
 
 def where(row: Row) -> str:
     """`` at key=value, …``, or nothing where nothing was varied."""
     return f" at {', '.join(f'{key}={value}' for key, value in row.at.items())}" if row.at else ""
-
-
-def points(share: Interval) -> str:
-    """A difference of shares in percentage points."""
-    text = f"{100 * share.mean:+.2f} ± {100 * share.half_width:.2f}"
-    return text.replace("-", "−")
-
-
-def percent(share: Interval) -> str:
-    return f"{100 * share.mean:.1f} ± {100 * share.half_width:.1f}"
 
 
 def area(value: Interval) -> str:

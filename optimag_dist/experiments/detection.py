@@ -38,7 +38,7 @@ def kept_mass(store: GraphStore, ppr: PPRArtefact, config: VariantConfig, seed: 
     nodes = np.arange(store.num_nodes)
     batcher = SeedBatcher(nodes, store.num_nodes, ppr, config.sampling, seed=seed)
     kept = {name: np.full(store.num_nodes, np.nan, np.float32) for name in store.modalities}
-    for step, groups in enumerate(batcher.anchors(0)):
+    for step, groups in enumerate(batcher.items(0)):
         for index, anchors in enumerate(groups):
             seeds = batcher.group(anchors, key=(0, step, index)).seeds
             with torch.no_grad():

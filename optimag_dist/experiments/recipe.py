@@ -10,12 +10,15 @@ from pydantic import Field, model_validator
 
 from optimag_dist.datasets import PlantedOptions, dataset_schema
 from optimag_dist.options import Options, apply_overrides, read_mapping, validate_options
+from optimag_dist.store import LinkSplitOptions
 from optimag_dist.train.options import VariantConfig, merge
 from optimag_dist.tune.options import Distribution
 from optimag_dist.types import InputError
 
 # Keys of ``vary`` that change the planted graph instead of the run.
 _PLANTED = "planted."
+# Sections that say what is asked, not how it is answered.
+_GIVEN = ("planted", "task")
 
 
 class GraphOptions(Options):
@@ -26,12 +29,14 @@ class GraphOptions(Options):
         source: anything that ``optimag ingest`` reads; relative paths start at the recipe.
         planted: a made-up one with known conflicts.
         optional: leave the graph out, and say so, where ``source`` is not there.
+        links: edges held out for link prediction, as by ``optimag split``; default: none.
     """
 
     dataset: str | None = None
     source: Path | None = None
     planted: PlantedOptions | None = None
     optional: bool = False
+    links: LinkSplitOptions | None = None
 
     @model_validator(mode="after")
     def _one_place(self) -> "GraphOptions":
@@ -86,9 +91,16 @@ class StudyOptions(Options):
     @property
     def varied(self) -> set[str]:
         """Keys of the run and of the planted graph that ``vary`` changes."""
-        labelled = [values for values in self.vary.values() if isinstance(values, dict)]
-        plain = {key for key, values in self.vary.items() if not isinstance(values, dict)}
-        return plain.union(*(changes for values in labelled for changes in values.values()))
+        return set[str]().union(*map(self._changed_by, self.vary))
+
+    @property
+    def given(self) -> list[str]:
+        """What of ``vary`` changes the task or the graph: a study asks about all its values, nobody searches them."""
+        return [name for name in self.vary if any(key.partition(".")[0] in _GIVEN for key in self._changed_by(name))]
+
+    def _changed_by(self, name: str) -> set[str]:
+        values = self.vary[name]
+        return set[str]().union(*values.values()) if isinstance(values, dict) else {name}
 
 
 class ExperimentOptions(Options):

@@ -26,6 +26,7 @@ from optimag_dist.experiments.detect import Detection, run_detections
 from optimag_dist.experiments.detection import KEPT, areas, without_transport
 from optimag_dist.experiments.recipe import (
     ExperimentOptions,
+    GraphOptions,
     Setting,
     StudyOptions,
     TuningOptions,
@@ -39,10 +40,13 @@ from optimag_dist.files import atomic
 from optimag_dist.options import dump_options, load_options, validate_options
 from optimag_dist.ppr import PPROptions, compute_ppr
 from optimag_dist.ray_session import ensure_ray
-from optimag_dist.store import GraphStore, ingest
+from optimag_dist.report.measure import decisive_figure
+from optimag_dist.store import GraphStore, ingest, split_links
+from optimag_dist.tasks import decisive_of
+from optimag_dist.tasks.metrics import metric_of
 from optimag_dist.train.log import read_records
 from optimag_dist.train.options import RunConfig
-from optimag_dist.tune.options import VARIANT, Distribution, SweepOptions
+from optimag_dist.tune.options import VARIANT, Distribution, SweepOptions, metrics_of
 from optimag_dist.tune.space import draw
 from optimag_dist.tune.sweep import run_sweep
 from optimag_dist.tune.trial import trial_directory
@@ -147,6 +151,15 @@ def _short(value: Any) -> str:
     return "+".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
+def _real_store(options: GraphOptions, source: Path, folder: Path) -> Path:
+    if options.links is None:
+        return _ingested(source, folder)
+    if not folder.exists():
+        whole = _ingested(source, folder.with_name(f"{folder.name}-whole"))
+        split_links(GraphStore.open(whole), folder, options.links, say=lambda line: None)
+    return folder
+
+
 def _ingested(source: Path, store: Path) -> Path:
     if not store.exists():
         ingest(source, store, say=lambda line: None)
@@ -171,7 +184,7 @@ def _compare(
             if source is None:
                 say(f"  {graph}: left out, {experiment.graphs[graph].source} is not there")
                 continue
-            store = _ingested(source, place.directory / "graphs" / graph)
+            store = _real_store(experiment.graphs[graph], source, place.directory / "graphs" / graph)
         else:
             store = _planted_store(planted, place)
         folder = place.directory / "studies" / name / (graph if planted is None else f"{graph}-{number:02d}")
@@ -228,16 +241,22 @@ def _tuned(
     folder: Path,
     place: Place,
 ) -> list[Cell]:
-    """Every cell with the values that were best on its validation nodes."""
+    """Every cell with the values that were best on validation."""
     tried = [Cell(cell.setting, cell.arm, point) for cell in cells for point in _points(tuning, cell.arm)]
     fits = _fit_cells(experiment, study, tried, tuning.seeds, store, folder / "tuning", place)
-    means = [float(np.mean([_result(d)["val/accuracy"] for d in directories])) for directories in fits]
+    means = [float(np.mean([_validation(_result(d)) for d in directories])) for directories in fits]
     found = []
     for i, cell in enumerate(cells):
         mine = slice(i * tuning.trials, (i + 1) * tuning.trials)
         best = int(np.argmax(means[mine]))
         found.append(Cell(cell.setting, cell.arm, tried[mine][best].changes))
     return found
+
+
+def _validation(result: Mapping[str, Any]) -> float:
+    """What a fit's early stopping went by; greater is better."""
+    figure = decisive_figure(result)
+    return metric_of(figure).sign * float(result[f"val/{figure}"])
 
 
 def _points(tuning: TuningOptions, arm: str) -> list[dict[str, Any]]:
@@ -263,7 +282,9 @@ def _fit_cells(
     place: Place,
 ) -> list[list[Path]]:
     """Fit every cell with every seed, as trials of one sweep; the fits' directories, cell by cell."""
-    configs = [configure(experiment, study, c.setting, c.arm, c.changes).model_dump(mode="json") for c in cells]
+    configured = [configure(experiment, study, c.setting, c.arm, c.changes) for c in cells]
+    configs = [config.model_dump(mode="json") for config in configured]
+    figures = {decisive_of(config.task) for config in configured}
     # An arm may have any name, a variant may not.
     names = [f"{re.sub(r'[^A-Za-z0-9+_.-]', '_', cell.arm)}-{i:04d}" for i, cell in enumerate(cells)]
     variants = dict(zip(names, configs, strict=True))
@@ -282,6 +303,8 @@ def _fit_cells(
     sweep = SweepOptions(
         space={VARIANT: Distribution.model_validate({"grid": list(variants)})},
         search={"method": "grid"},
+        # All cells are wanted, whichever is the best; of different tasks time alone can be told of all.
+        metrics=metrics_of(figures.pop()) if len(figures) == 1 else {"seconds": "min"},
     )
     fits = [[trial_directory(run, f"{i:03d}") / f"seed-{seed}" for seed in seeds] for i in range(len(cells))]
     if all((fit / "result.json").exists() for trial in fits for fit in trial):

@@ -9,6 +9,7 @@ from matplotlib.ticker import MaxNLocator
 
 from optimag_dist.report.drawing import PALETTE, Drawing, drawing, legend, panels
 from optimag_dist.report.kept_mass import KeptMass
+from optimag_dist.report.measure import Measure, decisive_figure
 from optimag_dist.report.run import FitRecord, Run
 
 _BINS = 50
@@ -20,9 +21,10 @@ def variant_colours(variants: Sequence[str]) -> dict[str, str]:
 
 
 def learning_curves(run: Run, colours: Mapping[str, str]) -> Drawing | None:
-    """Validation accuracy and loss by epoch; None before the first epoch is recorded."""
-    columns = {"val/accuracy": "validation accuracy", "task_loss": "training loss of the task"}
-    return _curves(run, columns, colours, mark_best="val/accuracy")
+    """What validation goes by, and loss, by epoch; None before the first epoch is recorded."""
+    decisive = dict.fromkeys(f"val/{decisive_figure(fit.result)}" for fit in run.finished if fit.result is not None)
+    columns = {column: Measure(column).words for column in decisive} | {"task_loss": "training loss of the task"}
+    return _curves(run, columns, colours)
 
 
 def regulariser_curves(run: Run, colours: Mapping[str, str]) -> Drawing | None:
@@ -66,9 +68,7 @@ def kept_mass_histograms(masses: Sequence[KeptMass], colours: Mapping[str, str])
     return drawing(draw, f"Histograms of kept mass over all nodes and seeds. Medians: {medians}.")
 
 
-def _curves(
-    run: Run, columns: Mapping[str, str], colours: Mapping[str, str], *, mark_best: str | None = None
-) -> Drawing | None:
+def _curves(run: Run, columns: Mapping[str, str], colours: Mapping[str, str]) -> Drawing | None:
     series = {
         (variant, column): [_series(fit, column) for fit in run.of(variant, finished=False)]
         for variant in run.variants
@@ -84,9 +84,9 @@ def _curves(
         for column, axis in zip(shown, axes, strict=True):
             for variant in run.variants:
                 _draw_variant(axis, series[variant, column], variant, colours[variant])
-            if column == mark_best:
-                for fit in run.finished:
-                    assert fit.result is not None
+            for fit in run.finished:
+                assert fit.result is not None
+                if column == f"val/{decisive_figure(fit.result)}":
                     place = (fit.result["best_epoch"] + 1, fit.result[column])
                     axis.plot(*place, "o", markersize=3.5, color=colours[fit.variant], zorder=4)
             axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))

@@ -10,19 +10,21 @@ import yaml
 
 from optimag_dist.files import atomic
 from optimag_dist.report import figures
+from optimag_dist.report.comparison import compare
 from optimag_dist.report.html import render
 from optimag_dist.report.kept_mass import Gallery, check_store, gallery, read_kept_mass
+from optimag_dist.report.measure import show
+from optimag_dist.report.outputs import read_samples
 from optimag_dist.report.run import Run, read_run
-from optimag_dist.report.statistics import METRICS, compare
-from optimag_dist.report.terminal import show, show_difference
 from optimag_dist.store import GraphStore
-from optimag_dist.tasks import NodeClassification
+from optimag_dist.tasks import NodeClassificationOptions, TaskOptions, make_task, named
 from optimag_dist.types import InputError
 
 _FIT_FILES = {
     "model.pt": "weights of the best epoch",
     "checkpoint.pt": "state to resume from",
     "kept_mass.parquet": "kept mass of every node",
+    "outputs*.parquet": "what was generated for the test nodes, beside the references",
     "metrics.jsonl": "numbers of every epoch",
     "result.json": "final metrics",
     "tensorboard": "numbers of every epoch, for TensorBoard",
@@ -77,21 +79,20 @@ def _render(run: Run) -> str:
         run=run,
         facts=graph.facts | _training_facts(run),
         table=compare(run),
-        metrics=METRICS,
         colours=colours,
         learning=figures.learning_curves(run, colours),
+        samples=read_samples(run),
         regulariser=figures.regulariser_curves(run, colours),
         regularised=[name for name, variant in run.variants.items() if variant.regulariser.weight > 0],
         histograms=figures.kept_mass_histograms(masses, colours),
         galleries=galleries,
         trouble=trouble,
-        random_split=any(variant.task.split != "stored" for variant in run.variants.values()),
+        random_split=any(getattr(task, "split", "stored") != "stored" for task in _tasks(run)),
         config=_yaml(run.config),
         variant_configs={name: _yaml(variant) for name, variant in run.variants.items()},
-        files=[(fit, [name for name in _FIT_FILES if (fit.directory / name).exists()]) for fit in run.fits],
+        files=[(fit, [p.name for name in _FIT_FILES for p in sorted(fit.directory.glob(name))]) for fit in run.fits],
         file_meanings=_FIT_FILES,
         show=show,
-        show_difference=show_difference,
     )
 
 
@@ -109,16 +110,23 @@ def _describe_graph(run: Run) -> _Graph:
         "Modalities": ", ".join(
             f"{m.name} ({m.width} numbers{_missing(store, m.name)})" for m in store.modalities.values()
         ),
-        "Classes": f"{len(store.classes)}",
     }
-    first = next(iter(run.variants.values()))
+    classified = [task for task in _tasks(run) if isinstance(task, NodeClassificationOptions)]
+    if not classified:
+        return _Graph(facts, store, None)
+    facts["Classes"] = f"{len(store.classes)}"
     try:
-        task = NodeClassification(store, first.task, seed=run.config.seeds[0])
+        task: Any = make_task(classified[0], store, seed=run.config.seeds[0])
     except InputError:  # the store has changed so much that the task is gone: no sizes to show
         return _Graph(facts, store, None)
     facts["Split"] = f"{len(task.train):,} train, {len(task.val):,} validation, {len(task.test):,} test"
-    facts["Split"] += ", the store's own" if first.task.split == "stored" else ", drawn anew for every seed"
+    facts["Split"] += ", the store's own" if classified[0].split == "stored" else ", drawn anew for every seed"
     return _Graph(facts, store, None)
+
+
+def _tasks(run: Run) -> list[TaskOptions]:
+    """Of all variants, each once."""
+    return list(dict.fromkeys(task for variant in run.variants.values() for task in named(variant.task).values()))
 
 
 def _missing(store: GraphStore, modality: str) -> str:
@@ -130,6 +138,9 @@ def _training_facts(run: Run) -> dict[str, str]:
     ended = max((fit.directory / "result.json").stat().st_mtime for fit in run.finished)
     train = next(iter(run.variants.values())).train
     return {
+        "Task": ", ".join(
+            dict.fromkeys(type(task).model_fields["kind"].default.replace("_", " ") for task in _tasks(run))
+        ),
         "Seeds": ", ".join(map(str, run.config.seeds)),
         "Trained": f"{datetime.fromtimestamp(ended, timezone.utc):%Y-%m-%d %H:%M} UTC, workers: {train.workers}",
     }

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from scipy import stats
 
-from optimag_dist.experiments.analysis import Row, area, chosen_by_validation, findings, percent, points, summarise
+from optimag_dist.experiments.analysis import Row, area, chosen_by_validation, findings, measures_of, summarise
 from optimag_dist.experiments.detection import KEPT, MISMATCH, NEIGHBOURS
 from optimag_dist.experiments.figures import draw_study
 from optimag_dist.experiments.recipe import ExperimentOptions
@@ -71,12 +71,13 @@ def test_means_come_with_students_interval(summarised: Summarise) -> None:
     (row,) = summarised(_fits("plain", PLAIN, val=0.7))
     values = list(PLAIN.values())
     expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
-    assert row.accuracy is not None
-    assert row.accuracy.mean == pytest.approx(np.mean(values))
-    assert (row.accuracy.low, row.accuracy.high) == pytest.approx((expected.low, expected.high))
-    assert row.accuracy.n == 5
-    assert row.validation is not None
-    assert (row.validation.mean, row.validation.half_width) == pytest.approx((0.7, 0))
+    assert row.score is not None
+    assert row.score.mean == pytest.approx(np.mean(values))
+    assert (row.score.low, row.score.high) == pytest.approx((expected.low, expected.high))
+    assert row.score.n == 5
+    assert list(row.figures) == ["test/accuracy", "val/accuracy"]
+    validation = row.figures["val/accuracy"]
+    assert (validation.mean, validation.half_width) == pytest.approx((0.7, 0))
     assert row.seconds.mean == 3
     assert (row.study, row.graph, row.arm, dict(row.at), row.tuned) == ("asked", "g", "plain", {}, {})
     assert (row.difference, row.compared_with, row.areas, row.advantage) == (None, None, {}, None)
@@ -99,8 +100,8 @@ def test_a_seed_that_only_one_arm_has_counts_for_its_mean_and_for_no_difference(
     fewer = {seed: value for seed, value in PLAIN.items() if seed not in (1, 4)}
     more = {**NEW, 9: 0.1}
     plain, new = summarised([*_fits("new", more), *_fits("plain", fewer)], compare={"new": "plain"})
-    assert new.accuracy is not None
-    assert new.accuracy.n == 6
+    assert new.score is not None
+    assert new.score.n == 6
     assert new.difference is not None
     gaps = [NEW[seed] - PLAIN[seed] for seed in (0, 2, 3)]
     expected = stats.ttest_1samp(gaps, 0).confidence_interval(0.95)
@@ -132,11 +133,11 @@ def test_settings_and_graphs_are_kept_apart(summarised: Summarise) -> None:
     assert len(rows) == 8
     found = {(row.graph, row.at["regulariser.rho"], row.arm): row for row in rows}
     for (graph, rho, arm), row in found.items():
-        assert row.accuracy is not None
-        assert row.accuracy.n == 5
+        assert row.score is not None
+        assert row.score.n == 5
         gap = {0.1: 0.03, 1.0: -0.02}[rho]
         middle = np.mean(list(PLAIN.values())) + (0.2 if graph == "h" else 0)
-        assert row.accuracy.mean == pytest.approx(middle + (gap if arm == "new" else 0))
+        assert row.score.mean == pytest.approx(middle + (gap if arm == "new" else 0))
         if arm == "new":
             assert row.difference is not None
             assert row.difference.mean == pytest.approx(gap)
@@ -151,7 +152,7 @@ def test_labels_and_two_axes_are_kept_apart(summarised: Summarise) -> None:
         for fit in _fits("plain", {0: 0.5 + lr + (size == "big") / 10}, **{"at/size": size, "at/train.lr": lr})
     ]
     rows = summarised(fits, vary={"train.lr": [0.1, 0.2], "size": {"small": {}, "big": {}}})
-    assert [(row.at["size"], row.at["train.lr"], row.accuracy.mean) for row in rows if row.accuracy] == [
+    assert [(row.at["size"], row.at["train.lr"], row.score.mean) for row in rows if row.score] == [
         ("small", 0.1, pytest.approx(0.6)),
         ("small", 0.2, pytest.approx(0.7)),
         ("big", 0.1, pytest.approx(0.7)),
@@ -214,11 +215,12 @@ def test_one_seed_shows_nothing_and_without_comparisons_nothing_is_said(summaris
 
 def test_numbers_as_they_are_shown(summarised: Summarise) -> None:
     _, new = summarised([*_fits("plain", NEW), *_fits("new", PLAIN)], compare={"new": "plain"})
-    assert new.accuracy is not None
+    assert new.score is not None
     assert new.difference is not None
-    assert percent(new.accuracy) == "61.8 ± 4.0"
-    assert points(new.difference) == "−5.00 ± 2.32"
-    assert area(new.accuracy) == "0.618 ± 0.040"
+    measure = measures_of([new])["test/accuracy"]
+    assert measure.show(new.score) == "61.8 ± 4.0"
+    assert measure.show_difference(new.difference) == "−5.00 ± 2.32"
+    assert area(new.score) == "0.618 ± 0.040"
 
 
 # -- chosen by validation ----------------------------------------------------------------------------------------------
@@ -247,7 +249,7 @@ def test_the_best_is_chosen_by_validation_and_not_by_test(summarised: Summarise)
         ("g", "new"): 0.2,
         ("h", "plain"): 0.3,
     }
-    tested = chosen["g", "plain"].accuracy
+    tested = chosen["g", "plain"].score
     assert tested is not None
     assert tested.mean == 0.5
 
@@ -266,7 +268,7 @@ def test_kept_mass_is_compared_with_the_better_other_way_seed_by_seed(summarised
         _judged("new", 2, 0.95, 0.8, 0.8),
     ]
     (row,) = summarised(fits, detect=True)
-    assert (row.accuracy, row.validation, row.difference) == (None, None, None)
+    assert (row.score, row.figures, row.difference) == (None, {}, None)
     assert {way: interval.mean for way, interval in row.areas.items()} == pytest.approx(
         {KEPT: 2.65 / 3, MISMATCH: 2.2 / 3, NEIGHBOURS: 0.75}
     )
@@ -317,7 +319,7 @@ def test_a_map_leaves_cells_without_an_area_empty(summarised: Summarise) -> None
         for rho in (0.1, 1.0)
     ]
     rows = summarised(fits, detect=True, vary=vary)
-    (drawn,) = draw_study(_experiment(detect=True, vary=vary).studies["asked"], rows)
+    ((drawn, _),) = draw_study(_experiment(detect=True, vary=vary).studies["asked"], rows)
     assert drawn.light.startswith("data:image/png;base64,")
     assert drawn.alt.startswith("g, new by planted.conflicts and regulariser.rho. area under the curve: highest 0.3 at")
     assert "at planted.conflicts=0.2, regulariser.rho=1.0" in drawn.alt
@@ -326,8 +328,8 @@ def test_a_map_leaves_cells_without_an_area_empty(summarised: Summarise) -> None
 @pytest.mark.parametrize(
     ("vary", "words"),
     [
-        ({}, ["difference (points)"]),
-        ({"regulariser.rho": [0.1, 1.0]}, ["test accuracy (%)", "difference (points)"]),
+        ({}, ["difference in test accuracy (points)"]),
+        ({"regulariser.rho": [0.1, 1.0]}, ["test accuracy (%)", "difference in test accuracy (points)"]),
         ({"regulariser.rho": [0.1, 1.0], "size": {"small": {}, "big": {}}}, ["g, plain by", "g, new by"]),
     ],
 )
@@ -338,5 +340,5 @@ def test_a_study_is_drawn_by_how_much_it_varies(vary: dict, words: list[str], su
     fits = [f for at in settings for arm, test in (("plain", PLAIN), ("new", NEW)) for f in _fits(arm, test, **at)]
     rows = summarised(fits, vary=vary, compare={"new": "plain"})
     drawn = draw_study(_experiment(vary=vary, compare={"new": "plain"}).studies["asked"], rows)
-    assert [any(drawing.alt.startswith(start) for start in words) for drawing in drawn] == [True] * len(words)
+    assert [any(drawing.alt.startswith(start) for start in words) for drawing, _ in drawn] == [True] * len(words)
     assert draw_study(_experiment().studies["asked"], []) == []

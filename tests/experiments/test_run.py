@@ -131,7 +131,7 @@ def test_every_fit_and_detection_is_a_row(ended: Ended) -> None:
     areas = {f"auc/{way}{m}" for way in (KEPT, MISMATCH, NEIGHBOURS) for m in ("", "/m1", "/m2")}
     accuracies = {f"{part}/{metric}" for part in ("val", "test") for metric in ("accuracy", "macro_f1")}
     assert set(rows[0]) == {
-        *("study", "graph", "arm", "at/regulariser.rho", "seed", "seconds", "epochs", "best_epoch"),
+        *("study", "graph", "arm", "at/regulariser.rho", "seed", "seconds", "epochs", "best_epoch", "decisive"),
         *("tuned/train.lr", "tuned/sampling.fanouts", "tuned/regulariser.weight"),
         *areas,
         *accuracies,
@@ -141,7 +141,7 @@ def test_every_fit_and_detection_is_a_row(ended: Ended) -> None:
         assert all(row[key] is None for key in accuracies)
     for row in rows[TRAINED]:
         assert all(0 <= row[key] <= 1 for key in accuracies)
-        assert row["epochs"] == 2
+        assert (row["epochs"], row["decisive"]) == (2, "accuracy")
     assert all(row["seconds"] > 0 for row in rows)
 
 

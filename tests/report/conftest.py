@@ -69,11 +69,12 @@ def make_store(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., GraphS
 
 @pytest.fixture(scope="session")
 def make_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Writes a run; ``accuracy`` gives the test accuracy of the finished fits, the others are in their third epoch."""
+    """Writes a run; of the finished fits the test accuracy is given, or the figures of their result with what decides;
+    the others are in their third epoch."""
 
     def make(
         store: GraphStore,
-        accuracy: Mapping[tuple[str, int], float],
+        finished: Mapping[tuple[str, int], float | Mapping[str, Any]],
         *,
         variants: Mapping[str, Mapping[str, Any]],
         seeds: tuple[int, ...],
@@ -94,29 +95,43 @@ def make_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
                 folder = config.directory / name / f"seed-{seed}"
                 folder.mkdir(parents=True)
                 regularised = variant.regulariser.weight > 0
-                epochs = 4 + seed if (name, seed) in accuracy else 2
-                records = [_epoch(epoch, regularised) for epoch in range(epochs)]
+                result = finished.get((name, seed))
+                epochs = 2 if result is None else 4 + seed
+                # An unfinished fit is validated as the variant's others are.
+                like = result or next((each for (variant, _), each in finished.items() if variant == name), 0.0)
+                figures = _figures(like) if isinstance(like, float) else like
+                records = [_epoch(epoch, figures, regularised) for epoch in range(epochs)]
                 (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
-                if (name, seed) in accuracy:
-                    _finish(folder, name, seed, epochs, accuracy[name, seed], store, regularised)
+                if result is not None:
+                    _finish(folder, name, seed, epochs, figures, store, regularised)
         return config.directory
 
     return make
 
 
-def _epoch(epoch: int, regularised: bool) -> dict[str, float]:
+def _figures(accuracy: float) -> dict[str, Any]:
+    """As node classification's results were before there were other tasks."""
+    validated = {"val/accuracy": 0.5, "val/macro_f1": 0.4}
+    return {**validated, "test/accuracy": accuracy, "test/macro_f1": accuracy / 2}
+
+
+def _epoch(epoch: int, figures: Mapping[str, Any], regularised: bool) -> dict[str, float]:
     record = {"epoch": epoch, "loss": 2.0 / (epoch + 1), "task_loss": 1.0, "seconds": 0.5, "anchors_per_s": 10.0}
     if epoch % 2 == 1:  # evaluated every other epoch
-        record |= {"val/accuracy": 0.5 + 0.01 * epoch, "val/macro_f1": 0.4}
+        record |= {key: value + 0.01 * (epoch - 1) for key, value in figures.items() if key.startswith("val/")}
     return record | ({"alignment": 1.0 / (epoch + 1), "kept_ppr": 0.4} if regularised else {})
 
 
 def _finish(
-    folder: Path, variant: str, seed: int, epochs: int, accuracy: float, store: GraphStore, regularised: bool
+    folder: Path,
+    variant: str,
+    seed: int,
+    epochs: int,
+    figures: Mapping[str, Any],
+    store: GraphStore,
+    regularised: bool,
 ) -> None:
-    result = {"variant": variant, "seed": seed, "epochs": epochs, "best_epoch": 1}
-    result |= {f"val/{name}": 0.5 for name in ("accuracy", "macro_f1")}
-    result |= {"test/accuracy": accuracy, "test/macro_f1": accuracy / 2}
+    result = {"variant": variant, "seed": seed, "epochs": epochs, "best_epoch": 1, **figures}
     (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
     checkpoint.save(folder / "model.pt", {"store": store.content_hash})
     if regularised:
