@@ -28,7 +28,8 @@ class SamplingOptions(Options):
         batcher: ``ppr`` fills a group with its anchors' strongest PPR neighbours, ``uniform`` with random nodes.
         groups: seed groups (transport problems) per optimiser step, over all workers together.
         anchors: supervised nodes (or edges, where a task is about these) per group, at most.
-        group_size: N, nodes per group (anchors included); capped at the number of nodes of the graph.
+        group_size: N, nodes per group (anchors included); capped at the number of nodes of the graph. Edges bring two
+            ends and their negatives: the transport problem then is over up to twice as many nodes.
         fanouts: neighbours sampled per node, one entry per message-passing layer, input side first; -1 takes all.
         eval_fanouts: the same for evaluation; None takes all neighbours.
         sampler: who draws neighbours: ``keyed`` is this package's own, ``dgl`` is DGL's (same distribution, slower,

@@ -136,12 +136,14 @@ class GroupLoader:
         if self._sampler is not None:
             inputs, blocks = self._sampler.sample(group.anchors, fanouts, (self._seed, *key))
         # The blocks' inputs start with the anchors; the other seeds follow where no block needs them anyway.
-        nodes, seed_rows = append_nodes(inputs, group.seeds)
+        # A task may bring more anchors than a group has nodes: transport stays bounded, and takes the first of them.
+        seeds = group.seeds[: 2 * self._options.group_size]
+        nodes, seed_rows = append_nodes(inputs, seeds)
         degrees = self._rows.degrees(nodes)
         if examples.cut is not None:
             blocks, degrees = cut_arcs(blocks, degrees, nodes, examples.cut)
-        proximity = None if ppr is None else ppr.submatrix(group.seeds)
-        kept = 0.0 if ppr is None or proximity is None else float(proximity.sum() / ppr.mass(group.seeds).sum())
+        proximity = None if ppr is None else ppr.submatrix(seeds)
+        kept = 0.0 if ppr is None or proximity is None else float(proximity.sum() / ppr.mass(seeds).sum())
         batch = GroupBatch(
             node_ids=torch.from_numpy(nodes),
             seed_rows=torch.from_numpy(seed_rows),

@@ -117,7 +117,7 @@ class LinkPrediction(Task[LinkHead]):
             uniform = rng.integers(0, self._num_nodes, (len(queries), count - count // 2))
             negatives = np.concatenate([hard, uniform], 1)
             allowed = self._no_edges(queries[:, 0], negatives)
-        anchors, rows = np.unique(np.concatenate([queries.ravel(), negatives.ravel()]), return_inverse=True)
+        anchors, rows = _distinct(np.concatenate([queries.ravel(), negatives.ravel()]))
         ends = rows[: queries.size].reshape(-1, 2)
         targets = {
             "sources": ends[:, 0].copy(),
@@ -152,6 +152,15 @@ class LinkPrediction(Task[LinkHead]):
         out = np.concatenate([[0], np.cumsum(sizes)])
         places = np.repeat(indptr[sources] - out[:-1], sizes) + np.arange(out[-1])
         return CSR(out, columns[places])
+
+
+def _distinct(nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Each node once, in the order of first occurrence (edges' ends before negatives), and where each stands."""
+    _, first, places = np.unique(nodes, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    rank = np.empty_like(order)
+    rank[order] = np.arange(len(order))
+    return nodes[first[order]], rank[places]
 
 
 class _Evaluation(Evaluation[LinkHead]):

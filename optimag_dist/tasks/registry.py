@@ -32,7 +32,7 @@ def _tag(value: Any) -> str | None:
     kind = value.get("kind", "node_classification") if isinstance(value, Mapping) else None
     if kind == "several":
         return SeveralTasksOptions.__name__
-    return _OPTIONS[kind].__name__ if kind in _OPTIONS else None
+    return _OPTIONS[kind].__name__ if isinstance(kind, str) and kind in _OPTIONS else None
 
 
 _CHOICE = Discriminator(

@@ -225,7 +225,9 @@ def fingerprint(config: VariantConfig, seed: int) -> str:
     """
     free = {*HOW_IT_RUNS, "epochs", "patience", "kept_mass"}
     content = config.model_dump(mode="json", exclude={"train": free})
-    return hashlib.sha256(json.dumps([content, seed], sort_keys=True).encode()).hexdigest()[:16]
+    # Keys are sorted, and the order of tasks matters.
+    key = [content, list(named(config.task)), seed]
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -234,7 +236,8 @@ def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     A section whose ``kind`` changes starts anew: another kind's keys mean nothing to it.
     """
     merged = dict(base)
-    for dotted, value in changes.items():
+    # A kind first: what else is said of its section is said of the new kind.
+    for dotted, value in sorted(changes.items(), key=lambda change: change[0].rpartition(".")[2] != "kind"):
         key, _, rest = dotted.partition(".")
         nested = {rest: value} if rest else value
         below = merged.get(key)

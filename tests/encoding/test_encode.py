@@ -34,6 +34,9 @@ from ..s3_server import serve_s3
 from ..tables import write_tables
 from ..tiny_models import save_text_model
 
+# Ray Data reads its own old settings.
+pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning:ray.data")
+
 EVERYONE = np.arange(NUM_NODES)
 PICTURES = {"modality": "looks", "attribute": "photo", "model": EFFICIENTNET, "image_size": 32, "batch_size": 8}
 
@@ -200,6 +203,7 @@ def _parts(out: Path) -> dict[str, int]:
     return {part.name: part.stat().st_ino for part in (out.parent / f".{out.name}.encode").rglob("part-*.arrow")}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_killed_and_gone_on_with_by_two_actors_is_what_one_makes(
     store: GraphStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -10,7 +10,15 @@ import pytest
 import torch
 import yaml
 
-from optimag_dist.sampling import GroupLoader, SamplingOptions, SeedBatcher, ShardedRows, ShardOwner, StoreRows
+from optimag_dist.sampling import (
+    GroupLoader,
+    SamplingOptions,
+    SeedBatcher,
+    ShardedRows,
+    ShardOwner,
+    StoreRows,
+    nodes_alone,
+)
 from optimag_dist.sampling.kernels import gather_float16
 from optimag_dist.store import GraphStore, Partition, PartitionOptions, ingest, partition_store
 from optimag_dist.store.layout import BATCH_ROWS
@@ -68,7 +76,7 @@ def _tensors(batch: GroupBatch) -> list[torch.Tensor]:
 
 
 def _batches(loader: GroupLoader, batcher: SeedBatcher) -> list[GroupBatch]:
-    trained = [group for step in loader.epoch(batcher, 1) for group in step.groups]
+    trained = [group for step in loader.epoch([(batcher, nodes_alone)], 1) for group in step.groups]
     return trained + list(loader.cover(np.arange(0, NUM_NODES, 97), 64))
 
 
@@ -79,12 +87,9 @@ def test_owners_and_threads_do_not_change_a_bit_of_any_batch(
 ) -> None:
     options = SamplingOptions(batcher="uniform", anchors=8, group_size=20, fanouts=(4, 3), eval_fanouts=(-1, 5))
     batcher = SeedBatcher(np.arange(0, NUM_NODES, 500), NUM_NODES, None, options, seed=3)
-    labels = np.arange(NUM_NODES)
-    expected = _batches(
-        GroupLoader(StoreRows(store), None, labels, options, seed=3, messages=True, num_threads=1), batcher
-    )
+    expected = _batches(GroupLoader(StoreRows(store), None, options, seed=3, messages=True, num_threads=1), batcher)
     rows = sharded(partition, num_owners)
-    found = _batches(GroupLoader(rows, None, labels, options, seed=3, messages=True, num_threads=num_threads), batcher)
+    found = _batches(GroupLoader(rows, None, options, seed=3, messages=True, num_threads=num_threads), batcher)
     assert len(found) == len(expected) > 6
     for ours, theirs in zip(found, expected, strict=True):
         assert ours.num_anchors == theirs.num_anchors
@@ -118,7 +123,7 @@ def test_every_finite_half_becomes_its_float() -> None:
 def test_dgl_cannot_sample_rows_that_lie_elsewhere(partition: Partition) -> None:
     options = SamplingOptions(sampler="dgl")
     with pytest.raises(InputError, match=r"sampling\.sampler=keyed"):
-        GroupLoader(sharded(partition, 1), None, np.zeros(NUM_NODES), options, seed=0, messages=True)
+        GroupLoader(sharded(partition, 1), None, options, seed=0, messages=True)
 
 
 def test_shards_without_features_cannot_be_trained_on(store: GraphStore) -> None:
