@@ -31,7 +31,7 @@ CONSTRAINTS = ROOT / ".ci" / "constraints.txt"
 
 PYTORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 PYG_WHEELS = "https://data.pyg.org/whl/torch-{torch}.html"
-LEVELS = {"runtime": ".", "dev": ".[dev]"}
+LEVELS = {"runtime": ".", "dev": ".[dev,encode,generate]"}
 WHAT = {"runtime": "the program and its packages", "dev": "the program, its packages and the development tools"}
 
 

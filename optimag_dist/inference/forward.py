@@ -15,12 +15,15 @@ from torch import Tensor
 
 from optimag_dist.models import MultimodalModel
 from optimag_dist.models.backbones import MLP
+from optimag_dist.models.pretrained import PretrainedEncoder
 from optimag_dist.sampling import BlockSampler, GraphRows
 from optimag_dist.sampling.neighbours import append_nodes, layer_key
 from optimag_dist.types import Block, GroupBatch
 
 # Rows that are encoded at once, and arcs that messages pass along at once (one node's, where it has more).
 _ROWS, _ARCS = 16_384, 262_144
+# Rows of raw text or pictures, which are far wider.
+_RAW_ROWS = 512
 # Nodes whose neighbourhoods are taken together, and the input nodes from which on they are halved.
 _TOGETHER, _INPUTS = 512, 131_072
 
@@ -70,11 +73,13 @@ class Forward:
         self._fanouts = fanouts
         self._seed = seed
         self._device = device
+        raw = any(isinstance(encoder, PretrainedEncoder) for encoder in model.encoders)
+        self._at_once = _RAW_ROWS if raw else _ROWS
 
     def encode(self, nodes: np.ndarray) -> dict[str, Tensor]:
         """Modality → (k, embedding), NaN where absent."""
         pieces = []
-        for chunk in _chunks(nodes, _ROWS):
+        for chunk in _chunks(nodes, self._at_once):
             embeddings = self._model.encode(self._features(chunk))
             absent = {m: ~mask[:, None] for m, mask in self._present(chunk).items()}
             pieces.append({m: z.masked_fill(absent[m], torch.nan) for m, z in embeddings.items()})
@@ -83,7 +88,7 @@ class Forward:
     def fuse(self, nodes: np.ndarray) -> Tensor:
         """(k, width) what the backbone's first layer reads of ``nodes``."""
         pieces = []
-        for chunk in _chunks(nodes, _ROWS):
+        for chunk in _chunks(nodes, self._at_once):
             embeddings = self._model.encode(self._features(chunk))
             pieces.append(self._model.fusion(embeddings, self._present(chunk)))
         return torch.cat(pieces)
@@ -104,7 +109,7 @@ class Forward:
 
     def represent(self, nodes: np.ndarray) -> Tensor:
         """(k, hidden) what the head sees of ``nodes``, from their own neighbourhoods."""
-        chunk_size = _TOGETHER if self._model.passes_messages else _ROWS
+        chunk_size = _TOGETHER if self._model.passes_messages else self._at_once
         return torch.cat([piece for chunk in _chunks(nodes, chunk_size) for piece in self._together(chunk)])
 
     def _together(self, nodes: np.ndarray) -> Iterator[Tensor]:

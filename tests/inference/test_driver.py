@@ -70,7 +70,7 @@ def test_embeddings_are_the_dense_models_under_the_users_ids(
 def test_predictions_are_classes_with_their_probabilities(store: GraphStore, make_model, tmp_path: Path) -> None:
     expected, trained = _dense(make_model(), store)
     with torch.inference_mode():
-        probabilities = trained.model.head(expected).softmax(1)
+        probabilities = trained.classifier.linear(expected).softmax(1)
     options = PredictOptions(block_size=30, probabilities=True)
     out = infer(trained.path.parent, store, tmp_path / "out", options, progress=False)
     found = _read(out)

@@ -5,11 +5,14 @@ from pathlib import Path
 import pytest
 
 from optimag_dist.cli import check_command
+from optimag_dist.options import load_options
 from optimag_dist.submit import load_job
+from optimag_dist.train.options import RunConfig
 from optimag_dist.types import InputError
 
 JOBS = Path(__file__).parents[2] / "jobs"
-RECIPES = sorted(path for path in JOBS.glob("*.yaml") if "steps:" in path.read_text(encoding="utf-8"))
+FILES = [*JOBS.glob("*.yaml"), *JOBS.glob("tasks/*.yaml")]
+RECIPES = sorted(path for path in FILES if "steps:" in path.read_text(encoding="utf-8"))
 
 RECIPE = """
 name: shop
@@ -28,7 +31,11 @@ def recipe(tmp_path: Path) -> Path:
 
 
 def test_the_recipes_that_come_with_the_package_are_these() -> None:
-    assert [path.stem for path in RECIPES] == ["demo", "embed", "evaluate", "ingest", "ppr", "train", "tune"]
+    commands = [path.stem for path in RECIPES if path.parent == JOBS]
+    assert commands == ["demo", "embed", "encode", "evaluate", "ingest", "ppr", "train", "tune"]
+    tasks = [path.stem for path in RECIPES if path.parent != JOBS]
+    kinds = ["graph2image", "graph2text", "link_prediction", "modality_retrieval", "node_classification", "several"]
+    assert tasks == kinds
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -37,7 +44,14 @@ def test_every_step_is_a_command_that_this_optimag_takes(path: Path) -> None:
     for step in job.steps:
         check_command(step)
     if "{here}" in path.read_text(encoding="utf-8"):
-        assert job.files == JOBS
+        assert job.files == (JOBS if path.parent == JOBS else path.parent / "configs")
+
+
+@pytest.mark.parametrize("path", sorted(JOBS.glob("tasks/configs/*.yaml")), ids=lambda path: path.stem)
+def test_the_configurations_of_tasks_are_valid_and_of_their_kind(path: Path) -> None:
+    config = load_options(RunConfig, path)
+    assert config.task.kind == path.stem
+    assert {variant.regularised for variant in config.resolve().values()} == {True, False}
 
 
 def test_parameters_fill_the_steps_and_the_rest_goes_to_the_step_that_takes_it(recipe: Path) -> None:
