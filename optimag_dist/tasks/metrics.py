@@ -45,7 +45,7 @@ METRICS = {
     "denoising": Metric("denoising error", "min", is_share=False),
     "frechet": Metric("Fréchet distance", "min", is_share=False),
     "cosine": Metric("cosine", is_share=False),
-    "copies": Metric("nearest is a training picture", "min"),
+    "copies": Metric("near copies of training pictures", "min"),
 }
 
 

@@ -17,8 +17,8 @@ from optimag_dist.report.statistics import Interval
         ("test/nll", "test nats per token", "test nats per token (lower is better)"),
         (
             "test/copies",
-            "test nearest is a training picture, %",
-            "test nearest is a training picture (%, lower is better)",
+            "test near copies of training pictures, %",
+            "test near copies of training pictures (%, lower is better)",
         ),
         ("test/words/bleu4", "test words BLEU-4", "test words BLEU-4"),
         ("test/of_my_own", "test of_my_own", "test of_my_own"),

@@ -224,7 +224,10 @@ def test_what_is_allowed_is_no_neighbour_and_not_the_node(negatives: str, store:
         anchors, t = examples.anchors, examples.targets
         sources, others = anchors[t["sources"]], anchors[t["negatives"]]
         assert np.array_equal(np.stack([sources, anchors[t["targets"]]], 1), np.concatenate([edges, edges[:, ::-1]]))
-        assert np.array_equal(anchors, np.unique(np.concatenate([edges.ravel(), others.ravel()])))
+        assert np.array_equal(np.sort(anchors), np.unique(np.concatenate([edges.ravel(), others.ravel()])))
+        # Where transport cannot take all anchors, it takes the edges' ends.
+        ends = np.unique(edges)
+        assert np.array_equal(np.sort(anchors[: len(ends)]), ends)
         assert others.shape == {"uniform": (16,), "in_batch": (40,), "ppr": (40, 16)}[negatives]
         others = np.broadcast_to(others, (40, others.shape[-1]))
         strangers = ~adjacency[sources[:, None], others] & (sources[:, None] != others)
@@ -268,7 +271,7 @@ def test_a_graph_smaller_than_its_groups_still_has_negatives(tmp_path: Path) -> 
     """Every node is an end of an edge of the group."""
     tiny = cliques(tmp_path / "tiny", 2, 5, {"x": 2}, negatives=4)
     examples = task_of(tiny).examples(task_of(tiny).train, np.random.default_rng(0))
-    assert examples.anchors.tolist() == list(range(10))
+    assert sorted(examples.anchors.tolist()) == list(range(10))
     assert examples.targets["negatives"].shape == (10,)
     assert examples.targets["allowed"].sum(1).min() >= 5
 
