@@ -136,6 +136,8 @@ class _Evaluation(Evaluation[ImageHead]):
         self._errors.append((float(errors.double().sum()), len(errors)))
         if self._draws:
             mine = torch.isin(keys, self._drawn.to(keys.device))
+            if not mine.any():
+                return
             drawn = head.diffusion.sample(tokens[mine], mask[mine], keys[mine])
             pixels = ((drawn + 1) * 127.5).round().to(torch.uint8).cpu().numpy()
             self._pictures |= dict(zip(keys[mine].tolist(), pixels, strict=True))

@@ -55,9 +55,11 @@ def test_it_draws_what_only_the_neighbours_tell(store: GraphStore, tmp_path: Pat
     assert _right(tmp_path / "mlp") <= 0.6
 
 
-def test_a_short_fit_leaves_pictures_and_figures_behind(tmp_path: Path) -> None:
+def test_a_short_fit_leaves_pictures_and_figures_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bad = 2  # a training node
     store = make_signposts(tmp_path / "graph", bad_pictures=(bad, 4))
+    # Fewer than there are batches.
+    monkeypatch.setattr("optimag_dist.tasks.graph2image._Evaluation.chunk", 3)
     config = configure({**TASK, "samples": 6}, **SMALL)
     with pytest.warns(UserWarning, match="do not decode"):
         result = fit(config, store, tmp_path / "fit")
