@@ -152,3 +152,15 @@ def completed(slots: Sequence[Slot], indices: Iterable[int]) -> Generator[tuple[
     finally:
         for reference in in_flight:
             ray.cancel(reference)
+
+
+def task_device(asked: str) -> str:
+    """``cpu`` or ``cuda``, given ``auto``, ``cpu`` or ``cuda`` and what the connected cluster has.
+
+    Raises:
+        InputError: ``cuda`` is asked for and the cluster has none.
+    """
+    has_gpu = ray.cluster_resources().get("GPU", 0) >= 1
+    if asked == "cuda" and not has_gpu:
+        raise InputError("device=cuda, but the Ray cluster has no GPU; use device=cpu or device=auto")
+    return "cuda" if asked != "cpu" and has_gpu else "cpu"

@@ -26,7 +26,7 @@ from optimag_dist.encoding.block import BAD, PRESENT, BlockEncoder, bad_picture_
 from optimag_dist.encoding.options import EncodeOptions
 from optimag_dist.files import atomic
 from optimag_dist.models.hub import digest
-from optimag_dist.ray_session import ensure_ray
+from optimag_dist.ray_session import ensure_ray, task_device
 from optimag_dist.storage import MANIFEST, AnyPath, RemotePath, located
 from optimag_dist.store import GraphStore
 from optimag_dist.store.add_modality import add_modality, check_modality_name, notes
@@ -186,7 +186,7 @@ def _compute(job: Job, folder: Path, progress: bool) -> None:
 
 def _encoded(job: Job, blocks: list[int]) -> Iterator[tuple[int, bytes]]:
     """Each block and its part, as they are finished."""
-    needs = {"num_gpus": 1} if _device(job.options.device) == "cuda" else {"num_cpus": 1}
+    needs = {"num_gpus": 1} if task_device(job.options.device) == "cuda" else {"num_cpus": 1}
     context = ray.data.DataContext()
     context.enable_progress_bars = context.print_on_execution_start = False
     with ray.data.DataContext.current(context):
@@ -213,13 +213,6 @@ def _encoded(job: Job, blocks: list[int]) -> Iterator[tuple[int, bytes]]:
         ) from error
     finally:
         log.setLevel(level)
-
-
-def _device(asked: str) -> str:
-    has_gpu = ray.cluster_resources().get("GPU", 0) >= 1
-    if asked == "cuda" and not has_gpu:
-        raise InputError("device=cuda, but the Ray cluster has no GPU; use device=cpu or device=auto")
-    return "cuda" if asked != "cpu" and has_gpu else "cpu"
 
 
 class _Encode:

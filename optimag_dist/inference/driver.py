@@ -26,7 +26,7 @@ from optimag_dist.inference.forward import Activations, Forward
 from optimag_dist.inference.options import EmbedOptions, PredictOptions
 from optimag_dist.inference.parts import Parts
 from optimag_dist.inference.trained import TrainedModel
-from optimag_dist.ray_session import completed, ensure_ray, task_slots
+from optimag_dist.ray_session import completed, ensure_ray, task_device, task_slots
 from optimag_dist.storage import AnyPath, is_file, on_this_host, sole_user
 from optimag_dist.store import GraphStore
 from optimag_dist.types import InputError
@@ -124,7 +124,7 @@ def infer(
         layered = nodes is None and hasattr(trained.model.backbone, "layer")
         stages = len(fanouts) + 1 if layered else 1
         ensure_ray()
-        device = _device(options.device)
+        device = task_device(options.device)
         job = Job(trained.location, store, nodes, options, fanouts, stages, device, parts)
         missing = _missing(job)
         with (
@@ -173,13 +173,6 @@ def _lookup(store: GraphStore, user_ids: Sequence[Any]) -> np.ndarray:
         place = int(np.setdiff1d(np.arange(len(nodes)), first)[0])
         raise InputError(f"nodes: {user_ids[place]!r} is listed again at row {place + 1}; list every id once")
     return nodes
-
-
-def _device(asked: str) -> str:
-    has_gpu = ray.cluster_resources().get("GPU", 0) >= 1
-    if asked == "cuda" and not has_gpu:
-        raise InputError("device=cuda, but the Ray cluster has no GPU; use device=cpu or device=auto")
-    return "cuda" if asked != "cpu" and has_gpu else "cpu"
 
 
 def _missing(job: Job) -> list[list[int]]:

@@ -130,7 +130,7 @@ class SeedBatcher:
         missing = self._target - len(seeds)
         if missing > 0:
             rng = np.random.default_rng((self._seed, *key))
-            seeds = np.concatenate([seeds, _draw_others(rng, self._num_nodes, seeds, missing)])
+            seeds = np.concatenate([seeds, draw_others(rng, self._num_nodes, seeds, missing)])
         return SeedGroup(seeds=seeds, num_anchors=len(anchors))
 
     def _add_ppr_neighbours(self, ppr: PPRArtefact, seeds: np.ndarray) -> np.ndarray:
@@ -146,7 +146,7 @@ class SeedBatcher:
         return np.concatenate([seeds, best])
 
 
-def _draw_others(rng: np.random.Generator, num_nodes: int, taken: np.ndarray, count: int) -> np.ndarray:
+def draw_others(rng: np.random.Generator, num_nodes: int, taken: np.ndarray, count: int) -> np.ndarray:
     """``count`` distinct nodes not in ``taken``, touching O(count + len(taken)) memory."""
     free = num_nodes - len(taken)
     # The i-th free node is i plus the number of taken nodes at or below it.

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from optimag_dist.jit import jit
 from optimag_dist.options import Options
 from optimag_dist.storage import AnyPath, RemotePath, located
+from optimag_dist.store.arcs import contains
 from optimag_dist.store.held_out import LinkQueries, write_links
 from optimag_dist.store.layout import LINKS, check_replaceable
 from optimag_dist.store.progress_bar import progress_bar
@@ -108,8 +109,8 @@ def check_no_leak(store: GraphStore) -> None:
     if store.links is None:
         return
     for part, queries in (("val", store.links.val), ("test", store.links.test)):
-        _, incoming = arc_places(store.topology, queries.targets, queries.sources)
-        _, outgoing = arc_places(store.topology, queries.sources, queries.targets)
+        incoming = contains(store.topology, queries.targets, queries.sources)
+        outgoing = contains(store.topology, queries.sources, queries.targets)
         leaks = np.flatnonzero(incoming | outgoing)
         if len(leaks):
             source, target = store.ids(np.array([queries.sources[leaks[0]], queries.targets[leaks[0]]]))
@@ -143,7 +144,7 @@ def _hold_out(store: GraphStore, options: LinkSplitOptions, rng: np.random.Gener
     drawn = rng.choice(num_edges, num_val + num_test, replace=False)
     # Edges are counted row by row, each in the row of its smaller node: there it lies beyond the node's own place.
     nodes = np.arange(topology.num_nodes)
-    own_place, _ = arc_places(topology, nodes, nodes)
+    own_place = arc_places(topology, nodes, nodes)
     ends = np.cumsum(topology.indptr[1:] - own_place)
     smaller = np.searchsorted(ends, drawn, side="right")
     larger = topology.indices[topology.indptr[smaller + 1] - (ends[smaller] - drawn)]

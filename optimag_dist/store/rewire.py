@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from optimag_dist.files import sync
+from optimag_dist.store.arcs import contains
 from optimag_dist.store.edges import endpoint_batches
 from optimag_dist.store.layout import TOPOLOGY, StoredFile, read_meta, write_meta
 from optimag_dist.store.reader import GraphStore
@@ -71,8 +72,8 @@ def change_topology(topology: CSR, changes: EdgeChanges) -> CSR:
     """The in-CSR after ``changes`` of the in-CSR of an undirected graph; rows stay ascending. Takes O(n + m)."""
     gone_rows, gone = both_ways(changes.deleted)
     new_rows, new = both_ways(changes.inserted)
-    leave, _ = arc_places(topology, gone_rows, gone)
-    enter, _ = arc_places(topology, new_rows, new)
+    leave = arc_places(topology, gone_rows, gone)
+    enter = arc_places(topology, new_rows, new)
     leave.sort()
     kept = np.delete(topology.indices, leave)
     indices = np.insert(kept, enter - np.searchsorted(leave, enter), new.astype(topology.indices.dtype))
@@ -116,18 +117,15 @@ def both_ways(pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return rows[order], columns[order]
 
 
-def arc_places(csr: CSR, rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(k,) where in ``csr.indices`` each arc stands or would stand, and (k,) bool whether it does (binary search)."""
-    low, stop = csr.indptr[rows], csr.indptr[rows + 1]
-    high = stop.copy()
+def arc_places(csr: CSR, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """(k,) where in ``csr.indices`` each arc stands or would stand (binary search)."""
+    low, high = csr.indptr[rows], csr.indptr[rows + 1]
     while len(searching := np.flatnonzero(low < high)):
         middle = (low[searching] + high[searching]) // 2
         after = csr.indices[middle] < columns[searching]
         low[searching[after]] = middle[after] + 1
         high[searching[~after]] = middle[~after]
-    there = low < stop
-    there[there] = csr.indices[low[there]] == columns[there]
-    return low, there
+    return low
 
 
 def _inserts(table: SourceTable, operations: pa.ChunkedArray) -> np.ndarray:
@@ -155,7 +153,7 @@ def _check_edges(table: SourceTable, store: GraphStore, pairs: np.ndarray, inser
     repeated = np.ones(len(keys), bool)
     repeated[np.unique(keys, return_index=True)[1]] = False
     bad.add("twice", np.flatnonzero(repeated), lambda row: f"{edge(row)} stands in an earlier row too; keep one")
-    _, there = arc_places(store.topology, pairs[:, 0], pairs[:, 1])
+    there = contains(store.topology, pairs[:, 0], pairs[:, 1])
     bad.add("there", np.flatnonzero(inserts & there), lambda row: f"{edge(row)} is in the graph already; drop the row")
     if store.links is not None:
         # Both ways of every link are there, so one of them has its smaller end first.

@@ -11,7 +11,6 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 import torch
-import torch.distributed as dist
 from PIL import Image
 from pydantic import Field
 from torch import Tensor
@@ -20,11 +19,10 @@ from optimag_dist.models import MultimodalModel
 from optimag_dist.models.diffusion import ConditionalDiffusion, DiffusionOptions, check_diffusion
 from optimag_dist.sampling.pictures import read_pictures
 from optimag_dist.store import GraphStore
-from optimag_dist.tasks.graph_tokens import GraphTokens, TokenOptions
+from optimag_dist.tasks.generation import Generation, GenerationOptions
+from optimag_dist.tasks.graph_tokens import GraphTokens
 from optimag_dist.tasks.image_metrics import FeatureSpace, SpaceName, feature_metrics, nearest
-from optimag_dist.tasks.splits import NodeSplit, split_nodes
-from optimag_dist.tasks.task import Evaluation, Part, Setting, Task, TaskHead, TaskOptions, gather_dict, rank_and_size
-from optimag_dist.tasks.withheld import check_attribute, check_withheld, hidden_nodes
+from optimag_dist.tasks.task import Evaluation, Part, Setting, TaskHead, gather_dict, sum_over_ranks
 from optimag_dist.types import Examples, GroupBatch
 
 _CHUNK = 64
@@ -32,24 +30,16 @@ _CHUNK = 64
 _COMPARED = 4096
 
 
-class GraphToImageOptions(TaskOptions):
+class GraphToImageOptions(GenerationOptions):
     """Attributes:
-    attribute: the store's picture that is drawn; None where it has one only.
-    withhold: the modalities made from that picture; ``[]`` where there is none.
-    split: ``stored``, or shares of the nodes with a picture, at random.
     diffusion: the model that draws.
-    tokens: of the condition.
     samples: test nodes whose picture is drawn at the end, at most, evenly spread.
     feature_space: in which drawn pictures are compared with real ones.
     on_bad_picture: a picture that does not decode is passed over (``mask``), or ends the run (``error``).
     """
 
     kind: Literal["graph2image"] = "graph2image"
-    attribute: str | None = None
-    withhold: tuple[str, ...] | None = None
-    split: NodeSplit = "stored"
     diffusion: DiffusionOptions = DiffusionOptions()
-    tokens: TokenOptions = TokenOptions()
     samples: int = Field(256, ge=2)
     feature_space: SpaceName = "efficientnet-lite0"
     on_bad_picture: Literal["mask", "error"] = "mask"
@@ -69,31 +59,17 @@ class ImageHead(TaskHead):
         return self.diffusion.loss(centred(batch.targets["pixels"]), tokens, there)
 
 
-class GraphToImage(Task[ImageHead]):
-    """Attributes:
-        attribute: that is drawn.
-        withheld: modalities made from it.
-        train, val, test: (…,) int64 ascending nodes with a picture.
+class GraphToImage(Generation[ImageHead]):
+    """Also raises ``InputError`` where the model cannot be had."""
 
-    Raises:
-        InputError: the store has no such picture or no split, ``withhold`` is not said, or the model is not there.
-    """
-
+    attribute_kind = "image"
+    noun = "picture"
     validated = ("denoising",)
     decisive = "denoising"
 
     def __init__(self, store: GraphStore, options: GraphToImageOptions, setting: Setting) -> None:
-        self.attribute = check_attribute(store, options.attribute, "image", options.kind)
-        self.withheld = check_withheld(store, options.withhold, self.attribute, setting.modalities)
+        super().__init__(store, options, setting)
         check_diffusion(options.diffusion)
-        self.store, self.options = store, options
-        usable = np.array([bool(content) for content in store.attribute(self.attribute, np.arange(store.num_nodes))])
-        what = f"node with a picture in {self.attribute!r}"
-        self.train, self.val, self.test = split_nodes(store, options.split, usable, seed=setting.seed, what=what)
-
-    @property
-    def hidden(self) -> Mapping[str, np.ndarray]:
-        return hidden_nodes(self.store, self.withheld, self.val, self.test)
 
     def pictures(self, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(k', 3, S, S) uint8 pictures, and the (k',) nodes whose picture decodes."""
@@ -144,8 +120,7 @@ class _Evaluation(Evaluation[ImageHead]):
 
     def compute(self, head: ImageHead) -> dict[str, float]:
         sums = torch.tensor(self._errors, dtype=torch.float64, device=head.diffusion.null.device).reshape(-1, 2).sum(0)
-        if rank_and_size()[1] > 1:
-            dist.all_reduce(sums)
+        sums = sum_over_ranks(sums)
         figures = {"denoising": float(sums[0] / sums[1])}
         if self._draws:
             self._pictures = dict(sorted(gather_dict(self._pictures).items()))

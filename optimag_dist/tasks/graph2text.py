@@ -10,7 +10,6 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 import torch
-import torch.distributed as dist
 from pydantic import Field
 from torch import Tensor
 
@@ -23,32 +22,23 @@ from optimag_dist.models.language_model import (
     make_tokeniser,
 )
 from optimag_dist.store import GraphStore
-from optimag_dist.tasks.graph_tokens import GraphTokens, TokenOptions
-from optimag_dist.tasks.splits import NodeSplit, split_nodes
-from optimag_dist.tasks.task import Evaluation, Part, Setting, Task, TaskHead, TaskOptions, gather_dict, rank_and_size
+from optimag_dist.tasks.generation import Generation, GenerationOptions
+from optimag_dist.tasks.graph_tokens import GraphTokens
+from optimag_dist.tasks.task import Evaluation, Part, Setting, TaskHead, gather_dict, sum_over_ranks
 from optimag_dist.tasks.text_metrics import text_metrics
-from optimag_dist.tasks.withheld import check_attribute, check_withheld, hidden_nodes
 from optimag_dist.types import Examples, GroupBatch
 
 _CHUNK = 64
 
 
-class GraphToTextOptions(TaskOptions):
+class GraphToTextOptions(GenerationOptions):
     """Attributes:
-    attribute: the store's text that is generated; None where it has one only.
-    withhold: the modalities made from that text; ``[]`` where there is none.
-    split: ``stored``, or shares of the nodes with a text, at random.
     language_model: which, and what of it is trained.
-    tokens: of the prefix.
     beams: 1 takes the likeliest token each time, more search.
     """
 
     kind: Literal["graph2text"] = "graph2text"
-    attribute: str | None = None
-    withhold: tuple[str, ...] | None = None
-    split: NodeSplit = "stored"
     language_model: LanguageModelOptions = LanguageModelOptions()
-    tokens: TokenOptions = TokenOptions()
     beams: int = Field(1, ge=1)
 
 
@@ -67,45 +57,25 @@ class TextHead(TaskHead):
             scale=float(embeddings.detach().float().square().mean().sqrt()),
         )
 
-    def nats(
-        self, model: MultimodalModel, embeddings: Mapping[str, Tensor], batch: GroupBatch
-    ) -> tuple[Tensor, Tensor]:
-        """Nats of all the anchors' target tokens, and the number of these."""
-        prefix, there = self.tokens(model, embeddings, batch)
-        return self.language_model.loss(prefix, there, batch.targets["ids"], batch.targets["mask"])
-
     def loss(self, model: MultimodalModel, embeddings: Mapping[str, Tensor], batch: GroupBatch) -> Tensor:
         """Nats per token of the group, once for each of its texts."""
-        nats, count = self.nats(model, embeddings, batch)
+        prefix, there = self.tokens(model, embeddings, batch)
+        nats, count = self.language_model.loss(prefix, there, batch.targets["ids"], batch.targets["mask"])
         return nats / count * batch.num_anchors
 
 
-class GraphToText(Task[TextHead]):
-    """Attributes:
-        attribute: that is generated.
-        withheld: modalities made from it.
-        train, val, test: (…,) int64 ascending nodes with a text.
+class GraphToText(Generation[TextHead]):
+    """Also raises ``InputError`` where the model cannot be had."""
 
-    Raises:
-        InputError: the store has no such text or no split, ``withhold`` is not said, or the model cannot be had.
-    """
-
+    attribute_kind = "text"
+    noun = "text"
     validated = ("nll",)
     decisive = "nll"
 
     def __init__(self, store: GraphStore, options: GraphToTextOptions, setting: Setting) -> None:
-        self.attribute = check_attribute(store, options.attribute, "text", options.kind)
-        self.withheld = check_withheld(store, options.withhold, self.attribute, setting.modalities)
+        super().__init__(store, options, setting)
         check_language_model(options.language_model)
-        self.store, self.options = store, options
         self.tokenise: Tokeniser = make_tokeniser(options.language_model)
-        usable = np.array([bool(text) for text in store.attribute(self.attribute, np.arange(store.num_nodes))])
-        what = f"node with a text in {self.attribute!r}"
-        self.train, self.val, self.test = split_nodes(store, options.split, usable, seed=setting.seed, what=what)
-
-    @property
-    def hidden(self) -> Mapping[str, np.ndarray]:
-        return hidden_nodes(self.store, self.withheld, self.val, self.test)
 
     def examples(self, items: np.ndarray, rng: np.random.Generator) -> Examples:
         ids, mask = self.tokenise(self.store.attribute(self.attribute, items))
@@ -143,8 +113,7 @@ class _Evaluation(Evaluation[TextHead]):
     def compute(self, head: TextHead) -> dict[str, float]:
         device = next(head.parameters()).device
         sums = torch.tensor(self._sums, dtype=torch.float64, device=device).reshape(-1, 2).sum(0)
-        if rank_and_size()[1] > 1:
-            dist.all_reduce(sums)
+        sums = sum_over_ranks(sums)
         figures = {"nll": float(sums[0] / sums[1])}
         if self._generates:
             self._texts = gather_dict(self._texts)

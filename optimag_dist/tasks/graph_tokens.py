@@ -50,7 +50,7 @@ class GraphTokens(nn.Module):
         """(A, T, width) tokens, and (A, T) bool: which of them are there."""
         count, present = batch.num_anchors, withhold(batch, self._withheld)
         state = self.state(model.represent(embeddings, batch, present)).view(count, -1, self._width)
-        tokens, there = [state], [present_of(state)]
+        tokens, there = [state], [state.new_ones(state.shape[:2], dtype=torch.bool)]
         for layer, m in zip(self.modalities, self._shown, strict=True):
             tokens.append(layer(embeddings[m][:count])[:, None])
             there.append(present[m][:count, None])
@@ -60,11 +60,6 @@ class GraphTokens(nn.Module):
             tokens.append(self.neighbour(fused)[rows])
             there.append(mask)
         return layer_norm(torch.cat(tokens, 1), (self._width,)) * self._scale, torch.cat(there, 1)
-
-
-def present_of(tokens: Tensor) -> Tensor:
-    """(A, T, width) → (A, T) of true."""
-    return torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
 
 
 def _first_neighbours(batch: GroupBatch, count: int) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from optimag_dist.models import MultimodalModel
+from optimag_dist.sampling.neighbours import append_nodes
 from optimag_dist.store import GraphStore
 from optimag_dist.store.arcs import contains
 from optimag_dist.store.held_out import LinkQueries
@@ -21,7 +22,7 @@ from optimag_dist.store.links import check_no_leak
 from optimag_dist.tasks.decoders import DecoderName, make_decoder
 from optimag_dist.tasks.negatives import in_batch_mask, ppr_hard_negatives, uniform_negatives
 from optimag_dist.tasks.ranking import gather_ranks, rank_all, rank_among, ranking_metrics
-from optimag_dist.tasks.task import Evaluation, Part, Setting, Task, TaskHead, TaskOptions, rank_and_size
+from optimag_dist.tasks.task import Evaluation, Part, Setting, Task, TaskHead, TaskOptions, my_share, rank_and_size
 from optimag_dist.tasks.vectors import NodeVectors
 from optimag_dist.types import CSR, Examples, GroupBatch, InputError
 
@@ -117,7 +118,9 @@ class LinkPrediction(Task[LinkHead]):
             uniform = rng.integers(0, self._num_nodes, (len(queries), count - count // 2))
             negatives = np.concatenate([hard, uniform], 1)
             allowed = self._no_edges(queries[:, 0], negatives)
-        anchors, rows = _distinct(np.concatenate([queries.ravel(), negatives.ravel()]))
+        # In order of occurrence: where transport cannot take all anchors, it takes the edges' ends.
+        everyone = np.concatenate([queries.ravel(), negatives.ravel()])
+        anchors, rows = append_nodes(np.empty(0, np.int64), everyone)
         ends = rows[: queries.size].reshape(-1, 2)
         targets = {
             "sources": ends[:, 0].copy(),
@@ -140,27 +143,20 @@ class LinkPrediction(Task[LinkHead]):
 
     def known(self, sources: np.ndarray) -> CSR:
         """All neighbours of each source, held-out ones as well."""
-        held_out = [self._links.val, self._links.test]
-        rows = np.concatenate(
-            [np.repeat(np.arange(self._num_nodes), np.diff(self._topology.indptr))] + [q.sources for q in held_out]
-        )
-        columns = np.concatenate([self._topology.indices] + [q.targets for q in held_out])
-        order = np.argsort(rows, kind="stable")
-        columns = columns[order]
-        indptr = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=self._num_nodes))])
-        sizes = indptr[sources + 1] - indptr[sources]
-        out = np.concatenate([[0], np.cumsum(sizes)])
-        places = np.repeat(indptr[sources] - out[:-1], sizes) + np.arange(out[-1])
-        return CSR(out, columns[places])
-
-
-def _distinct(nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Each node once, in the order of first occurrence (edges' ends before negatives), and where each stands."""
-    _, first, places = np.unique(nodes, return_index=True, return_inverse=True)
-    order = np.argsort(first)
-    rank = np.empty_like(order)
-    rank[order] = np.arange(len(order))
-    return nodes[first[order]], rank[places]
+        rows, columns = [], []
+        for starts, stops, others in (
+            (self._topology.indptr[sources], self._topology.indptr[sources + 1], self._topology.indices),
+            *(
+                (np.searchsorted(q.sources, sources), np.searchsorted(q.sources, sources, side="right"), q.targets)
+                for q in (self._links.val, self._links.test)
+            ),
+        ):
+            sizes = stops - starts
+            rows.append(np.repeat(np.arange(len(sources)), sizes))
+            columns.append(others[np.repeat(stops - np.cumsum(sizes), sizes) + np.arange(sizes.sum())])
+        row, column = np.concatenate(rows), np.concatenate(columns)
+        indptr = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=len(sources)))])
+        return CSR(indptr, column[np.argsort(row, kind="stable")])
 
 
 class _Evaluation(Evaluation[LinkHead]):
@@ -181,9 +177,7 @@ class _Evaluation(Evaluation[LinkHead]):
 
     def compute(self, head: LinkHead) -> dict[str, float]:
         h = self._vectors.of_all_ranks(head.project.weight)
-        rank, size = rank_and_size()
-        mine = slice(rank * len(self._queries) // size, (rank + 1) * len(self._queries) // size)
-        queries = self._queries[mine]
+        queries = self._queries[my_share(len(self._queries))]
         ranks = [torch.empty(0, dtype=torch.float64, device=h.device)]
         for start in range(0, len(queries), _QUERIES):
             some = queries[start : start + _QUERIES]
@@ -191,7 +185,7 @@ class _Evaluation(Evaluation[LinkHead]):
             candidates = np.concatenate([some.targets[:, None], some.negatives], 1)
             scores = head.decoder(source, h[self._rows(candidates)])
             ranks.append(rank_among(scores[:, 0], scores[:, 1:]))
-        figures = ranking_metrics(gather_ranks(torch.cat(ranks), size))
+        figures = ranking_metrics(gather_ranks(torch.cat(ranks), rank_and_size()[1]))
         if self._rank_all:
             among_all = rank_all(
                 h[self._rows(queries.sources)],
@@ -201,7 +195,7 @@ class _Evaluation(Evaluation[LinkHead]):
                 known=self._task.known(queries.sources),
                 exclude=self._rows(queries.sources),
             )
-            all_figures = ranking_metrics(gather_ranks(among_all, size))
+            all_figures = ranking_metrics(gather_ranks(among_all, rank_and_size()[1]))
             figures |= {f"{name}_all": all_figures[name] for name in ("mrr", "hits@10")}
         return figures
 

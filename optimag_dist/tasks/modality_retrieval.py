@@ -23,7 +23,7 @@ from optimag_dist.models import MultimodalModel
 from optimag_dist.store import GraphStore
 from optimag_dist.tasks.ranking import gather_ranks, rank_all, ranking_metrics, retrieval_metrics
 from optimag_dist.tasks.splits import NodeSplit, split_nodes
-from optimag_dist.tasks.task import Evaluation, Part, Setting, Task, TaskHead, TaskOptions, rank_and_size
+from optimag_dist.tasks.task import Evaluation, Part, Setting, Task, TaskHead, TaskOptions, my_share, rank_and_size
 from optimag_dist.tasks.vectors import NodeVectors
 from optimag_dist.types import Examples, GroupBatch, InputError
 
@@ -174,7 +174,7 @@ class _Evaluation(Evaluation[RetrievalHead]):
             self._found[target].put(batch, vectors)
 
     def compute(self, head: RetrievalHead) -> dict[str, float]:
-        rank, size = rank_and_size()
+        size = rank_and_size()[1]
         like = head.log_scale.new_empty(head.width, 0)
         found = {target: vectors.of_all_ranks(like) for target, vectors in self._found.items()}
         by_pair: dict[str, dict[str, float]] = {}
@@ -184,7 +184,7 @@ class _Evaluation(Evaluation[RetrievalHead]):
             asking = np.flatnonzero(there & self._task.present[source][self.nodes])
             if not len(asking):
                 continue
-            mine = asking[rank * len(asking) // size : (rank + 1) * len(asking) // size]
+            mine = asking[my_share(len(asking))]
             place = torch.from_numpy(np.cumsum(there) - 1)
             candidates = found[target][torch.from_numpy(np.flatnonzero(there))]
             ranks = rank_all(asked[mine], candidates, place[mine], score=lambda q, c: q @ c.mT)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from optimag_dist.ppr import PPRArtefact
+from optimag_dist.sampling.batcher import draw_others
 from optimag_dist.types import InputError
 
 #: (p,) int64 sources and (p,) int64 targets → (p,) bool: which pairs are edges, the batch's own included.
@@ -34,9 +35,7 @@ def uniform_negatives(rng: np.random.Generator, num_nodes: int, count: int, take
             f"{count} negative nodes were asked for, and of the graph's {num_nodes} nodes {free} are free; ask for "
             f"{free} or fewer"
         )
-    picks = rng.choice(free, size=count, replace=False)
-    # The i-th free node is i plus the number of taken nodes at or below it.
-    return picks + np.searchsorted(ordered - np.arange(len(ordered)), picks, side="right")
+    return draw_others(rng, num_nodes, ordered, count)
 
 
 def ppr_hard_negatives(

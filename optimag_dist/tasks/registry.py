@@ -40,14 +40,14 @@ _CHOICE = Discriminator(
     custom_error_type="task_kind",
     custom_error_message=f"needed a section with kind: one of {', '.join(_OPTIONS)}; or several, at the top",
 )
-OneTask: TypeAlias = Annotated[
+_One: TypeAlias = (
     Annotated[NodeClassificationOptions, Tag("NodeClassificationOptions")]
     | Annotated[LinkPredictionOptions, Tag("LinkPredictionOptions")]
     | Annotated[ModalityRetrievalOptions, Tag("ModalityRetrievalOptions")]
     | Annotated[GraphToTextOptions, Tag("GraphToTextOptions")]
-    | Annotated[GraphToImageOptions, Tag("GraphToImageOptions")],
-    _CHOICE,
-]
+    | Annotated[GraphToImageOptions, Tag("GraphToImageOptions")]
+)
+OneTask: TypeAlias = Annotated[_One, _CHOICE]
 
 
 class SeveralTasksOptions(Options):
@@ -62,15 +62,7 @@ class SeveralTasksOptions(Options):
     tasks: dict[Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")], OneTask] = Field(min_length=2)
 
 
-AnyTask: TypeAlias = Annotated[
-    Annotated[NodeClassificationOptions, Tag("NodeClassificationOptions")]
-    | Annotated[LinkPredictionOptions, Tag("LinkPredictionOptions")]
-    | Annotated[ModalityRetrievalOptions, Tag("ModalityRetrievalOptions")]
-    | Annotated[GraphToTextOptions, Tag("GraphToTextOptions")]
-    | Annotated[GraphToImageOptions, Tag("GraphToImageOptions")]
-    | Annotated[SeveralTasksOptions, Tag("SeveralTasksOptions")],
-    _CHOICE,
-]
+AnyTask: TypeAlias = Annotated[_One | Annotated[SeveralTasksOptions, Tag("SeveralTasksOptions")], _CHOICE]
 
 
 def named(options: AnyTask) -> dict[str, TaskOptions]:

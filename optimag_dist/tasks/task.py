@@ -146,6 +146,19 @@ def rank_and_size() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
+def my_share(count: int) -> slice:
+    """This rank's part of ``count`` rows that the workers share out."""
+    rank, size = rank_and_size()
+    return slice(rank * count // size, (rank + 1) * count // size)
+
+
+def sum_over_ranks(mine: Tensor) -> Tensor:
+    """``mine``, to which the other ranks' is added in place."""
+    if rank_and_size()[1] > 1:
+        dist.all_reduce(mine)
+    return mine
+
+
 def gather_dict(mine: dict[int, ValueT]) -> dict[int, ValueT]:
     """All ranks' entries, on each."""
     size = rank_and_size()[1]

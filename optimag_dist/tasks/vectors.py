@@ -2,9 +2,9 @@
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
+from optimag_dist.tasks.task import sum_over_ranks
 from optimag_dist.types import GroupBatch
 
 
@@ -29,7 +29,5 @@ class NodeVectors:
     def of_all_ranks(self, like: Tensor) -> Tensor:
         """(k, d) on every rank; ``like`` (…, d) … is what a rank without a batch takes device and width from."""
         rows = self._rows if self._rows is not None else like.new_zeros(len(self._nodes), like.shape[0])
-        if dist.is_initialized() and dist.get_world_size() > 1:
-            # Every row is one rank's and 0 on the others.
-            dist.all_reduce(rows)
-        return rows
+        # Every row is one rank's and 0 on the others.
+        return sum_over_ranks(rows)
