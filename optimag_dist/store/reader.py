@@ -181,13 +181,15 @@ class GraphStore:
 
     def attribute(self, name: str, node_ids: np.ndarray) -> list[Any]:
         """Attribute ``name`` of ``node_ids`` ((k,) int64): str (text) or bytes (image), None where there is none."""
-        if name not in self.attributes:
-            raise InputError(f"{self.path}: no attribute {name!r}; it has {', '.join(self.attributes) or 'none'}")
-        if name not in self._attribute_files:
-            self._attribute_files[name] = self._reader(attribute_file(name))
-        file = self._attribute_files[name]
+        file = self._attribute_reader(name)
         places = (divmod(int(node), ATTRIBUTE_ROWS) for node in self._checked(node_ids))
         return [file.get_batch(batch).column(0)[row].as_py() for batch, row in places]
+
+    def has_attribute(self, name: str) -> np.ndarray:
+        """(n,) bool: whether the node's attribute ``name`` is there and not empty; reads none of the values."""
+        file = self._attribute_reader(name)
+        lengths = (pc.binary_length(file.get_batch(i).column(0)) for i in range(file.num_record_batches))
+        return np.concatenate([length.fill_null(0).to_numpy() > 0 for length in lengths])
 
     def verify(self) -> None:
         """Read everything once and compare it with the recorded digests.
@@ -237,6 +239,13 @@ class GraphStore:
     def _batches(self, file: str) -> Iterator[pa.RecordBatch]:
         reader = self._reader(file)
         return (reader.get_batch(index) for index in range(reader.num_record_batches))
+
+    def _attribute_reader(self, name: str) -> pa.RecordBatchFileReader:
+        if name not in self.attributes:
+            raise InputError(f"{self.path}: no attribute {name!r}; it has {', '.join(self.attributes) or 'none'}")
+        if name not in self._attribute_files:
+            self._attribute_files[name] = self._reader(attribute_file(name))
+        return self._attribute_files[name]
 
     def _modality(self, name: str) -> Modality:
         if name not in self.modalities:

@@ -43,8 +43,7 @@ class Generation(Task[HeadT]):
         self.store, self.options = store, options
         self.attribute = _find_attribute(store, options.attribute, self.attribute_kind, options.kind)
         self.withheld = _find_withheld(store, options.withhold, self.attribute, setting.modalities)
-        usable = np.array([bool(value) for value in store.attribute(self.attribute, np.arange(store.num_nodes))])
-        what = f"node with a {self.noun} in {self.attribute!r}"
+        what, usable = f"node with a {self.noun} in {self.attribute!r}", store.has_attribute(self.attribute)
         self.train, self.val, self.test = split_nodes(store, options.split, usable, seed=setting.seed, what=what)
 
     @property

@@ -227,6 +227,8 @@ def test_split_attributes_and_summary(write_graph, tmp_path):
     assert store.attribute("name", everyone) == ["A", None, "C", "D"]
     assert store.attribute("png", everyone) == [b"raw", None, b"", b"\x00"]
     assert store.attribute("file", everyone) == [b"\x89PNG one", None, None, b"\x89PNG one"]
+    for name in store.attributes:
+        assert store.has_attribute(name).tolist() == [bool(value) for value in store.attribute(name, everyone)]
     summary = store.summary()
     for part in ("toy: 4 nodes (2 isolated), 2 arcs", "m: 1 × float32, missing in 2", "2 classes, 3 nodes labelled"):
         assert part in summary
