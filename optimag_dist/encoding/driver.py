@@ -25,7 +25,7 @@ import torch
 from optimag_dist.encoding.block import BAD, PRESENT, BlockEncoder, bad_picture_error
 from optimag_dist.encoding.options import EncodeOptions
 from optimag_dist.files import atomic
-from optimag_dist.models.hub import digest
+from optimag_dist.models.encoder_networks import digest
 from optimag_dist.ray_session import ensure_ray, task_device
 from optimag_dist.storage import MANIFEST, AnyPath, RemotePath, located
 from optimag_dist.store import GraphStore

@@ -11,23 +11,27 @@ The network sees x_t, t and the tokens, and predicts ε, x_0, or v = √ᾱ_t ε
 2022).
 """
 
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
-from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
-from optimag_dist.models.hub import absolute
+from optimag_dist.models.hub import Source
 from optimag_dist.options import Options
 from optimag_dist.types import InputError
 
 T = TypeVar("T")
 
 SCRATCH = "scratch"
+_SOURCE = Source(
+    library="diffusers",
+    extra="generate",
+    contents="a diffusers pipeline (model_index.json and a folder per part, as save_pretrained writes them)",
+    shipped=(SCRATCH,),
+)
 # Of the UNet made here: heads of 16 channels, norms over 8 groups.
 _HEAD_WIDTH, _GROUPS = 16, 8
 # What a UNet of diffusers may ask for beside picture, noise level and tokens.
@@ -77,7 +81,7 @@ class DiffusionOptions(Options):
     @field_validator("model")
     @classmethod
     def _findable_from_anywhere(cls, model: str) -> str:
-        return model if model == SCRATCH else absolute(model)
+        return _SOURCE.absolute(model)
 
     @model_validator(mode="after")
     def _fits_together(self) -> "DiffusionOptions":
@@ -274,12 +278,7 @@ def _shift_right(z: Tensor, count: int) -> Tensor:
 
 
 def _diffusers() -> Any:
-    try:
-        return importlib.import_module("diffusers")
-    except ImportError as error:
-        raise InputError(
-            f"drawing pictures needs the package {error.name}; pip install 'optimag_dist[generate]'"
-        ) from error
+    return _SOURCE.imported("diffusers", "drawing pictures")
 
 
 def _unet(options: DiffusionOptions) -> Any:
@@ -337,12 +336,6 @@ class _Pipeline:
     def __init__(self, options: DiffusionOptions) -> None:
         self._model = model = options.model
         self._library = _diffusers()
-        is_hub_id = not model.startswith((".", "/", "~")) and model.count("/") < 2
-        if not Path(model).is_dir() and not is_hub_id:
-            raise InputError(
-                f"{model}: no such folder; needed one that holds a diffusers pipeline (model_index.json and a folder "
-                f"per part, as save_pretrained writes them), an id on the Hugging Face hub, or {SCRATCH}"
-            )
         index = self._read(self._library.DiffusionPipeline.load_config)
         kind = (index.get("unet") or (None, None))[1]
         if kind != "UNet2DConditionModel":
@@ -395,24 +388,8 @@ class _Pipeline:
         schedule = self._read(library.DDIMScheduler.from_pretrained, subfolder="scheduler", **how)
         return unet, vae, schedule
 
-    def _read(self, read: Callable[..., T], **how: Any) -> T:
-        on_disk = Path(self._model).is_dir()
-        try:
-            try:
-                return read(self._model, local_files_only=True, **how)
-            except OSError:
-                if on_disk:
-                    raise
-                return read(self._model, **how)
-        except Exception as error:
-            # What a damaged or foreign file makes a loader raise has no end.
-            words = " ".join(str(error).split())[:300]
-            if on_disk or not isinstance(error, OSError):
-                raise InputError(f"{self._model}: cannot be read as a diffusers pipeline: {words}") from error
-            raise InputError(
-                f"{self._model}: no such folder, and it cannot be fetched from the Hugging Face hub: {words} Give a "
-                f"folder that holds a diffusers pipeline, or {SCRATCH}"
-            ) from error
+    def _read(self, load: Callable[..., T], **how: Any) -> T:
+        return _SOURCE.read(self._model, load, **how)
 
 
 _ON_CPU: Mapping[str, Any] = {"torch_dtype": torch.float32, "low_cpu_mem_usage": False}

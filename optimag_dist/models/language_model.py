@@ -11,15 +11,24 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from optimag_dist.files import sole_writer
+from optimag_dist.models.hub import Source
 from optimag_dist.models.trained_weights import leave_out_frozen
 from optimag_dist.options import Options
 from optimag_dist.storage import cache
 from optimag_dist.types import InputError
+
+SCRATCH, SMOLLM2 = "scratch", "smollm2"
+_SOURCE = Source(
+    library="transformers",
+    extra="generate",
+    contents="a causal language model (config.json, the tokeniser's files and weights, as save_pretrained writes them)",
+    shipped=(SMOLLM2, SCRATCH),
+)
 
 
 class LanguageModelOptions(Options):
@@ -35,7 +44,7 @@ class LanguageModelOptions(Options):
     dtype: of weights that are not trained; ``bfloat16`` needs a GPU. What is trained is float32.
     """
 
-    model: str = "scratch"
+    model: str = SCRATCH
     hidden: int = Field(128, ge=2)
     layers: int = Field(2, ge=1)
     heads: int = Field(4, ge=1)
@@ -45,9 +54,14 @@ class LanguageModelOptions(Options):
     max_length: int = Field(32, ge=2)
     dtype: Literal["float32", "bfloat16"] = "float32"
 
+    @field_validator("model")
+    @classmethod
+    def _findable_from_anywhere(cls, model: str) -> str:
+        return _SOURCE.absolute(model)
+
     @property
     def trains_everything(self) -> bool:
-        return self.tuning == "full" or self.model == "scratch"
+        return self.tuning == "full" or self.model == SCRATCH
 
     @model_validator(mode="after")
     def _fits_together(self) -> "LanguageModelOptions":
@@ -72,7 +86,7 @@ def check_language_model(options: LanguageModelOptions) -> None:
     """
     _need("transformers", *([] if options.trains_everything or options.tuning == "frozen" else ["peft"]))
     make_tokeniser(options)
-    if options.model == "scratch":
+    if options.model == SCRATCH:
         return
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -123,7 +137,7 @@ def make_tokeniser(options: LanguageModelOptions) -> Tokeniser:
         InputError: as of :func:`check_language_model`.
     """
     _need("transformers")
-    if options.model == "scratch":
+    if options.model == SCRATCH:
         from transformers import ByT5Tokenizer
 
         return Tokeniser(ByT5Tokenizer(extra_ids=0), options.max_length)
@@ -158,7 +172,7 @@ class PrefixLanguageModel(nn.Module):
             raise InputError("dtype=bfloat16 needs a CUDA device and there is none here; use dtype=float32")
         self.tokenise = make_tokeniser(options)
         self._max_length = options.max_length
-        self.lm = _scratch(options, self.tokenise) if options.model == "scratch" else _pretrained(options)
+        self.lm = _scratch(options, self.tokenise) if options.model == SCRATCH else _pretrained(options)
         # Not the checkpoint's: these sample, penalise and end texts as they like.
         self.lm.generation_config = _greedy(self.tokenise)
         self.width: int = self.lm.get_input_embeddings().weight.shape[1]
@@ -265,42 +279,9 @@ def _pretrained(options: LanguageModelOptions) -> Any:
     return lm
 
 
-def _loaded(auto: Any, model: str, **arguments: Any) -> Any:
+def _loaded(auto: Any, model: str, **how: Any) -> Any:
     """What one of transformers' Auto classes makes of ``model``."""
-    from safetensors import SafetensorError
-    from transformers.utils import logging
-
-    source = _source(model)
-    # One for every fit of every worker, of two seconds.
-    logging.disable_progress_bar()
-    try:
-        return auto.from_pretrained(source, **arguments)
-    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        if isinstance(source, Path):
-            remedy = (
-                "needed a folder with config.json, the tokeniser's files and the weights, as save_pretrained writes"
-            )
-        else:
-            remedy = (
-                f"there is no folder of this name here, so the Hugging Face hub was asked; check the name, or fetch it "
-                f"once where there is a connection (hf download {model}), or use model=smollm2 or model=scratch"
-            )
-        raise InputError(f"model {model!r}: {reason}; {remedy}") from error
-
-
-def _source(model: str) -> Path | str:
-    """A folder, or an id of the hub."""
-    if model == "smollm2":
-        return _smollm2()
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        return folder
-    if model.startswith(("/", ".", "~")) or model.count("/") > 1:
-        raise InputError(
-            f"model {model!r}: there is no such folder; needed one that holds a model, or an id of the hub"
-        )
-    return model
+    return _SOURCE.read(str(_smollm2()) if model == SMOLLM2 else model, auto.from_pretrained, **how)
 
 
 def _smollm2() -> Path:

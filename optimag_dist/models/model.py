@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from optimag_dist.models import imported
 from optimag_dist.models.backbones import BACKBONES, make_backbone
+from optimag_dist.models.encoder_networks import Kind
 from optimag_dist.models.encoders import ConcatFusion, FrozenEncoder, ModalityEncoder
-from optimag_dist.models.hub import Kind
 from optimag_dist.models.pretrained import PretrainedOptions, make_pretrained_encoder
 from optimag_dist.options import Options
 from optimag_dist.types import GroupBatch

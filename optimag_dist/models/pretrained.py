@@ -8,7 +8,7 @@ depend on the nodes that share its batch.
 
 import inspect
 import io
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal, Protocol
 
@@ -19,20 +19,19 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from optimag_dist.models.hub import (
+from optimag_dist.models.encoder_networks import (
     EFFICIENTNET,
     SHIPPED,
+    SOURCE,
     Kind,
     PictureSettings,
-    absolute,
-    imported,
     load_config,
     load_efficientnet,
     load_network,
     load_picture_settings,
     load_tokenizer,
-    locate,
 )
+from optimag_dist.models.trained_weights import leave_out_frozen
 from optimag_dist.options import Options
 from optimag_dist.types import InputError
 
@@ -70,7 +69,7 @@ class FeatureOptions(Options):
     @field_validator("model")
     @classmethod
     def _findable_from_anywhere(cls, model: str) -> str:
-        return absolute(model)
+        return SOURCE.absolute(model)
 
 
 class PretrainedOptions(FeatureOptions):
@@ -174,7 +173,6 @@ def check_pretrained(options: FeatureOptions, kind: Kind) -> None:
     if options.model == EFFICIENTNET:
         load_efficientnet()
         return
-    locate(options.model)
     try:
         load_config(options.model, kind)
     except InputError as error:
@@ -256,7 +254,8 @@ class PretrainedEncoder(nn.Module):
         super().__init__()
         self._frozen = options.tuning == "frozen"
         self.lr = options.lr
-        self.network = without_frozen(network)
+        self.network = network
+        leave_out_frozen(self.network)
         self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, embedding))
         self.train()
 
@@ -319,7 +318,7 @@ def load_features(options: FeatureOptions, kind: Kind, *, trained: bool = False)
 
 def _adapt(network: nn.Module, options: PretrainedOptions) -> None:
     """Add low-rank adapters in place; they alone are to be trained."""
-    peft = imported("peft", f"tuning=lora of {options.model}")
+    peft = SOURCE.imported("peft", f"tuning=lora of {options.model}")
     linear = {name: type(module) for name, module in network.named_modules() if _is_linear(module)}
     targets = [name for name in linear if name.rpartition(".")[2] in _ATTENTION]
     transposed = bool(targets) and not issubclass(linear[targets[0]], nn.Linear)
@@ -365,33 +364,6 @@ def _try_out(network: nn.Module, options: FeatureOptions, kind: Kind) -> int:
 
 
 # -- what is saved and trained -------------------------------------------------------------------------------------
-
-
-def without_frozen(module: nn.Module) -> nn.Module:
-    """Have the state dict of ``module`` hold what is trained, and neither buffers nor parameters without
-    ``requires_grad``; what it leaves out may be missing where it is loaded, and stays as it is. Returns ``module``."""
-    place = ""
-
-    def left_out(module: nn.Module, keys: Iterable[str], prefix: str) -> list[str]:
-        trained = {prefix + name for name, p in module.named_parameters(remove_duplicate=False) if p.requires_grad}
-        return [key for key in keys if key.startswith(prefix) and key not in trained]
-
-    def after_saving(module: nn.Module, state: dict[str, Any], prefix: str, _: dict[str, Any]) -> None:
-        for key in left_out(module, state, prefix):
-            del state[key]
-
-    def before_loading(_: nn.Module, state: Mapping[str, Any], prefix: str, *__: Any) -> None:
-        nonlocal place
-        place = prefix
-
-    def after_loading(module: nn.Module, keys: Any) -> None:
-        for key in left_out(module, keys.missing_keys, place):
-            keys.missing_keys.remove(key)
-
-    module.register_state_dict_post_hook(after_saving)
-    module.register_load_state_dict_pre_hook(before_loading)
-    module.register_load_state_dict_post_hook(after_loading)
-    return module
 
 
 def parameter_groups(model: nn.Module, lr: float) -> list[dict[str, Any]]:

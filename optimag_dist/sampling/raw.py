@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from optimag_dist.models.hub import Kind
+from optimag_dist.models.encoder_networks import Kind
 from optimag_dist.models.pretrained import PretrainedOptions, check_pretrained, make_reader
 from optimag_dist.sampling.rows import GraphRows
 from optimag_dist.store import GraphStore

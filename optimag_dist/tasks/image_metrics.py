@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from optimag_dist.models.hub import load_efficientnet, load_picture_settings
+from optimag_dist.models.encoder_networks import load_efficientnet, load_picture_settings
 
 SpaceName = Literal["efficientnet-lite0", "pixels"]
 

@@ -21,7 +21,7 @@ from optimag_dist.encoding import driver
 from optimag_dist.encoding.block import ABSENT, BAD, PRESENT, BlockEncoder
 from optimag_dist.encoding.driver import encode
 from optimag_dist.encoding.options import EncodeOptions
-from optimag_dist.models.hub import EFFICIENTNET
+from optimag_dist.models.encoder_networks import EFFICIENTNET
 from optimag_dist.models.pretrained import load_features, make_reader
 from optimag_dist.options import parse_options
 from optimag_dist.store import GraphStore, ingest

@@ -314,12 +314,12 @@ def test_models_that_cannot_be_had(tmp_path: Path) -> None:
     def check(model: Path | str) -> None:
         check_language_model(LanguageModelOptions(model=str(model), tuning="full"))
 
-    with pytest.raises(InputError, match=r"nowhere.*there is no such folder"):
+    with pytest.raises(InputError, match=r"nowhere: no such folder"):
         check(tmp_path / "nowhere")
-    with pytest.raises(InputError, match=r"nobody/nothing.*hf download nobody/nothing.*model=scratch"):
+    with pytest.raises(InputError, match=r"nobody/nothing.*hf download nobody/nothing.*smollm2 or scratch"):
         check("nobody/nothing")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match=r"empty.*needed a folder with config\.json"):
+    with pytest.raises(InputError, match=r"empty: cannot be read as a causal language model .config\.json"):
         check(tmp_path / "empty")
     _write(BertForMaskedLM(BertConfig(**_SMALL, intermediate_size=32)), tmp_path / "bert")
     with pytest.raises(InputError, match=r"bert' is BertForMaskedLM.*causal language model"):

@@ -73,3 +73,13 @@ def test_what_thaws_comes_back() -> None:
     leave_out_frozen(module)
     module.requires_grad_(True)
     assert {"frozen.0.weight", "frozen.mask", "adapted.0.bias"} < set(module.state_dict())
+
+
+def test_tied_weights_are_saved_under_both_names() -> None:
+    tied = nn.ModuleDict({"embed": nn.Embedding(3, 2), "read": nn.Linear(2, 3, bias=False)})
+    tied["read"].weight = tied["embed"].weight
+    leave_out_frozen(tied)
+    state = {name: value + 1 for name, value in tied.state_dict().items()}
+    assert set(state) == {"embed.weight", "read.weight"}
+    tied.load_state_dict(state)
+    torch.testing.assert_close(tied["embed"].weight.data, state["embed.weight"], rtol=0, atol=0)

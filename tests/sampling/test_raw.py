@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from optimag_dist.models.hub import EFFICIENTNET
+from optimag_dist.models.encoder_networks import EFFICIENTNET
 from optimag_dist.models.pretrained import PADDING, PretrainedOptions
 from optimag_dist.sampling import StoreRows
 from optimag_dist.sampling.raw import RawRows, check_encoders

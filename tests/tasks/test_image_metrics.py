@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from optimag_dist.models.hub import load_efficientnet
+from optimag_dist.models.encoder_networks import load_efficientnet
 from optimag_dist.tasks.image_metrics import (
     FeatureSpace,
     feature_metrics,
