@@ -96,7 +96,7 @@ def infer(
     trained = TrainedModel.open(checkpoint, torch.device("cpu"))
     trained.check_store(store, allow_other=options.allow_other_store)
     if isinstance(options, PredictOptions):
-        _ = trained.classification
+        trained.classification()
     fanouts = options.fanouts or trained.eval_fanouts
     num_layers = len(trained.config.sampling.fanouts)
     if len(fanouts) != num_layers:

@@ -95,9 +95,9 @@ def evaluate(
     """
     trained = TrainedModel.open(checkpoint, torch.device("cpu"))
     trained.check_store(store, allow_other=options.allow_other_store)
-    nodes = _split(trained, store, options.split) if user_ids is None else store.lookup(user_ids)
+    nodes = _split(trained, store, options) if user_ids is None else store.lookup(user_ids)
     labels = _labels(trained, store, nodes)
-    predict = PredictOptions(probabilities=True, **options.model_dump(exclude={"split"}))
+    predict = PredictOptions(probabilities=True, **options.model_dump(exclude={"split", "task"}))
     with _scratch(out or trained.location) as scratch:
         infer(trained.location, store, scratch, predict, user_ids=store.ids(nodes), progress=progress)
         probabilities = torch.from_numpy(_read(scratch, len(trained.classes)))
@@ -140,17 +140,10 @@ def as_table(evaluation: Evaluation) -> Group:
     return Group(scores, confusion)
 
 
-def _split(trained: TrainedModel, store: GraphStore, part: str) -> np.ndarray:
-    options = trained.classification
-    if options.split == "stored":
-        return getattr(make_task(options, store, seed=0), part)
-    if trained.seed is None or store.content_hash != trained.store_hash:
-        why = "does not name its seed" if trained.seed is None else "was trained on another store"
-        raise InputError(
-            f"{trained.location}: was trained on a random split and {why}, so its {part} nodes are not known; list the "
-            f"nodes to evaluate on with --nodes"
-        )
-    return getattr(make_task(options, store, seed=trained.seed), part)
+def _split(trained: TrainedModel, store: GraphStore, options: EvaluateOptions) -> np.ndarray:
+    task = trained.classification(options.task)
+    trained.check_split(store, task.split, remedy="list the nodes to evaluate on with --nodes")
+    return getattr(make_task(task, store, seed=trained.seed or 0), options.split)
 
 
 def _labels(trained: TrainedModel, store: GraphStore, nodes: np.ndarray) -> np.ndarray:

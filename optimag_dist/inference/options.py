@@ -1,6 +1,6 @@
 """What to compute of every node, and how."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -45,10 +45,12 @@ class EmbedOptions(InferenceOptions):
 
 class EvaluateOptions(InferenceOptions):
     """Attributes:
-    split: the fit's own nodes to evaluate on; of no use with a list of nodes.
+    split: the fit's own nodes to evaluate on; of no use with a list of nodes. ``train`` is for classes alone.
+    task: changes to the options of the task: ``task.beams=4``; where there are several, ``task.tasks.NAME.beams=4``.
     """
 
     split: Literal["train", "val", "test"] = "test"
+    task: dict[str, Any] = Field(default_factory=dict)
 
 
 class PredictOptions(InferenceOptions):

@@ -1,10 +1,12 @@
 """A fit's ``model.pt``, with what is needed to use it on a store."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -16,8 +18,9 @@ from optimag_dist.storage import AnyPath, files_below, is_file, on_this_host
 from optimag_dist.store import GraphStore
 from optimag_dist.tasks import NodeClassificationOptions, named
 from optimag_dist.tasks.node_classification import ClassifierHead
+from optimag_dist.tasks.task import TaskOptions
 from optimag_dist.train import checkpoint
-from optimag_dist.train.options import VariantConfig
+from optimag_dist.train.options import VariantConfig, merge
 from optimag_dist.types import InputError
 
 MODEL = "model.pt"
@@ -54,15 +57,7 @@ class TrainedModel:
         Raises:
             InputError: there is none, or it is damaged or of another kind.
         """
-        location = path if is_file(path) else path / MODEL
-        if not is_file(location):
-            raise _no_model(path)
-        file = on_this_host(location)
-        state = checkpoint.load(file, device)
-        kind = isinstance(state, dict) and state.keys() >= {"model", "heads", "config", "widths", "classes", "store"}
-        if not kind:
-            raise InputError(f"{file}: not a trained model (checkpoint.pt holds an unfinished fit); give its model.pt")
-        config = validate_options(VariantConfig, state["config"], source=f"{file}, config")
+        location, file, state, config = _read(path, device)
         return cls(
             location=location.absolute(),
             path=file.absolute(),
@@ -84,14 +79,28 @@ class TrainedModel:
         rows, encoders = StoreRows(store), self.config.model.encoders
         return RawRows(rows, store, encoders) if encoders else rows
 
-    @property
-    def classification(self) -> NodeClassificationOptions:
-        """The options it was trained to classify nodes by.
+    def classification(self, changes: Mapping[str, Any] = MappingProxyType({})) -> NodeClassificationOptions:
+        """The options it was trained to classify nodes by, with ``changes`` as of :meth:`tasks`.
 
         Raises:
             InputError: it was trained on other tasks only.
         """
-        return self._classification[1]
+        task = self.tasks(changes)[self._classification]
+        assert isinstance(task, NodeClassificationOptions)
+        return task
+
+    def tasks(self, changes: Mapping[str, Any]) -> dict[str, TaskOptions]:
+        """Name → options of its tasks, with the ``task`` section changed.
+
+        Raises:
+            InputError: a change does not fit, or makes it another task.
+        """
+        data = merge(self.config.model_dump(mode="json"), {"task": dict(changes)})
+        known = named(self.config.task)
+        changed = named(validate_options(VariantConfig, data, source=f"{self.location}, changed").task)
+        if {name: type(task) for name, task in changed.items()} != {name: type(task) for name, task in known.items()}:
+            raise InputError("task: a trained model's tasks and their kinds stay as they are; train another for others")
+        return changed
 
     @cached_property
     def classifier(self) -> ClassifierHead:
@@ -101,19 +110,28 @@ class TrainedModel:
             InputError: it was trained on other tasks only.
         """
         head = ClassifierHead(self.model, len(self.classes))
-        head.load_state_dict(self.heads[self._classification[0]])
+        head.load_state_dict(self.heads[self._classification])
         return head.to(next(self.model.parameters()).device).eval()
 
     @property
-    def _classification(self) -> tuple[str, NodeClassificationOptions]:
+    def _classification(self) -> str:
         tasks = named(self.config.task)
         for name, options in tasks.items():
             if isinstance(options, NodeClassificationOptions):
-                return name, options
+                return name
         kinds = ", ".join(options.model_dump()["kind"] for options in tasks.values())
         raise InputError(
-            f"{self.location}: was trained on {kinds} and has no classes to predict; its test figures are in the fit's "
-            f"result.json, what it made in outputs.parquet, and optimag embed writes its nodes' states"
+            f"{self.location}: was trained on {kinds} and has no classes to predict; optimag evaluate tells how good "
+            f"it is, and optimag embed writes its nodes' states"
+        )
+
+    def check_split(self, store: GraphStore, split: Any, *, remedy: str) -> None:
+        """Raise ``InputError``, with what to do, if a task's ``split`` is random and what it drew is not known."""
+        if split == "stored" or (self.seed is not None and store.content_hash == self.store_hash):
+            return
+        why = "does not name its seed" if self.seed is None else "was trained on another store"
+        raise InputError(
+            f"{self.location}: was trained on a random split and {why}, so its held-out nodes are not known; {remedy}"
         )
 
     @cached_property
@@ -137,6 +155,28 @@ class TrainedModel:
                     f"{store.path}: {self.path} needs modality {name!r} of width {width}, and the store has {has}; "
                     f"ingest the same features that it was trained on"
                 )
+
+
+def tasks_of(path: AnyPath) -> dict[str, TaskOptions]:
+    """Name → options of the tasks that ``model.pt``, or that of a fit's directory, was trained on.
+
+    Raises:
+        InputError: as of :meth:`TrainedModel.open`.
+    """
+    return named(_read(path, torch.device("cpu"))[-1].task)
+
+
+def _read(path: AnyPath, device: torch.device) -> tuple[AnyPath, Path, dict[str, Any], VariantConfig]:
+    """Where the model lies, where on this host, what it holds, and its configuration."""
+    location = path if is_file(path) else path / MODEL
+    if not is_file(location):
+        raise _no_model(path)
+    file = on_this_host(location)
+    state = checkpoint.load(file, device)
+    kind = isinstance(state, dict) and state.keys() >= {"model", "heads", "config", "widths", "classes", "store"}
+    if not kind:
+        raise InputError(f"{file}: not a trained model (checkpoint.pt holds an unfinished fit); give its model.pt")
+    return location, file, state, validate_options(VariantConfig, state["config"], source=f"{file}, config")
 
 
 def _no_model(path: AnyPath) -> InputError:

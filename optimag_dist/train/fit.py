@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -43,6 +44,7 @@ from optimag_dist.tasks.task import Part
 from optimag_dist.train import checkpoint
 from optimag_dist.train.agreement import Agreement
 from optimag_dist.train.epoch import EpochTotals
+from optimag_dist.train.evaluation import evaluate_part
 from optimag_dist.train.host import Host, Wish
 from optimag_dist.train.log import FitLog
 from optimag_dist.train.options import VariantConfig, fingerprint
@@ -285,23 +287,15 @@ class _Fitting:
                 return
             yield batch
 
-    @torch.no_grad()
     def _evaluate(self, part: Part, phase: str) -> dict[str, float]:
         """Every task's figures of a part; rank 0 also writes what was made for the test part."""
         self._step_loss.eval()
-        evaluations = {name: task.evaluation(part) for name, task in self._tasks.items()}
-        batches = (
-            (name, batch)
-            for name, evaluation in evaluations.items()
-            for batch in self._evaluation_loaders[name].cover(evaluation.nodes, evaluation.chunk, evaluation.ask)
-        )
-        for name, cpu_batch in self._beating(phase, batches):
-            batch = cpu_batch.to(self._worker.device)
-            embeddings = self._model.encode(batch.features)
-            evaluations[name].update(self._model, self._heads[name], embeddings, batch)
+        watched = partial(self._beating, phase)
+        tasks, loaders, device = self._tasks, self._evaluation_loaders, self._worker.device
         figures: dict[str, float] = {}
-        for name, evaluation in evaluations.items():
-            computed = evaluation.compute(self._heads[name])
+        for name, (computed, evaluation) in evaluate_part(
+            part, tasks, self._model, self._heads, loaders, device, watched
+        ).items():
             figures |= {qualified(name, figure): value for figure, value in computed.items()}
             if part == "test" and self._worker.rank == 0 and (outputs := evaluation.outputs()) is not None:
                 path = self._fit.directory / (f"outputs-{name}.parquet" if name else "outputs.parquet")
