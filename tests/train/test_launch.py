@@ -17,15 +17,15 @@ def _config(recipe: dict, **changes: object) -> RunConfig:
     return validate_options(RunConfig, {**recipe, **changes}, "recipe")
 
 
-def test_two_workers_train_variants_and_seeds_and_a_cut_run_is_completed(recipe: dict, ray_session: None) -> None:
+def test_two_workers_train_variants_and_a_cut_run_is_completed(recipe: dict, ray_session: None) -> None:
     recipe["train"] = {**recipe["train"], "epochs": 4}
     variants = {"plain": {"regulariser.weight": 0}, "optimag": {}}
-    run = launch(_config(recipe, variants=variants, seeds=(0, 1)))
+    run = launch(_config(recipe, variants=variants, seeds=(1,)))
     results = pq.read_table(run / "results.parquet").to_pylist()
-    assert [(r["seed"], r["variant"]) for r in results] == [(0, "plain"), (0, "optimag"), (1, "plain"), (1, "optimag")]
+    assert [(r["seed"], r["variant"]) for r in results] == [(1, "plain"), (1, "optimag")]
     assert all(0 <= r["test/accuracy"] <= 1 for r in results)
     metrics = pq.read_table(run / "metrics.parquet").to_pylist()
-    assert len(metrics) == 4 * 4
+    assert len(metrics) == 2 * 4
     assert {m["alignment"] is None for m in metrics if m["variant"] == "plain"} == {True}
     assert {m["alignment"] is None for m in metrics if m["variant"] == "optimag"} == {False}
 
@@ -38,16 +38,16 @@ def test_two_workers_train_variants_and_seeds_and_a_cut_run_is_completed(recipe:
         (done / name).unlink()
     (run / "results.parquet").unlink()
     recipe["train"] = {**recipe["train"], "placement": "sharded", "owners": 3}
-    again = launch(_config(recipe, variants=variants, seeds=(0, 1)), resume=True)
+    again = launch(_config(recipe, variants=variants, seeds=(1,)), resume=True)
     retrained = torch.load(done / "model.pt")["model"]
     assert all(torch.equal(retrained[name], weights[name]) for name in weights)
     assert pq.read_table(again / "results.parquet").to_pylist() == results
     assert untouched.stat().st_mtime_ns == stamp
 
     with pytest.raises(InputError, match="there is a run here already; go on with it by --resume"):
-        launch(_config(recipe, variants=variants, seeds=(0, 1)))
+        launch(_config(recipe, variants=variants, seeds=(1,)))
     with pytest.raises(InputError, match="'optimag' was started with other options"):
-        launch(_config(recipe, variants={**variants, "optimag": {"regulariser.rho": 2}}, seeds=(0, 1)), resume=True)
+        launch(_config(recipe, variants={**variants, "optimag": {"regulariser.rho": 2}}, seeds=(1,)), resume=True)
 
 
 @pytest.mark.parametrize(
