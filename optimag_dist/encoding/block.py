@@ -8,7 +8,8 @@ import torch
 
 from optimag_dist.encoding.options import EncodeOptions
 from optimag_dist.models.pretrained import PADDING, load_features, make_reader
-from optimag_dist.sampling.raw import attribute_kind, bad_picture
+from optimag_dist.sampling.pictures import bad_picture
+from optimag_dist.sampling.raw import attribute_kind
 from optimag_dist.store import GraphStore
 from optimag_dist.types import InputError
 

@@ -1,44 +1,51 @@
-"""Stored pictures as pixels of one size."""
+"""Stored pictures that do not decode: fatal, or counted and named when all is done."""
 
-import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Literal
 
 import numpy as np
 
-from optimag_dist.models.pretrained import PictureReader
+from optimag_dist.store import GraphStore
 from optimag_dist.types import InputError
 
+_NAMED = 5
 
-def read_pictures(
-    values: Sequence[bytes | None],
-    size: int,
-    ids: Sequence[str | int] | np.ndarray,
-    on_bad: Literal["mask", "error"] = "mask",
-) -> tuple[np.ndarray, np.ndarray]:
-    """Pictures as PNG, JPEG, … → pixels, and which of them are there.
 
-    They are put on white; the shorter side is scaled to ``size``, antialiased, and of the longer one the middle is
-    taken.
+class BadPictures:
+    """Of one attribute, those met so far; several threads may note some.
 
     Args:
-        values: k pictures; None or nothing where a node has none.
-        size: side in pixels.
-        ids: (k,) the user's ids of their nodes, to name them by.
-        on_bad: pictures that do not decode are left out, counted and named in a warning (``mask``), or an error.
+        store, attribute: that has the pictures.
+        on_bad: a picture that does not decode counts as none (``mask``), or is an error.
+        key: of the configuration that says so.
 
-    Returns:
-        (k, 3, size, size) uint8 RGB, zeros where there is none; (k,) bool, where there is one that decodes.
-
-    Raises:
-        InputError: a picture does not decode, and ``on_bad`` is ``error``.
+    Attributes:
+        nodes: whose picture does not decode.
     """
-    pixels, decoded = PictureReader(size).read(values)
-    bad = [id_ for id_, value, there in zip(ids, values, decoded, strict=True) if value and not there]
-    if bad:
-        named = ", ".join(repr(str(id_)) for id_ in bad[:3]) + (", …" if len(bad) > 3 else "")
-        message = f"{len(bad)} of {len(values)} pictures do not decode, those of {named}"
-        if on_bad == "error":
-            raise InputError(f"{message}; mend them, or leave such nodes out with on_bad_picture=mask")
-        warnings.warn(f"{message}; these nodes count as nodes without a picture", stacklevel=2)
-    return pixels, decoded
+
+    def __init__(self, store: GraphStore, attribute: str, on_bad: Literal["mask", "error"], key: str) -> None:
+        self._store, self.attribute, self._on_bad, self._key = store, attribute, on_bad, key
+        self.nodes: set[int] = set()
+
+    def note(self, nodes: np.ndarray, values: Sequence[bytes | None], decoded: np.ndarray) -> None:
+        """Take note of those of k nodes' pictures that are there and have not ``decoded``, (k,) bool.
+
+        Raises:
+            InputError: there is one, and ``on_bad`` is ``error``.
+        """
+        bad = [int(node) for node, value, good in zip(nodes, values, decoded, strict=True) if value and not good]
+        if bad and self._on_bad == "error":
+            raise InputError(f"{bad_picture(self._store, self.attribute, bad[0])}; mend it, or set {self._key}=mask")
+        self.nodes.update(bad)
+
+
+def bad_picture(store: GraphStore, attribute: str, node: int) -> str:
+    """The sentence that names a picture that does not decode."""
+    return f"{store.path}: the {attribute!r} of node {store.ids(np.array([node]))[0]!r} does not decode as a picture"
+
+
+def told_bad_pictures(store: GraphStore, attribute: str, nodes: Collection[int]) -> str:
+    """The sentence that counts and names pictures that did not decode and were passed over."""
+    first = sorted(nodes)[:_NAMED]
+    named = ", ".join(repr(str(id_)) for id_ in store.ids(np.array(first))) + ", …" * (len(nodes) > _NAMED)
+    return f"pictures: {attribute!r} does not decode for {len(nodes):,} nodes, which counted as nodes without: {named}"

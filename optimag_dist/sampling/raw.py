@@ -1,6 +1,5 @@
 """Raw texts and pictures of a store as rows of a batch, read for the encoders that are in the run."""
 
-import warnings
 from collections.abc import Mapping
 from threading import Lock
 from typing import Any
@@ -9,6 +8,7 @@ import numpy as np
 
 from optimag_dist.models.encoder_networks import Kind
 from optimag_dist.models.pretrained import PretrainedOptions, check_pretrained, make_reader
+from optimag_dist.sampling.pictures import BadPictures
 from optimag_dist.sampling.rows import GraphRows
 from optimag_dist.store import GraphStore
 from optimag_dist.store.layout import Modality
@@ -58,8 +58,7 @@ class RawRows:
     """:class:`GraphRows` with raw values where a modality has an encoder: token ids (k, L) int64 or pixels
     (k, 3, S, S) uint8, see :mod:`optimag_dist.models.pretrained`. A node without text or picture lacks the modality.
 
-    A picture that does not decode is none (``on_bad_picture=mask``): it is counted, and a warning names the first of a
-    process. Or it is an ``InputError`` that names its node.
+    A picture that does not decode is none, and is noted; or it is an ``InputError`` (``on_bad_picture``).
 
     Args:
         rows: all else of the graph.
@@ -68,7 +67,7 @@ class RawRows:
 
     Attributes:
         modalities: as of ``rows``, and after them those that only have an encoder; the width of raw ones is 0.
-        bad_pictures: modality → ids of the nodes whose picture did not decode, of those that were asked for so far.
+        bad_pictures: modality → what did not decode, of those that read pictures.
 
     Raises:
         InputError: see :func:`check_encoders`.
@@ -80,7 +79,11 @@ class RawRows:
         self._readers = {name: make_reader(options, kinds[name]) for name, options in encoders.items()}
         self._known = {name: np.full(store.num_nodes, _UNKNOWN, np.uint8) for name in encoders}
         self._lock = Lock()
-        self.bad_pictures: dict[str, set[int]] = {name: set() for name in encoders if kinds[name] == "image"}
+        self.bad_pictures = {
+            name: BadPictures(store, o.attribute, o.on_bad_picture, f"model.encoders.{name}.on_bad_picture")
+            for name, o in encoders.items()
+            if kinds[name] == "image"
+        }
         raw = {name: Modality(name=name, width=0, dtype="float32") for name in encoders}
         self.modalities: Mapping[str, Modality] = {**rows.modalities, **raw}
         self.topology = rows.topology
@@ -99,8 +102,7 @@ class RawRows:
         read, present = self._readers[modality].read(values)
         self._known[modality][nodes] = np.where(present, _PRESENT, _ABSENT)
         if modality in self.bad_pictures:
-            bad = [int(node) for node, value, there in zip(nodes, values, present, strict=True) if value and not there]
-            self._note_bad_pictures(modality, bad)
+            self.bad_pictures[modality].note(nodes, values, present)
         return read
 
     def present(self, modality: str, nodes: np.ndarray) -> np.ndarray:
@@ -111,21 +113,3 @@ class RawRows:
         if len(unknown):
             self.features(modality, unknown)
         return known[nodes] == _PRESENT
-
-    def _note_bad_pictures(self, modality: str, bad: list[int]) -> None:
-        if not bad:
-            return
-        options = self._encoders[modality]
-        text = bad_picture(self._store, options.attribute, bad[0])
-        if options.on_bad_picture == "error":
-            raise InputError(f"{text}; mend it, or set model.encoders.{modality}.on_bad_picture=mask")
-        with self._lock:
-            is_first = not any(self.bad_pictures.values())
-            self.bad_pictures[modality].update(bad)
-        if is_first:
-            warnings.warn(f"{text}; such nodes count as nodes without {modality!r}", stacklevel=3)
-
-
-def bad_picture(store: GraphStore, attribute: str, node: int) -> str:
-    """The sentence that names a picture that does not decode."""
-    return f"{store.path}: the {attribute!r} of node {store.ids(np.array([node]))[0]!r} does not decode as a picture"

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from optimag_dist.models import MultimodalModel
 from optimag_dist.models.diffusion import ConditionalDiffusion, DiffusionOptions, check_diffusion
-from optimag_dist.sampling.pictures import read_pictures
+from optimag_dist.models.pretrained import PictureReader
+from optimag_dist.sampling.pictures import BadPictures
 from optimag_dist.store import GraphStore
 from optimag_dist.tasks.generation import Generation, GenerationOptions
 from optimag_dist.tasks.graph_tokens import GraphTokens
@@ -70,11 +71,14 @@ class GraphToImage(Generation[ImageHead]):
     def __init__(self, store: GraphStore, options: GraphToImageOptions, setting: Setting) -> None:
         super().__init__(store, options, setting)
         check_diffusion(options.diffusion)
+        self._reader = PictureReader(options.diffusion.size)
+        self.bad_pictures = (BadPictures(store, self.attribute, options.on_bad_picture, "task.on_bad_picture"),)
 
     def pictures(self, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(k', 3, S, S) uint8 pictures, and the (k',) nodes whose picture decodes."""
-        contents, size = self.store.attribute(self.attribute, nodes), self.options.diffusion.size
-        pixels, decoded = read_pictures(contents, size, self.store.ids(nodes), on_bad=self.options.on_bad_picture)
+        contents = self.store.attribute(self.attribute, nodes)
+        pixels, decoded = self._reader.read(contents)
+        self.bad_pictures[0].note(nodes, contents, decoded)
         return pixels[decoded], nodes[decoded]
 
     def examples(self, items: np.ndarray, rng: np.random.Generator) -> Examples:

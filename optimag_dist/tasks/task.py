@@ -6,7 +6,7 @@ test parts from batches that cover them.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from optimag_dist.models import MultimodalModel
 from optimag_dist.options import Options
 from optimag_dist.ppr import PPRArtefact
+from optimag_dist.sampling.pictures import BadPictures
 from optimag_dist.store import GraphStore
 from optimag_dist.types import Examples, GroupBatch
 
@@ -109,11 +110,13 @@ class Task(ABC, Generic[HeadT]):
     validated: figures of the validation part; the test part may have more.
     decisive: the one of these that early stopping and the choice of the best epoch go by.
     train: (T,) int64 nodes or (T, 2) edges.
+    bad_pictures: what did not decode, of tasks that read pictures.
     """
 
     validated: ClassVar[tuple[str, ...]]
     decisive: ClassVar[str]
     train: np.ndarray
+    bad_pictures: Sequence[BadPictures] = ()
 
     @abstractmethod
     def __init__(self, store: GraphStore, options: Any, setting: "Setting") -> None: ...

@@ -37,10 +37,11 @@ from optimag_dist.sampling import (
     check_encoders,
     nodes_alone,
 )
+from optimag_dist.sampling.pictures import BadPictures, told_bad_pictures
 from optimag_dist.store import GraphStore
 from optimag_dist.tasks import decisive_of, make_task, named, qualified
 from optimag_dist.tasks.metrics import metric_of
-from optimag_dist.tasks.task import Part
+from optimag_dist.tasks.task import Part, gather_dict
 from optimag_dist.train import checkpoint
 from optimag_dist.train.agreement import Agreement
 from optimag_dist.train.epoch import EpochTotals
@@ -137,13 +138,17 @@ class _Fitting:
             raise InputError("this run needs a PPR artefact; compute one with: optimag ppr STORE")
         tasks = named(config.task)
         self._kinds = check_encoders(store, config.model.encoders)
+        self._bad_pictures: list[BadPictures] = []
         if self._kinds:
             rows = RawRows(rows, store, config.model.encoders)
+            self._bad_pictures += rows.bad_pictures.values()
         self._widths = {name: modality.width for name, modality in rows.modalities.items()}
         self._tasks = {
             name: make_task(options, store, seed=fit.seed, ppr=ppr, modalities=list(self._widths))
             for name, options in tasks.items()
         }
+        for task in self._tasks.values():
+            self._bad_pictures += task.bad_pictures
         self._rows = HidingRows.around(rows, [task.hidden for task in self._tasks.values()])
         evaluated = {name: HidingRows.around(rows, [t.hidden_in_evaluation]) for name, t in self._tasks.items()}
         torch.manual_seed(fit.seed)
@@ -272,7 +277,7 @@ class _Fitting:
             }
             signs = {sign: sums[f"sign/{sign}"] / groups for sign in REMEDIES if f"sign/{sign}" in sums}
             record |= {f"transport/{sign}": share for sign, share in signs.items()}
-            self._advice = [REMEDIES[sign] for sign, share in signs.items() if share > _WORTH_TELLING]
+            self._advice = [f"transport: {REMEDIES[sign]}" for sign, share in signs.items() if share > _WORTH_TELLING]
         self.epoch += 1
         self._totals = EpochTotals()
         return record
@@ -367,6 +372,7 @@ class _Fitting:
         self._step_loss.load_state_dict(self._best["weights"])
         test = self._evaluate("test", "test")
         kept_mass = self._kept_mass_of_all_nodes()
+        advice = [*self._advice, *self._told_bad_pictures()]
         if self._worker.rank == 0:
             model = {
                 "model": self._model.state_dict(),
@@ -392,8 +398,17 @@ class _Fitting:
             "decisive": self._decisive,
             **{f"val/{name}": value for name, value in self._best["metrics"].items()},
             **{f"test/{name}": value for name, value in test.items()},
-            "advice": "\n".join(self._advice),
+            "advice": "\n".join(advice),
         }
+
+    def _told_bad_pictures(self) -> list[str]:
+        """A sentence for each attribute that has some, over all ranks."""
+        rank = self._worker.rank
+        of_ranks = gather_dict({rank: [(bad.attribute, bad.nodes) for bad in self._bad_pictures]})
+        nodes: dict[str, set[int]] = {}
+        for attribute, met in itertools.chain.from_iterable(of_ranks.values()):
+            nodes.setdefault(attribute, set()).update(met)
+        return [told_bad_pictures(self._store, attribute, met) for attribute, met in nodes.items() if met]
 
     @torch.no_grad()
     def _kept_mass_of_all_nodes(self) -> dict[str, np.ndarray] | None:

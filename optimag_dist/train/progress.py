@@ -156,7 +156,7 @@ class ProgressView:
             for advice in filter(None, result["advice"].split("\n")):
                 if advice not in self._told:
                     self._told.add(advice)
-                    self._bars.console.print(f"           transport: {advice}", highlight=False, soft_wrap=True)
+                    self._bars.console.print(f"           {advice}", highlight=False, soft_wrap=True)
         self._bars.update(fits, completed=self._seen, note="")
         if current:
             record = current["record"]

@@ -61,16 +61,17 @@ def test_a_short_fit_leaves_pictures_and_figures_behind(tmp_path: Path, monkeypa
     # Fewer than there are batches.
     monkeypatch.setattr("optimag_dist.tasks.graph2image._Evaluation.chunk", 3)
     config = configure({**TASK, "samples": 6}, **SMALL)
-    with pytest.warns(UserWarning, match="do not decode"):
-        result = fit(config, store, tmp_path / "fit")
+    result = fit(config, store, tmp_path / "fit")
     assert result is not None
+    told = "'photo' does not decode for 2 nodes, which counted as nodes without: 'thing2', 'thing4'"
+    assert told in result["advice"]
     assert {"test/denoising", "test/frechet", "test/cosine", "test/copies", "val/denoising"} <= result.keys()
     table = pq.read_table(tmp_path / "fit" / "outputs.parquet")
     # Node 4, whose picture does not decode, is a test node and could have been chosen.
     assert table.num_rows in (5, 6)
     for name in ("reference", "output", "nearest"):
         assert all(Image.open(BytesIO(content)).size == (8, 8) for content in table[name].to_pylist())
-    with pytest.raises(InputError, match=r"do(es)? not decode, those of 'thing2'|'thing2'"):
+    with pytest.raises(InputError, match=r"of node 'thing2' does not decode.*on_bad_picture=mask"):
         fit(configure({**TASK, "on_bad_picture": "error"}, **SMALL), store, tmp_path / "fatal")
 
 
