@@ -56,20 +56,13 @@ class FeatureSpace:
         return features.mean(dim=(2, 3)).double()
 
 
-def image_metrics(generated: Tensor, references: Tensor, training: Tensor, space: FeatureSpace) -> dict[str, float]:
-    """:func:`feature_metrics` of pictures.
+def feature_metrics(generated: Tensor, references: Tensor, training: Tensor) -> dict[str, float]:
+    """The figures of generated pictures, by their features in one :class:`FeatureSpace`.
 
     Args:
-        generated: (k, 3, S, S) uint8.
-        references: (k, 3, S, S) uint8, the real picture that each stands for, not trained on.
-        training: (t, 3, S, S) uint8, what was trained on.
-        space: where they are compared.
-    """
-    return feature_metrics(space(generated), space(references), space(training))
-
-
-def feature_metrics(generated: Tensor, references: Tensor, training: Tensor) -> dict[str, float]:
-    """The figures of generated pictures, all given by their features: (k, d), (k, d) and (t, d) float64.
+        generated: (k, d) float64.
+        references: (k, d), of the real picture that each stands for, not trained on.
+        training: (t, d), of what was trained on.
 
     Returns:
         ``frechet``: Fréchet distance from the references, see :func:`frechet_distance`.

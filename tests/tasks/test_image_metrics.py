@@ -17,7 +17,6 @@ from optimag_dist.tasks.image_metrics import (
     FeatureSpace,
     feature_metrics,
     frechet_distance,
-    image_metrics,
     is_copy,
     nearest,
 )
@@ -129,9 +128,9 @@ def test_metrics_of_generated_pictures() -> None:
     """References themselves are perfect and copy nothing; training pictures in a wrong order are all copies."""
     references, training = _pictures(4, 30), _pictures(5, 80)
     space = FeatureSpace("pixels")
-    perfect = image_metrics(references, references, training, space)
+    perfect = feature_metrics(space(references), space(references), space(training))
     assert perfect == pytest.approx({"frechet": 0, "cosine": 1, "copies": 0}, abs=1e-9)
-    copied = image_metrics(training[:30], references, training, space)
+    copied = feature_metrics(space(training[:30]), space(references), space(training))
     assert copied["copies"] == 1
     assert copied["frechet"] > 0.1
     x, y = space(training[:30]).numpy(), space(references).numpy()
