@@ -13,6 +13,20 @@ from optimag_dist.store import GraphStore, ingest
 
 COLOURS = {"red": (230, 30, 30), "green": (30, 200, 60), "blue": (40, 60, 220), "gold": (220, 190, 40)}
 PER_COLOUR = 24
+#: Tasks of a second or two on it.
+TEXT = {
+    "kind": "graph2text",
+    "withhold": ["caption"],
+    "language_model": {"hidden": 32, "layers": 1, "heads": 2, "max_length": 8},
+    "tokens": {"state": 2, "neighbours": 2},
+}
+IMAGE = {
+    "kind": "graph2image",
+    "withhold": ["caption"],
+    "feature_space": "pixels",
+    "diffusion": {"size": 8, "channels": [16, 32], "sampling_steps": 10},
+    "tokens": {"state": 2, "neighbours": 1},
+}
 
 
 def picture(colour: str, size: int = 16) -> bytes:

@@ -1,8 +1,7 @@
-"""graph2image: it draws what only neighbours tell, sees nothing of a node's own picture, and says what is missing."""
+"""graph2image: it draws what only neighbours tell, sees nothing of a node's own picture."""
 
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -11,19 +10,11 @@ import torch
 from PIL import Image
 
 from optimag_dist.store import GraphStore
-from optimag_dist.train.doors import check_input
 from optimag_dist.types import InputError
 
-from .signposts import COLOURS, make_signposts
+from .signposts import COLOURS, IMAGE, make_signposts
 from .tiny_stores import configure, fit, start
 
-TASK = {
-    "kind": "graph2image",
-    "withhold": ["caption"],
-    "feature_space": "pixels",
-    "diffusion": {"size": 8, "channels": [16, 32], "sampling_steps": 10},
-    "tokens": {"state": 2, "neighbours": 1},
-}
 SMALL = {"sampling": {"anchors": 24, "group_size": 24}, "model": {"hidden": 32, "embedding": 16}}
 
 
@@ -49,7 +40,7 @@ def _right(folder: Path) -> float:
 def test_it_draws_what_only_the_neighbours_tell(store: GraphStore, tmp_path: Path) -> None:
     train = {"epochs": 100, "eval_every": 50, "lr": 0.003}
     for backbone in ("sage", "mlp"):
-        config = configure(TASK, **{**SMALL, "model": {**SMALL["model"], "backbone": backbone}, "train": train})
+        config = configure(IMAGE, **{**SMALL, "model": {**SMALL["model"], "backbone": backbone}, "train": train})
         assert fit(config, store, tmp_path / backbone) is not None
     assert _right(tmp_path / "sage") >= 0.9
     assert _right(tmp_path / "mlp") <= 0.6
@@ -60,7 +51,7 @@ def test_a_short_fit_leaves_pictures_and_figures_behind(tmp_path: Path, monkeypa
     store = make_signposts(tmp_path / "graph", bad_pictures=(bad, 4))
     # Fewer than there are batches.
     monkeypatch.setattr("optimag_dist.tasks.graph2image._Evaluation.chunk", 3)
-    config = configure({**TASK, "samples": 6}, **SMALL)
+    config = configure({**IMAGE, "samples": 6}, **SMALL)
     result = fit(config, store, tmp_path / "fit")
     assert result is not None
     told = "'photo' does not decode for 2 nodes, which counted as nodes without: 'thing2', 'thing4'"
@@ -72,11 +63,11 @@ def test_a_short_fit_leaves_pictures_and_figures_behind(tmp_path: Path, monkeypa
     for name in ("reference", "output", "nearest"):
         assert all(Image.open(BytesIO(content)).size == (8, 8) for content in table[name].to_pylist())
     with pytest.raises(InputError, match=r"of node 'thing2' does not decode.*on_bad_picture=mask"):
-        fit(configure({**TASK, "on_bad_picture": "error"}, **SMALL), store, tmp_path / "fatal")
+        fit(configure({**IMAGE, "on_bad_picture": "error"}, **SMALL), store, tmp_path / "fatal")
 
 
 def test_a_nodes_own_picture_is_withheld(store: GraphStore) -> None:
-    fitting = start(configure({**TASK, "withhold": ["caption"]}, **SMALL), store)
+    fitting = start(configure({**IMAGE, "withhold": ["caption"]}, **SMALL), store)
     head, task, model = fitting._heads[""].eval(), fitting._tasks[""], fitting._model.eval()
     others = np.setdiff1d(np.arange(store.num_nodes), task.train)
     assert not fitting._rows.present("caption", others).any()
@@ -85,34 +76,3 @@ def test_a_nodes_own_picture_is_withheld(store: GraphStore) -> None:
     own = batch.features["caption"].clone()
     own[: batch.num_anchors] += torch.arange(4.0)
     assert torch.equal(tokens, head.tokens(model, model.encode({**batch.features, "caption": own}), batch)[0])
-
-
-def test_validation_is_the_same_for_any_chunks(store: GraphStore) -> None:
-    fitting = start(configure(TASK, **SMALL), store)
-    head, task, model = fitting._heads[""].eval(), fitting._tasks[""], fitting._model.eval()
-    found = []
-    for chunk in (5, 64):
-        evaluation = task.evaluation("val")
-        with torch.no_grad():
-            for batch in fitting._loader.cover(evaluation.nodes, chunk, evaluation.ask):
-                evaluation.update(model, head, model.encode(batch.features), batch)
-        found.append(evaluation.compute(head)["denoising"])
-    assert found[0] == pytest.approx(found[1], rel=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"withhold": None}, "task.withhold.*caption, shape"),
-        ({"attribute": "words"}, "no image of this store; it has photo"),
-        ({"diffusion": {"model": "./nowhere"}}, "no such folder"),
-    ],
-)
-def test_what_is_missing_is_told_at_the_door(store: GraphStore, changes: dict[str, Any], words: str) -> None:
-    with pytest.raises(InputError, match=words):
-        check_input(store, configure({**TASK, **changes}), seed=0)
-
-
-def test_a_store_without_pictures_is_named(planted_store: GraphStore) -> None:
-    with pytest.raises(InputError, match="needs the nodes' pictures and this store has none"):
-        check_input(planted_store, configure(TASK), seed=0)

@@ -1,4 +1,4 @@
-"""graph2text: it learns what only neighbours tell, sees nothing of a node's own text, and says what is missing."""
+"""graph2text: it learns what only neighbours tell, sees nothing of a node's own text."""
 
 from pathlib import Path
 from typing import Any
@@ -9,19 +9,10 @@ import pytest
 import torch
 
 from optimag_dist.store import GraphStore
-from optimag_dist.tasks import make_task
-from optimag_dist.train.doors import check_input
-from optimag_dist.types import InputError
 
-from .signposts import COLOURS, make_signposts
+from .signposts import COLOURS, TEXT, make_signposts
 from .tiny_stores import configure, fit, start
 
-TASK = {
-    "kind": "graph2text",
-    "withhold": ["caption"],
-    "language_model": {"hidden": 32, "layers": 1, "heads": 2, "max_length": 8},
-    "tokens": {"state": 2, "neighbours": 2},
-}
 SMALL = {
     "sampling": {"anchors": 24, "group_size": 24},
     "model": {"hidden": 32, "embedding": 16},
@@ -35,7 +26,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> GraphStore:
 
 
 def _config(**model: Any) -> Any:
-    return configure(TASK, **{**SMALL, "model": {**SMALL["model"], **model}})
+    return configure(TEXT, **{**SMALL, "model": {**SMALL["model"], **model}})
 
 
 def _right(folder: Path) -> float:
@@ -88,37 +79,3 @@ def test_a_nodes_own_text_is_withheld_and_test_texts_are_seen_nowhere(store: Gra
     neighbours[batch.num_anchors :] += 3 * torch.arange(8.0)
     other = head.tokens(model, model.encode({**batch.features, "shape": neighbours}), batch)[0]
     assert not torch.allclose(tokens, other)
-
-
-def test_its_figures_do_not_depend_on_the_chunks(store: GraphStore) -> None:
-    """Signposts are no anchors, so nothing that is withheld differs between chunks."""
-    fitting = start(_config(backbone="sage"), store)
-    head, task, model = fitting._heads[""].eval(), fitting._tasks[""], fitting._model.eval()
-    found = []
-    for chunk in (5, 64):
-        evaluation = task.evaluation("val")
-        with torch.no_grad():
-            for batch in fitting._loader.cover(evaluation.nodes, chunk, evaluation.ask):
-                evaluation.update(model, head, model.encode(batch.features), batch)
-        found.append(evaluation.compute(head)["nll"])
-    assert found[0] == pytest.approx(found[1], rel=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"withhold": None}, "task.withhold.*caption, shape"),
-        ({"withhold": ["title"]}, "names 'title'.*caption, shape"),
-        ({"attribute": "photo"}, "task.attribute=photo, no text of this store; it has words"),
-        ({"language_model": {"model": "./nowhere"}}, "no such folder"),
-        ({"split": {"train": 0.99, "val": 0.005}}, "the val split has no node with a text in 'words'"),
-    ],
-)
-def test_what_is_missing_is_told_at_the_door(store: GraphStore, changes: dict[str, Any], words: str) -> None:
-    with pytest.raises(InputError, match=words):
-        check_input(store, configure({**TASK, **changes}), seed=0)
-
-
-def test_a_store_without_texts_is_named(planted_store: GraphStore) -> None:
-    with pytest.raises(InputError, match=r"needs the nodes' texts and this store has none; name its column under attr"):
-        make_task(configure(TASK).task, planted_store, seed=0)
