@@ -97,12 +97,7 @@ def infer(
     trained.check_store(store, allow_other=options.allow_other_store)
     if isinstance(options, PredictOptions):
         trained.classification()
-    fanouts = options.fanouts or trained.eval_fanouts
-    num_layers = len(trained.config.sampling.fanouts)
-    if len(fanouts) != num_layers:
-        raise InputError(
-            f"fanouts={list(fanouts)}: {trained.path} has {num_layers} message-passing layers, each needs one fan-out"
-        )
+    fanouts = trained.fanouts(options.fanouts)
     nodes = None if user_ids is None else _lookup(store, user_ids)
     kind = "embed" if isinstance(options, EmbedOptions) else "predict"
     record = {

@@ -61,8 +61,10 @@ def evaluate_tasks(
     Raises:
         InputError: checkpoint, store and options do not fit together, or the fit's split is not known.
     """
-    cuda = options.device == "cuda" or (options.device == "auto" and torch.cuda.is_available())
-    device = torch.device("cuda" if cuda else "cpu")
+    has_gpu = torch.cuda.is_available()
+    if options.device == "cuda" and not has_gpu:
+        raise InputError("device=cuda, but this host has no GPU; use device=cpu or device=auto")
+    device = torch.device("cuda" if options.device != "cpu" and has_gpu else "cpu")
     trained = TrainedModel.open(checkpoint, device)
     trained.check_store(store, allow_other=options.allow_other_store)
     tasks_of_model = trained.tasks(options.task).items()
@@ -75,9 +77,8 @@ def evaluate_tasks(
     rows, seed, modalities = trained.rows(store), trained.seed or 0, list(trained.widths)
     tasks = {name: make_task(task, store, seed=seed, modalities=modalities) for name, task in asked.items()}
     heads = {name: _head(trained, name, task).to(device).eval() for name, task in tasks.items()}
-    sampling = trained.config.sampling.model_copy(update={"groups": 1})
-    if options.fanouts is not None:
-        sampling = sampling.model_copy(update={"eval_fanouts": options.fanouts})
+    fanouts = trained.fanouts(options.fanouts)
+    sampling = trained.config.sampling.model_copy(update={"groups": 1, "eval_fanouts": fanouts})
     messages = trained.model.passes_messages
     loaders = {
         name: GroupLoader(

@@ -74,6 +74,19 @@ class TrainedModel:
     def eval_fanouts(self) -> tuple[int, ...]:
         return self.config.sampling.fanouts_at_evaluation
 
+    def fanouts(self, asked: tuple[int, ...] | None) -> tuple[int, ...]:
+        """Neighbours drawn per layer: ``asked``, or those of the fit's evaluation.
+
+        Raises:
+            InputError: there are more or fewer than layers.
+        """
+        fanouts, num_layers = asked or self.eval_fanouts, len(self.config.sampling.fanouts)
+        if len(fanouts) != num_layers:
+            raise InputError(
+                f"fanouts={list(fanouts)}: {self.path} has {num_layers} message-passing layers, each needs one fan-out"
+            )
+        return fanouts
+
     def rows(self, store: GraphStore) -> GraphRows:
         """What the model reads of ``store``."""
         rows, encoders = StoreRows(store), self.config.model.encoders

@@ -111,6 +111,7 @@ def test_figures_and_outputs_are_written(links: Path, store: GraphStore, tmp_pat
         ({"split": "train"}, "split=train: .*use val or test"),
         ({"task": {"rank_everything": True}}, "unknown key 'task.rank_everything'; did you mean 'task.rank_all'"),
         ({"task": {"kind": "node_classification"}}, "kinds stay as they are"),
+        ({"fanouts": [3]}, "has 2 message-passing layers, each needs one fan-out"),
         ({"task": {"decoder": "mlp"}}, "change only keys that make no other weights"),
     ],
 )
@@ -132,8 +133,7 @@ def test_another_graph_needs_leave_and_a_split_of_its_own(
         evaluate_tasks(several[0], other, allowed, progress=False)
 
 
-def test_head_weights_are_used(links: Path, store: GraphStore, tmp_path: Path) -> None:
-    """The model's own weights decide, not new ones."""
+def test_the_models_own_weights_decide(links: Path, store: GraphStore, tmp_path: Path) -> None:
     state = torch.load(links / "model.pt", weights_only=False)
     state["model"] = {
         name: torch.zeros_like(value) if value.is_floating_point() else value for name, value in state["model"].items()
