@@ -8,7 +8,7 @@ import torch
 
 from optimag_dist.encoding.options import EncodeOptions
 from optimag_dist.models.pretrained import PADDING, load_features, make_reader
-from optimag_dist.sampling.pictures import bad_picture
+from optimag_dist.sampling.pictures import bad_picture_error
 from optimag_dist.sampling.raw import attribute_kind
 from optimag_dist.store import GraphStore
 from optimag_dist.types import InputError
@@ -81,7 +81,7 @@ class BlockEncoder:
             pixels, present = self.reader.read(values)
             bad = np.array([bool(value) for value in values]) & ~present
             if bad.any() and self._options.on_bad_picture == "error":
-                raise bad_picture_error(self._store, self._options, nodes[rows][bad][0])
+                raise bad_picture_error(self._store, self._options.attribute, nodes[rows][bad][0], "on_bad_picture")
             state[rows[present]], state[rows[bad]] = PRESENT, BAD
             if present.any():
                 yield rows[present], pixels[present]
@@ -96,8 +96,3 @@ class BlockEncoder:
             remedy = "float16 ends at 65504; write them with dtype=float32" if features.itemsize == 2 else "a bad model"
             node = self._store.ids(nodes[wrong[:1]])[0]
             raise InputError(f"{self._options.model}: the features of node {node!r} are not finite: {remedy}")
-
-
-def bad_picture_error(store: GraphStore, options: EncodeOptions, node: int) -> InputError:
-    """The error that names a picture that does not decode."""
-    return InputError(f"{bad_picture(store, options.attribute, node)}; mend it, or set on_bad_picture=mask")

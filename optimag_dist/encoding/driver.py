@@ -22,11 +22,12 @@ import ray
 import ray.data
 import torch
 
-from optimag_dist.encoding.block import BAD, PRESENT, BlockEncoder, bad_picture_error
+from optimag_dist.encoding.block import BAD, PRESENT, BlockEncoder
 from optimag_dist.encoding.options import EncodeOptions
 from optimag_dist.files import atomic
 from optimag_dist.models.encoder_networks import digest
 from optimag_dist.ray_session import ensure_ray, task_device
+from optimag_dist.sampling.pictures import bad_picture_error
 from optimag_dist.storage import MANIFEST, AnyPath, RemotePath, located
 from optimag_dist.store import GraphStore
 from optimag_dist.store.add_modality import add_modality, check_modality_name, notes
@@ -260,7 +261,7 @@ def _tell_bad_pictures(job: Job, folder: Path, say: Callable[[str], None]) -> No
     if not len(bad):
         return
     if job.options.on_bad_picture == "error":
-        raise bad_picture_error(job.store, job.options, bad[0])
+        raise bad_picture_error(job.store, job.options.attribute, bad[0], "on_bad_picture")
     names = ", ".join(map(repr, job.store.ids(bad[:_NAMED]))) + (" …" if len(bad) > _NAMED else "")
     say(
         f"{job.store.path}: the {job.options.attribute!r} of {len(bad):,} nodes does not decode as a picture, and they "

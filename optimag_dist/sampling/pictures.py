@@ -35,13 +35,16 @@ class BadPictures:
         """
         bad = [int(node) for node, value, good in zip(nodes, values, decoded, strict=True) if value and not good]
         if bad and self._on_bad == "error":
-            raise InputError(f"{bad_picture(self._store, self.attribute, bad[0])}; mend it, or set {self._key}=mask")
+            raise bad_picture_error(self._store, self.attribute, bad[0], self._key)
         self.nodes.update(bad)
 
 
-def bad_picture(store: GraphStore, attribute: str, node: int) -> str:
-    """The sentence that names a picture that does not decode."""
-    return f"{store.path}: the {attribute!r} of node {store.ids(np.array([node]))[0]!r} does not decode as a picture"
+def bad_picture_error(store: GraphStore, attribute: str, node: int, key: str) -> InputError:
+    """The error that names a picture that does not decode, and the ``key`` that would pass it over."""
+    id_ = store.ids(np.array([node]))[0]
+    return InputError(
+        f"{store.path}: the {attribute!r} of node {id_!r} does not decode as a picture; mend it, or set {key}=mask"
+    )
 
 
 def told_bad_pictures(store: GraphStore, attribute: str, nodes: Collection[int]) -> str:
