@@ -8,13 +8,21 @@ import ray
 import torch
 
 from optimag_dist.options import validate_options
-from optimag_dist.train.launch import launch
+from optimag_dist.train.launch import launch, plan_fits
 from optimag_dist.train.options import RunConfig
 from optimag_dist.types import InputError, RunError
 
 
 def _config(recipe: dict, **changes: object) -> RunConfig:
     return validate_options(RunConfig, {**recipe, **changes}, "recipe")
+
+
+def test_every_variant_is_fitted_with_every_seed(recipe: dict) -> None:
+    variants = {"plain": {"regulariser.weight": 0}, "optimag": {}}
+    fits = plan_fits(_config(recipe, variants=variants, seeds=(0, 1)))
+    assert [(f.seed, f.variant) for f in fits] == [(0, "plain"), (0, "optimag"), (1, "plain"), (1, "optimag")]
+    assert len({fit.directory for fit in fits}) == 4
+    assert {fit.config.regularised for fit in fits if fit.variant == "plain"} == {False}
 
 
 def test_two_workers_train_variants_and_a_cut_run_is_completed(recipe: dict, ray_session: None) -> None:
