@@ -32,6 +32,10 @@ class RunError(RuntimeError):
     """Work that cannot go on though its input is right: the message says what happened and how to go on."""
 
 
+class Diverged(RunError):
+    """A model's numbers are no longer finite: it stops, and nothing of that state is kept."""
+
+
 @dataclass(frozen=True)
 class CSR:
     """Adjacency rows: the neighbours of row i are ``indices[indptr[i]:indptr[i + 1]]``, ascending.
