@@ -5,20 +5,24 @@ import os
 import socket
 import stat
 import uuid
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import ray
+from ray import exceptions
 from ray._private.authentication.authentication_token_generator import generate_new_authentication_token
 from ray._private.authentication.authentication_token_setup import (
     AuthenticationTokenLoader,
     maybe_enable_token_auth_if_token_available,
 )
-from ray.exceptions import AuthenticationError
 
-from optimag_dist.types import InputError
+from optimag_dist.files import said_by_system
+from optimag_dist.types import InputError, RunError
 
 _KNOCK_S = 5
+# Letters of what Ray says that are passed on.
+_WORDS = 300
 _token_log = logging.getLogger("ray._private.authentication.authentication_token_setup")
 # Tasks handed to Ray per process that works: one that runs, one that waits, so that no core idles and Ctrl-C cancels
 # quickly.
@@ -26,6 +30,66 @@ IN_FLIGHT = 2
 
 # Hands a number to Ray.
 Slot = Callable[[int], ray.ObjectRef]
+
+# What ended a process, by the first class that fits.
+_DEATHS: dict[type[BaseException] | tuple[type[BaseException], ...], str] = {
+    exceptions.OutOfMemoryError: (
+        "the memory of a host ran out and Ray ended a process there: use fewer workers or smaller blocks, or "
+        "hosts with more memory"
+    ),
+    (exceptions.OutOfDiskError, exceptions.ObjectStoreFullError): (
+        "Ray's object store is full, in /dev/shm or on the disk it spills to: make room (optimag doctor)"
+    ),
+    exceptions.NodeDiedError: "a host of the cluster was lost",
+    exceptions.RayActorError: "a process died, by a signal, for want of memory or with its host",
+    exceptions.WorkerCrashedError: "a process died, by a signal, for want of memory or with its host",
+    exceptions.ObjectLostError: "a host or a process was lost, and results of it with it",
+    (exceptions.LocalRayletDiedError, exceptions.RpcError, exceptions.RaySystemError): "the Ray session broke down",
+    exceptions.GetTimeoutError: "Ray did not answer in time",
+    exceptions.TaskCancelledError: "the work was cancelled",
+    exceptions.RuntimeEnvSetupError: "a node could not set up what the job asks for (runtime_env)",
+    (exceptions.TaskUnschedulableError, exceptions.ActorUnschedulableError): "no node of the cluster can run it",
+}
+
+
+def explained(error: BaseException) -> InputError | RunError | None:
+    """What a Ray error comes to: the error of this package that a task or an actor raised, or a sentence about what was
+    lost; None where it is neither, so that its traceback is of use."""
+    if isinstance(error, InputError | RunError) and not isinstance(error, exceptions.RayError):
+        return error
+    cause = error.cause if isinstance(error, exceptions.RayTaskError) else error
+    if cause is not error and isinstance(cause, BaseException):
+        if isinstance(cause, OSError):
+            return RunError(said_by_system(cause))
+        return RunError("the memory of a host ran out") if isinstance(cause, MemoryError) else explained(cause)
+    if isinstance(error, exceptions.RayActorError) and error.actor_init_failed:
+        return None
+    for kind, what in _DEATHS.items():
+        if isinstance(error, kind):
+            # Of Ray's own words the first sentence tells which; the rest is advice on Ray.
+            return RunError(f"{what} ({' '.join(str(error).split())[:_WORDS]})")
+    return None
+
+
+@contextmanager
+def translated_ray_errors(what: str, go_on: str) -> Iterator[None]:
+    """Turn Ray's own errors within the block into this package's.
+
+    Args:
+        what: was done, the beginning of the sentence: ``PPR block 3 of 7``.
+        go_on: how to go on, its end: ``go on with --resume``.
+
+    Raises:
+        InputError: a task or an actor raised it, as it did.
+        RunError: a process, a host or the session was lost, memory or disk were full; what, why and ``go_on``.
+    """
+    try:
+        yield
+    except exceptions.RayError as error:
+        ours = explained(error)
+        if ours is None:
+            raise
+        raise ours if isinstance(ours, InputError) else RunError(f"{what}: {ours}; {go_on}") from error
 
 
 def ensure_ray(address: str | None = None, num_cpus: int | None = None) -> None:
@@ -59,7 +123,7 @@ def ensure_ray(address: str | None = None, num_cpus: int | None = None) -> None:
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
-    except (ConnectionError, AuthenticationError) as error:
+    except (ConnectionError, exceptions.AuthenticationError) as error:
         raise InputError(
             f"no Ray cluster accepts this process at {address}: is it running there (ray status), and is its token in "
             f"~/.ray/auth_token, or named by RAY_AUTH_TOKEN_PATH? {error}"
