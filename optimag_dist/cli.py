@@ -8,15 +8,14 @@ import shlex
 import sys
 from collections.abc import Sequence
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperGroup
+
+from optimag_dist.console import console, end, fail, nobody_listens, say, unfailing_output
 
 if TYPE_CHECKING:
     from optimag_dist.inference.options import EmbedOptions, PredictOptions
@@ -67,7 +66,6 @@ submit_app = typer.Typer(
     no_args_is_help=True,
 )
 app.add_typer(submit_app, name="submit")
-console = Console()
 # click's own error, whichever click this typer comes with.
 _USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
 
@@ -77,20 +75,23 @@ Address = Annotated[str | None, typer.Option(help="Address of a running Ray clus
 
 
 def main() -> None:
-    """Entry point: errors of input are told in one message, without a traceback."""
-    try:
-        app()
-    except (ValueError, RuntimeError) as error:
-        from optimag_dist.types import InputError, RunError
+    """Entry point: what a user or a machine can cause is told in one message, without a traceback."""
+    with unfailing_output():
+        try:
+            for argument in sys.argv[1:]:
+                argument.encode()
+            app()
+        except Exception as error:
+            end(_without_ray(error))
 
-        if not isinstance(error, InputError | RunError):
-            raise
-        _fail(str(error), 2 if isinstance(error, InputError) else 1)
 
+def _without_ray(error: Exception) -> BaseException:
+    """``error``; what it comes to where it is one of Ray's."""
+    if "ray.exceptions" not in sys.modules:
+        return error
+    from optimag_dist.ray_session import explained
 
-def _fail(message: str, status: int) -> NoReturn:
-    Console(stderr=True).print(f"[bold red]optimag:[/] {escape(message)}", highlight=False, soft_wrap=True)
-    sys.exit(status)
+    return explained(error) or error
 
 
 @app.command()
@@ -99,7 +100,7 @@ def doctor() -> None:
     from optimag_dist.doctor import as_table, diagnose, healthy
 
     findings = diagnose()
-    console.print(as_table(findings))
+    console().print(as_table(findings))
     if not healthy(findings):
         raise typer.Exit(1)
 
@@ -121,7 +122,7 @@ def data_list() -> None:
             info.licence,
             info.description,
         )
-    console.print(table)
+    console().print(table)
 
 
 @data_app.command("get")
@@ -136,7 +137,7 @@ def data_get(
     target = out or Path("data") / name
     if not (if_missing and target.exists()):
         target = copy_dataset(name, target)
-    console.print(f"{target}\nnext: optimag ingest {target}/schema.yaml stores/{name}", highlight=False, soft_wrap=True)
+    say(f"{target}\nnext: optimag ingest {target}/schema.yaml stores/{name}")
 
 
 @data_app.command("make")
@@ -152,7 +153,7 @@ def data_make(
     from optimag_dist.options import parse_options
 
     target = write_planted(out, parse_options(PlantedOptions, overrides, "optimag data make"))
-    _say(f"{target}\nnext: optimag ingest {target}/schema.yaml stores/{target.name}")
+    say(f"{target}\nnext: optimag ingest {target}/schema.yaml stores/{target.name}")
 
 
 @app.command("ingest")
@@ -169,8 +170,8 @@ def ingest_command(
     from optimag_dist.store import ingest
 
     made = ingest(source, store, overrides or [], overwrite=overwrite)
-    console.print(made.summary(), highlight=False, soft_wrap=True)
-    console.print(f"next: optimag ppr {located(store)}", highlight=False, soft_wrap=True)
+    say(made.summary())
+    say(f"next: optimag ppr {located(store)}")
 
 
 @app.command("partition")
@@ -185,8 +186,8 @@ def partition_command(
 
     options = parse_options(PartitionOptions, overrides, "optimag partition")
     partition = partition_store(GraphStore.open(store), options)
-    console.print(as_table(partition.meta))
-    console.print(f"{partition.path}\nnext: optimag ppr {store} placement=sharded", highlight=False, soft_wrap=True)
+    console().print(as_table(partition.meta))
+    say(f"{partition.path}\nnext: optimag ppr {store} placement=sharded")
 
 
 @app.command("split")
@@ -202,8 +203,8 @@ def split_command(
     from optimag_dist.store import GraphStore, LinkSplitOptions, split_links
 
     options = parse_options(LinkSplitOptions, overrides, "optimag split")
-    made = split_links(GraphStore.open(store), out, options, overwrite=overwrite, say=_say)
-    _say(f"{made.summary()}\nnext: optimag ppr {located(out)}")
+    made = split_links(GraphStore.open(store), out, options, overwrite=overwrite, say=say)
+    say(f"{made.summary()}\nnext: optimag ppr {located(out)}")
 
 
 @ppr_app.command("compute")
@@ -228,8 +229,8 @@ def ppr_compute(
     totals = RunTotals()
     artefact = compute_ppr(opened, options, totals=totals)
     if totals.blocks:
-        console.print(totals.line(), highlight=False, soft_wrap=True)
-    console.print(f"{artefact.location}", highlight=False, soft_wrap=True)
+        say(totals.line())
+    say(str(artefact.location))
 
 
 @ppr_app.command("inspect")
@@ -248,9 +249,9 @@ def ppr_inspect(
         raise InputError("optimag ppr inspect: --node and --store go together: the store knows the nodes' ids")
     opened = PPRArtefact.open(artefact)
     opened.verify()
-    console.print(summary_table(opened))
+    console().print(summary_table(opened))
     if node is not None and store is not None:
-        console.print(row_table(opened, GraphStore.open(store), node))
+        console().print(row_table(opened, GraphStore.open(store), node))
 
 
 @ppr_app.command("update")
@@ -269,7 +270,6 @@ def ppr_update(
     options = parse_options(UpdateOptions, overrides, "optimag ppr update")
     if address is not None:
         ensure_ray(address)
-    say = partial(console.print, highlight=False, soft_wrap=True, markup=False)
     for done in update_ppr(store, edges, out, options, say=say):
         say(
             f"{done.path}\n  pushed {done.renewed:,} of {done.rows:,} rows again in {done.seconds:.1f} s; "
@@ -302,10 +302,10 @@ def encode_command(
     if address is not None:
         ensure_ray(address)
     try:
-        made = encode(opened, out, options, overwrite=overwrite, say=_say)
+        made = encode(opened, out, options, overwrite=overwrite, say=say)
     except KeyboardInterrupt:
-        _fail("interrupted; what is finished is kept, and the same command goes on from there", 130)
-    _say(f"{made.summary()}\nnext: optimag ppr {located(out)}")
+        fail("interrupted; what is finished is kept, and the same command goes on from there", 130)
+    say(f"{made.summary()}\nnext: optimag ppr {located(out)}")
 
 
 @app.command()
@@ -349,16 +349,16 @@ def tune(
     except KeyboardInterrupt:
         words = ["optimag", "tune", str(config), str(space), *(overrides or []), "--resume"]
         again = shlex.join([*words, *(["--address", address] if address else [])])
-        _fail(f"interrupted; trials and checkpoints are kept in {run.directory}; go on with: {again}", 130)
+        fail(f"interrupted; trials and checkpoints are kept in {run.directory}; go on with: {again}", 130)
     front = pareto_front(rows, options) if len(options.metrics) > 1 else None
-    console.print(trials_table(ranked(rows, options), options, front))
+    console().print(trials_table(ranked(rows, options), options, front))
     _report(run.directory)
-    _say(f"trials:      {run.directory / 'trials.parquet'}")
+    say(f"trials:      {run.directory / 'trials.parquet'}")
     winner = best(rows, options)
     if winner is None:
         reason = next((row.error for row in rows if row.error), "all were stopped")
-        _fail(f"no trial has finished: {reason}", 1)
-    _say(f"best:        {winner.trial}; train it again with: optimag train {run.directory / 'best' / 'config.yaml'}")
+        fail(f"no trial has finished: {reason}", 1)
+    say(f"best:        {winner.trial}; train it again with: optimag train {run.directory / 'best' / 'config.yaml'}")
 
 
 Checkpoint = Annotated[str, typer.Argument(help="model.pt of a finished fit, or the fit's directory; path or URI.")]
@@ -433,12 +433,12 @@ def evaluate(
         ensure_ray(address)
         alone = target if all(kinds) else None
         classes = evaluate_classes(model, graph, options, user_ids=user_ids, out=alone)
-        console.print(as_table(classes))
+        console().print(as_table(classes))
     elif nodes is not None:
         raise InputError(f"--nodes: lists nodes to compare classes of, and {checkpoint} was trained on none")
     if not all(kinds):
         evaluations = tasks.evaluate_tasks(model, graph, options)
-        console.print(*map(tasks.as_table, evaluations))
+        console().print(*map(tasks.as_table, evaluations))
         if target is not None:
             found = None if classes is None else asdict(classes)
             tasks.write_evaluations(evaluations, target, checkpoint=model, store=graph, classes=found)
@@ -461,7 +461,7 @@ def _infer(
     user_ids = None if nodes is None else read_ids(nodes, graph)
     ensure_ray(address)
     made = infer(located(checkpoint), graph, located(out), options, user_ids=user_ids)
-    console.print(f"{made}", highlight=False, soft_wrap=True)
+    say(str(made))
 
 
 @app.command()
@@ -482,10 +482,10 @@ def _report(run: "AnyPath") -> None:
         if is_sweep(mirror.path):
             file = write_sweep_report(mirror.path)
         else:
-            render_comparison(mirror.path, console)
+            render_comparison(mirror.path, console())
             file = write_report(mirror.path)
         mirror.publish(file)
-    console.print(f"report:      {run / file.name}", highlight=False, soft_wrap=True)
+    say(f"report:      {run / file.name}")
 
 
 @app.command()
@@ -507,12 +507,12 @@ def experiment(
     options = load_experiment(recipe, overrides or [], quick=quick)
     out = out / "quick" if quick else out
     try:
-        directory = run_experiment(options, out, recipe.parent, address=address, say=_say)
+        directory = run_experiment(options, out, recipe.parent, address=address, say=say)
     except KeyboardInterrupt:
-        _fail(f"interrupted; what has ended is kept in {out / options.name}; the same command goes on from there", 130)
-    file = write_experiment_report(directory, console)
-    _say(f"report:      {file}")
-    _say(f"results:     {directory / 'results.parquet'}")
+        fail(f"interrupted; what has ended is kept in {out / options.name}; the same command goes on from there", 130)
+    file = write_experiment_report(directory, console())
+    say(f"report:      {file}")
+    say(f"results:     {directory / 'results.parquet'}")
 
 
 @app.command()
@@ -532,7 +532,7 @@ def demo(
         return
     schema = dataset_schema("openmoji")
     store = ingest(schema, out / "stores" / "openmoji")
-    console.print(store.summary(), highlight=False, soft_wrap=True)
+    say(store.summary())
     name = f"demo-{datetime.now():%Y%m%d-%H%M%S}"
     overrides = [f"name={name}", f"store={store.path}", f"out={out}"]
     config = load_options(RunConfig, schema.parent / "demo.yaml", overrides)
@@ -540,17 +540,17 @@ def demo(
 
 
 def _train(config: "RunConfig", *, resume: bool, address: str | None, again: str) -> None:
-    from optimag_dist.storage import files_below, without_secrets
+    from optimag_dist.storage import files_below
     from optimag_dist.train.launch import launch
 
     try:
         run = launch(config, resume=resume, address=address)
     except KeyboardInterrupt:
         kept = f"finished fits and checkpoints are kept in {config.location}"
-        _fail(f"interrupted; {kept}; go on with: {without_secrets(again)}", 130)
+        fail(f"interrupted; {kept}; go on with: {again}", 130)
     _report(run)
     models = ", ".join(sorted({str(run / n.split("/")[0]) for n in files_below(run) if n.endswith("/model.pt")}))
-    console.print(f"checkpoints: seed-*/model.pt in {models}", highlight=False, soft_wrap=True)
+    say(f"checkpoints: seed-*/model.pt in {models}")
 
 
 ClusterAddress = Annotated[
@@ -580,11 +580,11 @@ def submit_run(
         raise typer.Exit(run_steps(job.steps, job.directory, job.files))
     jobs = _jobs(address)
     submitted = jobs.submit(job)
-    _say(f"submitted: {submitted}")
+    say(f"submitted: {submitted}")
     if follow:
         _follow(jobs, submitted)
     else:
-        _say(f"watch: {_submit_command('logs', jobs, submitted)} --follow")
+        say(f"watch: {_submit_command('logs', jobs, submitted)} --follow")
 
 
 @submit_app.command("list")
@@ -593,7 +593,7 @@ def submit_list(address: ClusterAddress = None) -> None:
     table = Table("job", "status", "started", "seconds")
     for job in _jobs(address).known():
         table.add_row(job.submission_id, job.status.value, *_times(job.start_time, job.end_time))
-    console.print(table)
+    console().print(table)
 
 
 @submit_app.command("status")
@@ -603,9 +603,9 @@ def submit_status(job: JobId, address: ClusterAddress = None) -> None:
 
     info = _jobs(address).info(job)
     started, seconds = _times(info.start_time, info.end_time)
-    _say(f"{job}: {info.status.value}, started {started}, {seconds} s\n{info.message}")
+    say(f"{job}: {info.status.value}, started {started}, {seconds} s\n{info.message}")
     if advice := remedy(info):
-        _say(advice)
+        say(advice)
 
 
 @submit_app.command("logs")
@@ -625,14 +625,14 @@ def submit_logs(
 def submit_stop(job: JobId, address: ClusterAddress = None) -> None:
     """End a job; what it has saved stays, and the same recipe goes on from there."""
     status = _jobs(address).stop(job).status.value
-    _say(f"{job}: {status}" + ("; it ends as soon as it has the resources it waits for" * (status == "PENDING")))
+    say(f"{job}: {status}" + ("; it ends as soon as it has the resources it waits for" * (status == "PENDING")))
 
 
 @submit_app.command("delete")
 def submit_delete(job: JobId, address: ClusterAddress = None) -> None:
     """Have the cluster forget a job that has ended."""
     _jobs(address).delete(job)
-    _say(f"{job}: forgotten")
+    say(f"{job}: forgotten")
 
 
 def check_command(words: Sequence[str]) -> None:
@@ -660,7 +660,7 @@ def check_command(words: Sequence[str]) -> None:
 def _jobs(address: str | None) -> "Jobs":
     from optimag_dist.submit.cluster import Jobs
 
-    return Jobs(address, say=_say)
+    return Jobs(address, say=say)
 
 
 def _follow(jobs: "Jobs", job: str) -> NoReturn:
@@ -669,19 +669,21 @@ def _follow(jobs: "Jobs", job: str) -> NoReturn:
     def write(text: str) -> None:
         sys.stdout.write(text)
         sys.stdout.flush()
+        if nobody_listens():
+            raise typer.Exit(0)
 
     try:
         status = jobs.follow(job, write)
     except KeyboardInterrupt:
-        _fail(
+        fail(
             f"left; the job goes on. Come back: {_submit_command('logs', jobs, job)} --follow; end it: "
             f"{_submit_command('stop', jobs, job)}",
             130,
         )
     info = jobs.info(job)
-    _say(f"{job}: {info.status.value}")
+    say(f"{job}: {info.status.value}")
     if advice := remedy(info):
-        _fail(advice, status)
+        fail(advice, status)
     raise typer.Exit(status)
 
 
@@ -696,10 +698,6 @@ def _times(start_ms: int | None, end_ms: int | None) -> tuple[str, str]:
     start = datetime.fromtimestamp(start_ms / 1000)
     end = datetime.fromtimestamp(end_ms / 1000) if end_ms else datetime.now()
     return f"{start:%Y-%m-%d %H:%M:%S}", f"{(end - start).total_seconds():.0f}"
-
-
-def _say(line: str) -> None:
-    console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
 if __name__ == "__main__":

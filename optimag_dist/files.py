@@ -1,39 +1,11 @@
-"""Files that are written whole or not at all, and what the system says when they are not."""
+"""Files that are written whole or not at all."""
 
-import errno
 import fcntl
 import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-_REMEDIES = {
-    errno.EACCES: "this user may not; give another place, or have its owner change its permissions",
-    errno.EPERM: "this user may not; give another place, or have its owner change its permissions",
-    errno.EROFS: "give a place that may be written to",
-    errno.ENOSPC: "make room there, or give a place on another disk",
-    errno.EDQUOT: "make room there, or give a place on another disk",
-    errno.EFBIG: "give a place on another file system, or raise ulimit -f",
-    errno.EMFILE: "raise the limit of open files: ulimit -n 65536",
-    errno.ENFILE: "this machine has too many files open: close something",
-    errno.ENOMEM: "close something, or take a machine with more memory",
-    errno.ENAMETOOLONG: "give a shorter name",
-    errno.ENOTDIR: "a file stands where a folder is needed; give another place",
-    errno.EISDIR: "a folder stands where a file is needed; give another place",
-    errno.ELOOP: "symbolic links there point at each other",
-    errno.EIO: "the disk or its connection fails: see dmesg",
-    errno.ESTALE: "the network drive has lost it: run the command again",
-}
-
-
-def said_by_system(error: OSError) -> str:
-    """``error`` as a sentence: the file, what the system said, and what to do about it where that is known."""
-    said = error.strerror or " ".join(str(error).split()) or type(error).__name__
-    places = [os.fsdecode(place) for place in (error.filename, error.filename2) if isinstance(place, str | bytes)]
-    place = f"{' → '.join(places)}: " if places else ""
-    remedy = _REMEDIES.get(error.errno or 0)
-    return f"{place}{said}" + (f"; {remedy}" if remedy else "")
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from optimag_dist.files import atomic
 from optimag_dist.types import InputError
+from optimag_dist.yaml_files import parse_yaml, read_yaml
 
 
 class Options(BaseModel):
@@ -23,6 +24,9 @@ class Options(BaseModel):
     # As "constants": where a value may be anything, pydantic would dump infinity as null.
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=True, ser_json_inf_nan="constants")
 
+
+# Letters of a value that a message repeats.
+_SHOWN = 200
 
 OptionsT = TypeVar("OptionsT", bound=Options)
 
@@ -43,13 +47,7 @@ def read_mapping(cls: type[Options], path: str | Path) -> dict[str, Any]:
     Raises:
         InputError: the file is missing or not a mapping.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; needed a YAML file for {cls.__name__}")
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not valid YAML: {error}") from error
+    data = read_yaml(Path(path), f"a YAML file for {cls.__name__}")
     if data is None:
         data = {}
     if not isinstance(data, dict):
@@ -102,10 +100,7 @@ def _apply(data: dict[str, Any], override: str) -> None:
         if not isinstance(child, dict):
             raise InputError(f"override {override!r}: {parent!r} holds a value, not a section")
         node = child
-    try:
-        node[leaf] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"override {override!r}: the value is not valid YAML: {error}") from error
+    node[leaf] = parse_yaml(text, f"override {override!r}")
 
 
 def _explain(cls: type[Options], problem: Any) -> str:
@@ -122,7 +117,11 @@ def _explain(cls: type[Options], problem: Any) -> str:
     if problem["type"] == "missing":
         return f"key {key!r} is missing and has no default"
     message = problem["msg"].removeprefix("Value error, ")
-    return f"key {key!r}: {message}; got {problem['input']!r}" if key else message
+    value = problem["input"]
+    came = repr(value) if len(repr(value)) <= _SHOWN else f"{repr(value)[:_SHOWN]}…"
+    # Typed without quotes.
+    hint = " (YAML reads off, on, yes and no as booleans: put a text in quotes)" if isinstance(value, bool) else ""
+    return f"key {key!r}: {message}; got {came}{hint}" if key else message
 
 
 def _without_tags(cls: type[Options], location: Sequence[str | int]) -> list[str]:

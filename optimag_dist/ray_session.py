@@ -17,7 +17,7 @@ from ray._private.authentication.authentication_token_setup import (
     maybe_enable_token_auth_if_token_available,
 )
 
-from optimag_dist.files import said_by_system
+from optimag_dist.messages import said_by_system
 from optimag_dist.types import InputError, RunError
 
 _KNOCK_S = 5

@@ -24,10 +24,11 @@ import fsspec
 import pyarrow as pa
 import pyarrow.fs as pafs
 from pydantic import PlainSerializer, PlainValidator
-from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
+from optimag_dist.console import console
 from optimag_dist.files import atomic, sole_writer
+from optimag_dist.messages import without_secrets
 from optimag_dist.types import InputError
 
 MANIFEST = "meta.json"
@@ -36,7 +37,6 @@ _STREAMS = 4
 # Between tries to send a file; pyarrow itself has tried again before.
 _PAUSES_S = (1.0, 10.0, 60.0)
 _SCHEME = re.compile(r"^[a-zA-Z][a-zA-Z0-9+.-]+://")
-_SECRET = re.compile(r"key|secret|token|passw|credential|^sig", re.IGNORECASE)
 _NOT_ALLOWED = re.compile(r"denied|credential|forbidden|unauthorized|access.?key|signature")
 # An object appears in these when all of it is there; elsewhere a file is renamed when it is whole.
 _OBJECT_STORES = ("s3", "gcs", "abfs")
@@ -178,12 +178,6 @@ def located(place: str | AnyPath) -> AnyPath:
 
 #: Type of an option that holds a path or a URI; written to YAML without secrets.
 Location = Annotated[AnyPath, PlainValidator(located), PlainSerializer(str, return_type=str)]
-
-
-def without_secrets(text: str) -> str:
-    """``text`` with the passwords and keys taken out of the URIs in it."""
-    text = re.sub(r"://[^@\s?'\"]*:[^@\s?'\"]*@", "://", text)
-    return re.sub(r"([?&])[^\s'\"#]*", lambda query: _public(query[0]), text) if "://" in text else text
 
 
 def cache() -> Path:
@@ -459,11 +453,6 @@ def _remedy(error: Exception) -> str:
     return "not reachable"
 
 
-def _public(query: str) -> str:
-    kept = [pair for pair in query[1:].split("&") if not _SECRET.search(pair.partition("=")[0])]
-    return query[0] + "&".join(kept) if kept else ""
-
-
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
@@ -489,14 +478,14 @@ def _fetch_all(place: RemotePath, target: Path, files: Mapping[str, int]) -> Non
 @contextlib.contextmanager
 def _bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
     """A bar over bytes on standard error, nothing where that is no terminal."""
-    console = Console(stderr=True)
+    err = console(stderr=True)
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         DownloadColumn(),
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
         task = bar.add_task(title, total=total)
         yield lambda size: bar.advance(task, size)

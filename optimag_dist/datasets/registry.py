@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-import yaml
 
 from optimag_dist.types import InputError
+from optimag_dist.yaml_files import read_yaml
 
 _FOLDER = Path(__file__).parent
 _SCHEMA = "schema.yaml"
@@ -104,7 +104,7 @@ def _names() -> list[str]:
 
 def _read_info(name: str) -> DatasetInfo:
     path = dataset_schema(name)
-    schema: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    schema: dict[str, Any] = read_yaml(path, "a schema")
     node_file = pq.ParquetFile(path.with_name(schema["nodes"]["file"]))
     columns = node_file.schema_arrow
     facts = {key.decode(): value.decode() for key, value in columns.metadata.items()}

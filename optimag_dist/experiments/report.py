@@ -53,7 +53,7 @@ def write_experiment_report(directory: Path, console: Console | None = None) -> 
             show = _chosen(study, rows[name]) or rows[name]
             console.print(_terminal_table(name, study, show, measures_of(rows[name])))
             for sentence in analysis.findings(rows[name]):
-                console.print(f"  {sentence}", highlight=False)
+                console.print(f"  {sentence}")
     return out
 
 

@@ -18,10 +18,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 import torch
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from optimag_dist.console import console
 from optimag_dist.inference.forward import Activations, Forward
 from optimag_dist.inference.options import EmbedOptions, PredictOptions
 from optimag_dist.inference.parts import Parts
@@ -275,7 +275,7 @@ def _failed(job: Job, stage: int, index: int, error: Exception) -> Exception:
 @contextmanager
 def _progress_bar(progress: bool, kind: str, job: Job, missing: list[list[int]]) -> Iterator[Callable[[int], None]]:
     """A bar over the blocks of all stages on standard error, silent where that is no terminal."""
-    console = Console(stderr=True)
+    err = console(stderr=True)
     total = job.stages * job.parts.num_parts
     columns = (
         TextColumn(kind),
@@ -284,6 +284,6 @@ def _progress_bar(progress: bool, kind: str, job: Job, missing: list[list[int]])
         TextColumn("blocks"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, disable=not (progress and console.is_terminal)) as bar:
+    with Progress(*columns, console=err, disable=not (progress and err.is_terminal)) as bar:
         task = bar.add_task(kind, total=total, completed=total - sum(map(len, missing)))
         yield lambda rows: bar.update(task, advance=1)

@@ -13,10 +13,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from optimag_dist.console import console
 from optimag_dist.files import atomic
 from optimag_dist.inference.options import EvaluateOptions
 from optimag_dist.inference.trained import TrainedModel
@@ -140,7 +140,7 @@ def _head(trained: TrainedModel, name: str, task: Task[Any]) -> TaskHead:
 @contextmanager
 def _progress(shown: bool) -> Iterator[Callable[[Batches], Batches]]:
     """Counts batches on standard error, silent where that is no terminal."""
-    console = Console(stderr=True)
+    err = console(stderr=True)
     columns = (SpinnerColumn(), TextColumn("evaluate: {task.completed} batches"), TimeElapsedColumn())
-    with Progress(*columns, console=console, disable=not (shown and console.is_terminal)) as bar:
+    with Progress(*columns, console=err, disable=not (shown and err.is_terminal)) as bar:
         yield lambda batches: bar.track(batches, total=None)

@@ -16,9 +16,9 @@ from typing import Any, Protocol
 
 import numpy as np
 import ray
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from optimag_dist.console import console, say
 from optimag_dist.ppr.artefact import META_NAME, PPRArtefact, artefact_key
 from optimag_dist.ppr.block import block_name, read_block, write_block
 from optimag_dist.ppr.options import PPROptions
@@ -262,9 +262,7 @@ class _Sharded:
         if self._progress:
             uses = ", ".join(f"{name} {size / MB:,.0f}" for name, size in needed.items())
             total = f"at most {sum(needed.values()) / MB:,.0f} MB each"
-            Console(stderr=True).print(
-                f"PPR: {count} actors for {meta.parts} shards, {total} ({uses})", highlight=False
-            )
+            say(f"PPR: {count} actors for {meta.parts} shards, {total} ({uses})", stderr=True)
         actor = _ShardActor.options(num_cpus=min(1.0, cores / count))  # type: ignore[attr-defined]
         return [actor.remote(job, self._partition, number, count) for number in range(count)]
 
@@ -391,8 +389,8 @@ def _drop_stale_files(job: BlockJob) -> None:
 
 def _status(text: str, wanted: bool) -> AbstractContextManager[object]:
     """A line on standard error while something of unknown length goes on; none where that is no terminal."""
-    console = Console(stderr=True)
-    return console.status(f"PPR: {text}") if wanted and console.is_terminal else nullcontext()
+    err = console(stderr=True)
+    return err.status(f"PPR: {text}") if wanted and err.is_terminal else nullcontext()
 
 
 @contextmanager
@@ -400,7 +398,7 @@ def _progress_bar(
     progress: bool, job: BlockJob, num_missing: int, totals: RunTotals
 ) -> Iterator[Callable[[BlockReport], None]]:
     """A bar over blocks on standard error, silent where that is no terminal; keeps the ``totals``."""
-    console = Console(stderr=True)
+    err = console(stderr=True)
     columns = (
         TextColumn("PPR"),
         BarColumn(),
@@ -408,7 +406,7 @@ def _progress_bar(
         TextColumn("blocks, {task.fields[speed]:.0f} µs and {task.fields[pushes]:.0f} pushes per node"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, disable=not (progress and console.is_terminal)) as bar:
+    with Progress(*columns, console=err, disable=not (progress and err.is_terminal)) as bar:
         task = bar.add_task("PPR", total=job.num_blocks, completed=job.num_blocks - num_missing, speed=0.0, pushes=0.0)
 
         def advance(report: BlockReport) -> None:

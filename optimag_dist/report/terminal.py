@@ -4,7 +4,6 @@ from pathlib import Path
 
 from rich.cells import cell_len
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from optimag_dist.report.comparison import ComparisonRow, ComparisonTable, comparison_table
@@ -37,15 +36,15 @@ def render_comparison(run_dir: Path, console: Console) -> None:
     columns = [variants, *scores, *figures, *rest]
     table = Table(box=None, pad_edge=False, header_style="bold")
     for number, (heading, _) in enumerate(columns):
-        table.add_column(escape(heading), justify="right" if number else "left", overflow="fold")
+        table.add_column(heading, justify="right" if number else "left", overflow="fold")
     for cells in zip(*(cells for _, cells in columns), strict=True):
-        table.add_row(*map(escape, cells))
+        table.add_row(*cells)
     console.print(table)
-    console.print(escape(_legend(comparison, shown)), highlight=False)
+    console.print(_legend(comparison, shown))
     if comparison.finished < comparison.planned:
-        console.print(f"{comparison.finished} of {comparison.planned} fits are finished.", highlight=False)
+        console.print(f"{comparison.finished} of {comparison.planned} fits are finished.")
     for sentence in comparison.sentences:
-        console.print(escape(sentence), highlight=False)
+        console.print(sentence)
 
 
 def _width(column: Column) -> int:

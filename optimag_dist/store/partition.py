@@ -18,10 +18,10 @@ import numpy as np
 import psutil
 import pyarrow as pa
 from pydantic import Field
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from optimag_dist.console import console
 from optimag_dist.files import atomic, sole_writer
 from optimag_dist.jit import jit
 from optimag_dist.options import Options
@@ -327,8 +327,9 @@ def as_table(meta: PartitionMeta) -> Table:
 @contextmanager
 def _progress(wanted: bool) -> Iterator[Callable[[str, float], None]]:
     """A bar on standard error, silent where that is no terminal."""
-    console = Console(stderr=True)
-    columns = TextColumn("partition: {task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=console, disable=not (wanted and console.is_terminal)) as bar:
+    err = console(stderr=True)
+    stage_column = TextColumn("partition: {task.description}", markup=False)
+    columns = stage_column, BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=err, disable=not (wanted and err.is_terminal)) as bar:
         task = bar.add_task("", total=1.0)
         yield lambda stage, done: bar.update(task, description=stage, completed=done)

@@ -4,12 +4,13 @@ import json
 import sys
 from pathlib import Path
 
+from optimag_dist.console import end, unfailing_output
 from optimag_dist.submit.steps import run_steps
-from optimag_dist.types import InputError
 
-content = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-try:
-    sys.exit(run_steps(content["steps"], Path(content["directory"]), Path.cwd()))
-except InputError as error:
-    print(f"optimag: {error}", file=sys.stderr)
-    sys.exit(2)
+with unfailing_output():
+    try:
+        content = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+        status = run_steps(content["steps"], Path(content["directory"]), Path.cwd())
+    except Exception as error:
+        end(error)
+sys.exit(status)

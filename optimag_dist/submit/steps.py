@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from optimag_dist.console import say
 from optimag_dist.submit.recipe import HERE, Job
 from optimag_dist.types import InputError
 
@@ -40,14 +41,13 @@ def run_steps(steps: Sequence[Sequence[str]], directory: Path, here: Path | None
     for number, step in enumerate(steps, start=1):
         words = [word.replace(HERE, str(here)) for word in step]
         shown = shlex.join(["optimag", *words])
-        print(f"step {number} of {len(steps)}: {shown}", flush=True)
+        say(f"step {number} of {len(steps)}: {shown}")
         status = _run(words, directory)
         if status:
-            print(
+            say(
                 f"step {number} of {len(steps)} ended with status {status}; the job goes on from there when it is "
                 f"given again: {shown}",
-                file=sys.stderr,
-                flush=True,
+                stderr=True,
             )
             return status
     return 0

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import ray
-import yaml
 
 from optimag_dist.types import InputError
+from optimag_dist.yaml_files import read_yaml
 
 Bundle = Mapping[str, float]
 _ANSWER_S = 60
@@ -109,7 +109,10 @@ def _autoscaler(gcs_address: str) -> dict[str, Any] | None:
             config = named.get("--autoscaling-config")
             if not config:
                 return {}
-            types = yaml.safe_load(Path(config).expanduser().read_text(encoding="utf-8"))["available_node_types"]
+            try:
+                types = read_yaml(Path(config).expanduser(), "an autoscaler's configuration")["available_node_types"]
+            except (InputError, OSError):
+                return None
             return types if all(kind.get("resources") for kind in types.values()) else None
     # Started without one (--no-monitor): the autoscaler is a container of its own, or there is none.
     return None

@@ -13,6 +13,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from optimag_dist.console import console as plain_console
 from optimag_dist.train.watch import Beat
 from optimag_dist.types import InputError
 
@@ -91,17 +92,17 @@ class ProgressView:
         # On the driver's own node: another may be taken away.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self.board: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(ProgressBoard).remote()
-        self._console = console or Console()
+        self._console = console or plain_console()
         self._num_fits = num_fits
         self._seen = 0
         self._told: set[str] = set()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._draw, daemon=True)
         self._bars = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
             TimeElapsedColumn(),
             console=self._console,
             transient=True,
@@ -110,7 +111,7 @@ class ProgressView:
 
     def say(self, text: str) -> None:
         """Print ``text`` above the bars."""
-        self._bars.console.print(f"  {text}", highlight=False, markup=False, soft_wrap=True)
+        self._bars.console.print(f"  {text}", soft_wrap=True)
 
     def __enter__(self) -> "ProgressView":
         self._thread.start()
@@ -150,13 +151,12 @@ class ProgressView:
             self._bars.console.print(
                 f"  {self._seen:>3}/{self._num_fits}  {result['variant']:<14} seed {result['seed']:<2}  {metrics}  "
                 f"epoch {result['best_epoch'] + 1}/{result['epochs']}",
-                highlight=False,
                 soft_wrap=True,
             )
             for advice in filter(None, result["advice"].split("\n")):
                 if advice not in self._told:
                     self._told.add(advice)
-                    self._bars.console.print(f"           {advice}", highlight=False, soft_wrap=True)
+                    self._bars.console.print(f"           {advice}", soft_wrap=True)
         self._bars.update(fits, completed=self._seen, note="")
         if current:
             record = current["record"]

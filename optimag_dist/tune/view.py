@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from optimag_dist.console import console as plain_console
 from optimag_dist.tune.options import SweepOptions
 from optimag_dist.tune.results import TrialRow, ranked
 
@@ -17,7 +18,7 @@ class SweepView:
 
     def __init__(self, options: SweepOptions, total: int, console: Console | None = None) -> None:
         self._options, self._total = options, total
-        self._console = console or Console()
+        self._console = console or plain_console()
         self._live = Live(console=self._console, transient=True, refresh_per_second=2)
         self._told: set[str] = set()
         self._cluster = ""
@@ -60,7 +61,7 @@ class SweepView:
                 )
 
     def _say(self, line: str) -> None:
-        self._console.print(line, highlight=False, soft_wrap=True, markup=False)
+        self._console.print(line, soft_wrap=True)
 
     def _counts(self, rows: list[TrialRow]) -> str:
         counts = {s: sum(row.status == s for row in rows) for s in ("running", *_ENDED)}
