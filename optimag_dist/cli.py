@@ -542,15 +542,28 @@ def demo(
 def _train(config: "RunConfig", *, resume: bool, address: str | None, again: str) -> None:
     from optimag_dist.storage import files_below
     from optimag_dist.train.launch import launch
+    from optimag_dist.types import Diverged, InputError
 
+    lost = ""
     try:
-        run = launch(config, resume=resume, address=address)
+        launch(config, resume=resume, address=address)
+    except Diverged as error:
+        lost = str(error)
     except KeyboardInterrupt:
         kept = f"finished fits and checkpoints are kept in {config.location}"
         fail(f"interrupted; {kept}; go on with: {again}", 130)
-    _report(run)
+    run = config.location
+    try:
+        _report(run)
+    except InputError:
+        # Nothing to report where all have diverged.
+        if not lost:
+            raise
     models = ", ".join(sorted({str(run / n.split("/")[0]) for n in files_below(run) if n.endswith("/model.pt")}))
-    say(f"checkpoints: seed-*/model.pt in {models}")
+    if models:
+        say(f"checkpoints: seed-*/model.pt in {models}")
+    if lost:
+        fail(lost, 1)
 
 
 ClusterAddress = Annotated[

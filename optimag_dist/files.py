@@ -2,10 +2,15 @@
 
 import fcntl
 import os
+import socket
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime, timezone
 from pathlib import Path
+
+# In a directory that a process is at work on.
+LOCK = ".lock"
 
 
 @contextmanager
@@ -37,12 +42,57 @@ def sync(path: Path) -> None:
 
 
 @contextmanager
-def sole_writer(directory: Path) -> Iterator[None]:
-    """Wait for and hold ``directory``'s lock; the system releases it when the process ends, however it ends."""
-    directory.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+def sole_writer(directory: Path, busy: Callable[[str], None] | None = None) -> Iterator[None]:
+    """Hold ``directory``'s lock, waiting for it; the system releases it when the process ends, however it ends.
+
+    The directory is made if missing. At the end the lock's file goes, and with it directories that were made and have
+    nothing in them.
+
+    Args:
+        busy: called with who holds the lock where somebody does; raises to go away instead of waiting.
+    """
+    made = [folder for folder in (directory, *directory.parents) if not folder.exists()]
+    file = directory / LOCK
+    descriptor = _locked(file, busy)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
+        # While it is still held: who waits for this very file sees that it is gone, and makes another. Where the whole
+        # directory was replaced in the block, the file is somebody else's.
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), file.stat()):
+                file.unlink()
+        os.close(descriptor)
+        with suppress(OSError):
+            for folder in made:
+                folder.rmdir()
+
+
+def this_process() -> str:
+    """What tells people of this process, on any host."""
+    return f"pid {os.getpid()} on host {socket.gethostname()}, since {datetime.now(timezone.utc):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _locked(file: Path, busy: Callable[[str], None] | None) -> int:
+    while True:
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+        except FileNotFoundError:
+            continue  # whoever held it has just removed the directory
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if busy is not None:
+                    busy(os.pread(descriptor, 1000, 0).decode(errors="replace") or "another process")
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), file.stat()):
+                    os.ftruncate(descriptor, 0)
+                    os.pwrite(descriptor, this_process().encode(), 0)
+                    return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
         os.close(descriptor)

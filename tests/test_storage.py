@@ -4,6 +4,7 @@ Ray's workers have a cache of their own (``workers_cache``), as workers on anoth
 """
 
 import json
+import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -28,7 +29,7 @@ from optimag_dist.models import MultimodalModel
 from optimag_dist.options import dump_options, load_options, parse_options, validate_options
 from optimag_dist.ppr import PPRArtefact, PPROptions, compute_ppr
 from optimag_dist.ppr.driver import RunTotals
-from optimag_dist.storage import Mirror, RemotePath, located
+from optimag_dist.storage import AnyPath, Mirror, RemotePath, located, sole_user
 from optimag_dist.store import GraphStore, ingest
 from optimag_dist.tasks.node_classification import ClassifierHead
 from optimag_dist.train import checkpoint
@@ -301,6 +302,39 @@ def test_a_mirror_begins_with_what_is_there(s3: S3, tmp_path: Path) -> None:
 
 
 # -- with Ray ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def quick_locks(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, seconds in (("_RENEW_S", 0.05), ("_STALE_S", 0.5), ("_SETTLE_S", 0.02)):
+        monkeypatch.setattr(storage, name, seconds)
+
+
+def _refuse(place: AnyPath, holder: str) -> None:
+    raise RunError(holder)
+
+
+def test_a_remote_directory_has_one_user_at_a_time(s3: S3, quick_locks: None, cache_home: Path) -> None:
+    """Two hosts, by their caches: each has locks of its own, and both see the file that is renewed."""
+    place = located(s3.uri("runs/shop"))
+    with sole_user(place):
+        assert s3.names("runs") == {".shop.lock"}
+        with pytest.MonkeyPatch.context() as other:
+            other.setenv("XDG_CACHE_HOME", str(cache_home / "other"))
+            with pytest.raises(RunError, match=rf"pid {os.getpid()} on host"), sole_user(place, _refuse):
+                pass
+    assert s3.names("runs") == set()
+    # Left by a process that was killed.
+    s3.objects["runs/.shop.lock"] = b"pid 1 on host gone\nx"
+    with sole_user(place, _refuse):
+        assert str(os.getpid()) in s3.objects["runs/.shop.lock"].decode()
+
+
+def test_who_was_held_up_for_too_long_learns_that_another_took_over(
+    s3: S3, quick_locks: None, cache_home: Path
+) -> None:
+    with pytest.raises(RunError, match="another process took this directory over"), sole_user(located(s3.uri("run"))):
+        s3.objects[".run.lock"] = b"another\nx"
 
 
 def test_ppr_lies_beside_a_remote_store(

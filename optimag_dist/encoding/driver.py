@@ -162,7 +162,8 @@ def _make(job: Job, target: Path, *, overwrite: bool, progress: bool, say: Calla
             say(f"{target}: holds this very graph already; left as it is")
         else:
             publish(stage, target)
-    shutil.rmtree(parts)
+        # Within the lock: a process that waits for it may be about other features.
+        shutil.rmtree(parts)
     return GraphStore.open(target)
 
 

@@ -41,9 +41,11 @@ from optimag_dist.options import dump_options, load_options, validate_options
 from optimag_dist.ppr import PPROptions, compute_ppr
 from optimag_dist.ray_session import ensure_ray
 from optimag_dist.report.measure import decisive_figure
+from optimag_dist.storage import sole_user
 from optimag_dist.store import GraphStore, ingest, split_links
 from optimag_dist.tasks import decisive_of
 from optimag_dist.tasks.metrics import metric_of
+from optimag_dist.train.doors import refuse_second
 from optimag_dist.train.log import read_records
 from optimag_dist.train.options import RunConfig
 from optimag_dist.tune.options import VARIANT, Distribution, SweepOptions, metrics_of
@@ -98,9 +100,15 @@ def run_experiment(
 
     Raises:
         InputError: a graph is not there or does not fit, or the folder holds another experiment.
-        RunError: a fit has failed for good.
+        RunError: a fit has failed for good, or another process is at work on the experiment.
     """
     place = Place((out / experiment.name).absolute(), recipes.absolute(), address)
+    with sole_user(place.directory, refuse_second):
+        _run(experiment, place, say)
+    return place.directory
+
+
+def _run(experiment: ExperimentOptions, place: Place, say: Say) -> None:
     _claim(place.directory, experiment)
     rows: list[dict[str, Any]] = []
     for name, study in experiment.asked.items():
@@ -108,7 +116,6 @@ def run_experiment(
         run = _detect if study.detect else _compare
         rows += [{"study": name, **row} for row in run(experiment, name, study, place, say)]
         _write(place.directory / "results.parquet", rows)
-    return place.directory
 
 
 def _claim(directory: Path, experiment: ExperimentOptions) -> None:

@@ -90,7 +90,11 @@ def compare(run: Run) -> ComparisonTable:
     ordered = sorted(columns, key=lambda column: (column not in first, column.startswith("val/")))
     means = {column: [row.metrics[column].mean for row in rows if column in row.metrics] for column in ordered}
     table = measures(means)
-    return ComparisonTable(rows, table, tuple(_sentences(rows, table)))
+    diverged = [
+        f"{fit.variant} seed {fit.seed} diverged, and is in no mean or difference: {fit.diverged}"
+        for fit in run.diverged
+    ]
+    return ComparisonTable(rows, table, (*diverged, *_sentences(rows, table)))
 
 
 def _row(run: Run, variant: str) -> ComparisonRow:

@@ -4,14 +4,13 @@ Every fit's own files are read, not the tables that a run writes at its end: the
 right when a finished run was resumed with more seeds and cut short.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from optimag_dist.options import load_options
-from optimag_dist.train.log import read_records
+from optimag_dist.train.log import read_records, read_result
 from optimag_dist.train.options import RunConfig, VariantConfig
 from optimag_dist.types import InputError
 
@@ -23,6 +22,7 @@ class FitRecord:
     Attributes:
         epochs: one record per epoch, as in ``metrics.jsonl``.
         result: as in ``result.json``; None while the fit is not finished.
+        diverged: what happened, if it is the last that is known of the fit; there is no result then.
     """
 
     variant: str
@@ -30,6 +30,7 @@ class FitRecord:
     directory: Path
     epochs: tuple[Mapping[str, Any], ...]
     result: Mapping[str, Any] | None
+    diverged: str | None = None
 
     @property
     def seconds(self) -> float:
@@ -55,6 +56,10 @@ class Run:
     def finished(self) -> list[FitRecord]:
         return [fit for fit in self.fits if fit.result is not None]
 
+    @property
+    def diverged(self) -> list[FitRecord]:
+        return [fit for fit in self.fits if fit.diverged is not None]
+
     def of(self, variant: str, *, finished: bool = True) -> list[FitRecord]:
         """The variant's fits in the order of the seeds; by default the finished ones only."""
         return [fit for fit in (self.finished if finished else self.fits) if fit.variant == variant]
@@ -77,6 +82,11 @@ def read_run(directory: Path) -> Run:
     fits = tuple(_read_fit(directory, variant, seed) for variant in variants for seed in config.seeds)
     run = Run(directory, config, variants, fits)
     if not run.finished:
+        if run.diverged:
+            raise InputError(
+                f"{directory}: {len(run.diverged)} of the {len(fits)} fits of this run diverged and none is finished, "
+                f"so there is nothing to report; the first one said: {run.diverged[0].diverged}"
+            )
         raise InputError(
             f"{directory}: none of the {len(fits)} fits of this run is finished, so there is nothing to report; "
             f"go on with: optimag train {directory / 'config.yaml'} --resume"
@@ -86,6 +96,7 @@ def read_run(directory: Path) -> Run:
 
 def _read_fit(directory: Path, variant: str, seed: int) -> FitRecord:
     folder = directory / variant / f"seed-{seed}"
-    finished = folder / "result.json"
-    result = json.loads(finished.read_text(encoding="utf-8")) if finished.exists() else None
-    return FitRecord(variant, seed, folder, tuple(read_records(folder / "metrics.jsonl")), result)
+    result = read_result(folder) or {}
+    diverged = result.get("diverged")
+    known = None if diverged is not None or not result else result
+    return FitRecord(variant, seed, folder, tuple(read_records(folder / "metrics.jsonl")), known, diverged)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from optimag_dist.files import atomic, sync
 from optimag_dist.options import Options, validate_options
-from optimag_dist.storage import MANIFEST, RemotePath, adopt, work_directory
+from optimag_dist.storage import MANIFEST, RemotePath, adopt, sole_user, work_directory
 from optimag_dist.store.layout import STORE_FILES, VERSION, StoredFile, old_store
 from optimag_dist.store.reader import GraphStore
 from optimag_dist.types import InputError
@@ -209,24 +209,25 @@ def make_remote(
     Raises:
         InputError: ``place`` holds other things, or another store and not ``overwrite``.
     """
-    there = place.files()
-    foreign = [name for name in there if not any(fnmatch(name, pattern) for pattern in STORE_FILES)]
-    if foreign and MANIFEST not in there:
-        raise InputError(
-            f"{place}: has {foreign[0]} in it, which is no part of a graph store; name a new folder to write to"
-        )
-    standing = _hash_of(place) if MANIFEST in there else None
-    made = make(work_directory(place) / "store")
-    if standing == made.content_hash:
-        say(f"{place}: holds this very graph already; left as it is")
-    elif standing is not None and not overwrite:
-        raise InputError(
-            f"{place}: holds another graph (hash {standing[:16]}); name another folder, or ask for the old one to be "
-            f"overwritten (overwrite)"
-        )
-    else:
-        adopt(made.path, place)
-    return GraphStore.open(place)
+    with sole_user(place):
+        there = place.files()
+        foreign = [name for name in there if not any(fnmatch(name, pattern) for pattern in STORE_FILES)]
+        if foreign and MANIFEST not in there:
+            raise InputError(
+                f"{place}: has {foreign[0]} in it, which is no part of a graph store; name a new folder to write to"
+            )
+        standing = _hash_of(place) if MANIFEST in there else None
+        made = make(work_directory(place) / "store")
+        if standing == made.content_hash:
+            say(f"{place}: holds this very graph already; left as it is")
+        elif standing is not None and not overwrite:
+            raise InputError(
+                f"{place}: holds another graph (hash {standing[:16]}); name another folder, or ask for the old one to "
+                f"be overwritten (overwrite)"
+            )
+        else:
+            adopt(made.path, place)
+        return GraphStore.open(place)
 
 
 def _hash_of(place: RemotePath) -> str:

@@ -1,14 +1,16 @@
 """What is asked of a run before anything is started or written."""
 
 from pathlib import Path
+from typing import NoReturn
 
+from optimag_dist.files import LOCK
 from optimag_dist.models.backbones import check_backbone
 from optimag_dist.sampling import SeedBatcher, check_encoders
 from optimag_dist.storage import AnyPath
 from optimag_dist.store import GraphStore
 from optimag_dist.tasks import make_task, named
 from optimag_dist.train.options import VariantConfig
-from optimag_dist.types import InputError
+from optimag_dist.types import InputError, RunError
 
 
 def check_input(store: GraphStore, config: VariantConfig, seed: int) -> None:
@@ -38,6 +40,15 @@ def check_input(store: GraphStore, config: VariantConfig, seed: int) -> None:
             raise InputError(f"task {name}: {error}" if name else str(error)) from error
 
 
+def refuse_second(place: AnyPath, holder: str) -> NoReturn:
+    """For :func:`~optimag_dist.storage.sole_user`: two drivers would mix their models.
+
+    Raises:
+        RunError: always; names ``holder``.
+    """
+    raise RunError(f"{place}: {holder}, is at work here; wait until it has ended, or choose another name=...")
+
+
 def check_free(directory: Path, shown: AnyPath) -> None:
     """Refuse to begin a run or a sweep where there is one.
 
@@ -48,5 +59,5 @@ def check_free(directory: Path, shown: AnyPath) -> None:
     Raises:
         InputError: something lies there.
     """
-    if directory.exists() and any(directory.iterdir()):
+    if directory.exists() and any(file.name != LOCK for file in directory.iterdir()):
         raise InputError(f"{shown}: there is a run here already; go on with it by --resume, or choose another name=...")

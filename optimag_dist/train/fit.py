@@ -6,9 +6,8 @@ an epoch, ends with the same weights, bit for bit on the CPU, as one that was ne
 
 import contextlib
 import itertools
-import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -47,10 +46,10 @@ from optimag_dist.train.agreement import Agreement
 from optimag_dist.train.epoch import EpochTotals
 from optimag_dist.train.evaluation import evaluate_part
 from optimag_dist.train.host import Host, Wish
-from optimag_dist.train.log import FitLog
+from optimag_dist.train.log import DIVERGED, RESULT, FitLog, read_result, write_result
 from optimag_dist.train.options import VariantConfig, fingerprint
 from optimag_dist.train.step import StepLoss, align
-from optimag_dist.types import InputError
+from optimag_dist.types import Diverged, InputError
 from optimag_dist.ufgw import REMEDIES, UFGWRegulariser
 
 Batch = TypeVar("Batch")
@@ -97,14 +96,17 @@ def run_fit(
         rows: where neighbours and features come from; default: the store, mapped on this host.
 
     Returns:
-        The result, the same on every rank (also in ``result.json``): variant, seed, epochs, and val/test metrics.
+        The result, the same on every rank (also in ``result.json``): variant, seed, epochs, val/test metrics, and the
+        hashes of what it was made from.
         None where the host has stopped the fit; another call goes on from the same step. A wish to stop that comes
         after the last step of training is too late.
     """
     host = host or Host()
-    finished = fit.directory / "result.json"
+    finished = fit.directory / RESULT
     if finished.exists():
-        return json.loads(finished.read_text(encoding="utf-8"))
+        known = read_result(fit.directory) or {}
+        _check_made_from(finished, known, fit, store)
+        return known
     fitting = _Fitting(fit, store, ppr, worker, rows or StoreRows(store), host)
     fitting.resume()
     with FitLog(fit.directory, fitting.epoch) if worker.rank == 0 else contextlib.nullcontext() as log:
@@ -115,13 +117,55 @@ def run_fit(
             host.epoch(record)
     if fitting.stopped:
         return None
-    result = fitting.finish()
+    result = fitting.finish() | _made_from(fit, store)
     if worker.rank == 0:
-        with atomic(finished) as temporary:
-            temporary.write_text(json.dumps(result, indent=2), encoding="utf-8")
+        write_result(finished, result)
         host.saved(finished)
     _barrier(worker)
     return result
+
+
+def try_fit(
+    fit: Fit,
+    store: GraphStore,
+    ppr: PPRArtefact | None,
+    worker: Worker,
+    host: Host,
+    rows: GraphRows | None = None,
+) -> dict[str, Any] | None:
+    """:func:`run_fit` among others that go on when this one diverges.
+
+    Returns:
+        The result, or, on every rank, what is also in ``diverged.json``: variant, seed, and what happened. A diverged
+        fit is not finished: another call goes on from its last checkpoint.
+    """
+    path = fit.directory / DIVERGED
+    try:
+        result = run_fit(fit, store, ppr, worker, host, rows)
+    except Diverged as error:
+        result = {"variant": fit.variant, "seed": fit.seed, "diverged": str(error)}
+        if worker.rank == 0:
+            write_result(path, result)
+            host.saved(path)
+        return result
+    if worker.rank == 0:
+        path.unlink(missing_ok=True)
+    return result
+
+
+def _made_from(fit: Fit, store: GraphStore) -> dict[str, str]:
+    """What a checkpoint and a result say of where they come from."""
+    return {"fingerprint": fingerprint(fit.config, fit.seed), "store": store.content_hash}
+
+
+def _check_made_from(path: Path, made: Mapping[str, Any], fit: Fit, store: GraphStore) -> None:
+    for what, mine in _made_from(fit, store).items():
+        # Results of older versions do not say.
+        if made.get(what, mine) != mine:
+            raise InputError(
+                f"{path}: made by another {'configuration' if what == 'fingerprint' else 'graph'}; train under another "
+                f"name, or delete {fit.directory} to start over"
+            )
 
 
 class _Fitting:
@@ -181,7 +225,6 @@ class _Fitting:
         self._best: dict[str, Any] = {"metrics": None, "epoch": -1, "weights": None}
         self._evaluations_since_best = 0
         self._advice: list[str] = []
-        self._fingerprint = fingerprint(config, fit.seed)
 
     def _make_loader(self, rows: GraphRows, sampling: SamplingOptions, *, messages: bool) -> GroupLoader:
         return GroupLoader(
@@ -328,12 +371,7 @@ class _Fitting:
         if not path.exists():
             return
         state = checkpoint.load(path, self._worker.device)
-        for what, mine in (("fingerprint", self._fingerprint), ("store", self._store.content_hash)):
-            if state[what] != mine:
-                raise InputError(
-                    f"{path}: made by another {'configuration' if what == 'fingerprint' else 'graph'}; train under "
-                    f"another name, or delete {self._fit.directory} to start over"
-                )
+        _check_made_from(path, state, self._fit, self._store)
         self._step_loss.load_state_dict(state["weights"])
         self._optimiser.load_state_dict(state["optimiser"])
         self.epoch, self._best = state["epoch"], state["best"]
@@ -348,8 +386,7 @@ class _Fitting:
         totals = self._totals.state(self._totals_of_ranks()) if self._totals.steps else None
         if self._worker.rank == 0:
             state = {
-                "fingerprint": self._fingerprint,
-                "store": self._store.content_hash,
+                **_made_from(self._fit, self._store),
                 "weights": self._step_loss.state_dict(),
                 "optimiser": self._optimiser.state_dict(),
                 "epoch": self.epoch,

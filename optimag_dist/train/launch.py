@@ -7,6 +7,7 @@ workers. What a fit leaves lies in its own directory and is all that resuming ne
 import os
 import queue
 import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,11 @@ from optimag_dist.options import dump_options, load_options
 from optimag_dist.ppr import PPRArtefact, PPROptions, compute_ppr
 from optimag_dist.ray_session import ensure_ray
 from optimag_dist.sampling import GraphRows
-from optimag_dist.storage import AnyPath, Mirror, file_system
+from optimag_dist.storage import AnyPath, Mirror, file_system, sole_user
 from optimag_dist.store import GraphStore
 from optimag_dist.telemetry import TrackingOptions, check_trackers
-from optimag_dist.train.doors import check_free, check_input
-from optimag_dist.train.fit import Fit, Worker, run_fit
+from optimag_dist.train.doors import check_free, check_input, refuse_second
+from optimag_dist.train.fit import Fit, Worker, try_fit
 from optimag_dist.train.guard import Guard
 from optimag_dist.train.log import read_records
 from optimag_dist.train.mirrored import mirrored
@@ -39,7 +40,7 @@ from optimag_dist.train.progress import ProgressView
 from optimag_dist.train.ray_host import RayHost
 from optimag_dist.train.telemetry import telling
 from optimag_dist.train.watch import Watch
-from optimag_dist.types import InputError, RunError
+from optimag_dist.types import Diverged, InputError, RunError
 
 # A node may go while workers are started on it.
 _START_RETRIES = 3
@@ -65,8 +66,10 @@ def launch(config: RunConfig, *, resume: bool = False, address: str | None = Non
     Raises:
         InputError: the store, the task or the configuration do not fit together, the run directory is in the way, or
             the cluster is too small for the workers.
+        RunError: another process is at work on the run, or the workers cannot go on.
+        Diverged: some fits did, after all others were finished and the tables written.
     """
-    with Mirror(config.location, "driver") as run:
+    with sole_user(config.location, refuse_second), Mirror(config.location, "driver") as run:
         run.fetch(worth_reporting)
         _launch(config, config.model_copy(update={"out": run.path.parent}), run, resume, address)
     return config.location
@@ -101,6 +104,9 @@ def _launch(kept: RunConfig, config: RunConfig, run: Mirror, resume: bool, addre
     run.fetch(worth_reporting)
     _write_tables(config.directory, fits, results)
     run.publish_all()
+    lost = [result for result in results if "diverged" in result]
+    if lost:
+        raise Diverged(_told_lost(lost, len(results)))
 
 
 def plan_fits(config: RunConfig) -> list[Fit]:
@@ -289,7 +295,7 @@ def _worker_loop(config: dict[str, Any]) -> list[dict[str, Any]]:
                         say=board.say.remote,
                     ) as told,
                 ):
-                    result = run_fit(here, store, ppr, worker, told, config["rows"])
+                    result = try_fit(here, store, ppr, worker, told, config["rows"])
                 assert result is not None, "nobody stops a fit of a run"
                 if worker.rank == 0:
                     ray.get(board.finished.remote(result))
@@ -304,13 +310,26 @@ def _worker_loop(config: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _write_tables(directory: Path, fits: list[Fit], results: list[dict[str, Any]]) -> None:
     """``results.parquet``: a row per fit; ``metrics.parquet``: a row per fit and epoch."""
-    with atomic(directory / "results.parquet") as temporary:
-        pq.write_table(pa.Table.from_pylist(results), temporary)
+    ended = [{**result, "status": "diverged" if "diverged" in result else "finished"} for result in results]
+    _write_rows(directory / "results.parquet", ended)
     epochs = [
         {"variant": fit.variant, "seed": fit.seed, **record}
         for fit in fits
         for record in read_records(fit.directory / "metrics.jsonl")
     ]
-    columns = dict.fromkeys(name for row in epochs for name in row)
-    with atomic(directory / "metrics.parquet") as temporary:
-        pq.write_table(pa.table({c: [row.get(c) for row in epochs] for c in columns}), temporary)
+    _write_rows(directory / "metrics.parquet", epochs)
+
+
+def _write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    columns = dict.fromkeys(name for row in rows for name in row)
+    with atomic(path) as temporary:
+        pq.write_table(pa.table({c: [row.get(c) for row in rows] for c in columns}), temporary)
+
+
+def _told_lost(lost: Sequence[Mapping[str, Any]], planned: int) -> str:
+    names = ", ".join(f"{fit['variant']} seed {fit['seed']}" for fit in lost)
+    others = f"; the other {planned - len(lost)} are finished and kept" if len(lost) < planned else ""
+    return (
+        f"{len(lost)} of {planned} fits diverged ({names}){others}. The first one said: {lost[0]['diverged']}. Train "
+        f"again under another name=..., with a lower train.lr or what else it says"
+    )

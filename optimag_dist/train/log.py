@@ -1,6 +1,7 @@
 """What a fit leaves behind while it runs: one JSON line per epoch, and the same for TensorBoard."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -8,6 +9,9 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from optimag_dist.files import atomic
+from optimag_dist.types import InputError
+
+RESULT, DIVERGED = "result.json", "diverged.json"
 
 
 class FitLog:
@@ -43,6 +47,33 @@ class FitLog:
         for name, value in record.items():
             if name != "epoch":
                 self._board.add_scalar(name, value, record["epoch"])
+
+
+def read_result(directory: Path) -> dict[str, Any] | None:
+    """The ``result.json`` of a fit that has ended well, the ``diverged.json`` of one that did not; None where there is
+    neither.
+
+    The latter has ``diverged``, what happened, in the place of figures.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    for name in (RESULT, DIVERGED):
+        try:
+            return json.loads((directory / name).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            continue
+        except ValueError as error:
+            raise InputError(
+                f"{directory / name}: damaged ({error}); delete it, and --resume ends the fit from its checkpoint"
+            ) from error
+    return None
+
+
+def write_result(path: Path, result: Mapping[str, Any]) -> None:
+    """Write a fit's ``result.json`` or ``diverged.json``."""
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(result, indent=2), encoding="utf-8")
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:

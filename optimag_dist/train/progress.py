@@ -145,6 +145,12 @@ class ProgressView:
             self.say(line)
         for result in finished:
             self._seen += 1
+            if "diverged" in result:
+                self.say(
+                    f"{self._seen:>3}/{self._num_fits}  {result['variant']:<14} seed {result['seed']:<2}  diverged: "
+                    f"{result['diverged']}"
+                )
+                continue
             decisive = f"test/{result.get('decisive')}"
             tested = sorted((name for name in result if name.startswith("test/")), key=lambda name: name != decisive)
             metrics = "  ".join(f"{name.removeprefix('test/')} {result[name]:.3f}" for name in tested)

@@ -13,10 +13,11 @@ from ray import tune
 from optimag_dist.options import dump_options, load_options
 from optimag_dist.ppr import compute_ppr
 from optimag_dist.ray_session import ensure_ray
+from optimag_dist.storage import sole_user
 from optimag_dist.store import GraphStore
 from optimag_dist.tasks import validated
 from optimag_dist.telemetry import check_trackers
-from optimag_dist.train.doors import check_free, check_input
+from optimag_dist.train.doors import check_free, check_input, refuse_second
 from optimag_dist.train.options import HOW_IT_RUNS, RunConfig
 from optimag_dist.train.owners import shard_owners
 from optimag_dist.train.placement import use_gpus
@@ -55,6 +56,7 @@ def run_sweep(
     Raises:
         InputError: configuration, space and store do not fit together, the directory is in the way or cannot be
             resumed, or the cluster is too small for one trial.
+        RunError: another process is at work on the sweep.
     """
     config = config.model_copy(update={"store": config.store.absolute(), "out": config.out.absolute()})
     if not isinstance(config.out, Path):
@@ -62,6 +64,12 @@ def run_sweep(
             f"out={config.out}: a sweep's trials go on from their checkpoints on any host, so they are kept in a "
             f"directory that all hosts share; set out to a path of one"
         )
+    with sole_user(config.directory, refuse_second):
+        return _run_sweep(config, options, resume, address)
+
+
+def _run_sweep(config: RunConfig, options: SweepOptions, resume: bool, address: str | None) -> list[TrialRow]:
+    """:func:`run_sweep` in a directory that is this process's alone."""
     store = GraphStore.open(config.store)
     points = known_points(options)
     _check(config, options, store, points or corners(options))

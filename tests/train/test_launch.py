@@ -1,5 +1,6 @@
 """Whole runs through Ray Train, and the doors in front of them."""
 
+import os
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -7,10 +8,40 @@ import pytest
 import ray
 import torch
 
+from optimag_dist.files import sole_writer
 from optimag_dist.options import validate_options
+from optimag_dist.report.comparison import comparison_table
 from optimag_dist.train.launch import launch, plan_fits
 from optimag_dist.train.options import RunConfig
-from optimag_dist.types import InputError, RunError
+from optimag_dist.types import Diverged, InputError, RunError
+
+# A model that learns for two epochs of one step each, and then does not.
+LOST = """
+import torch
+from torch import nn
+from optimag_dist.types import Diverged
+
+class Lost(nn.Module):
+    passes_messages = False
+
+    def __init__(self, modalities, width, hidden, num_layers, dropout, steps):
+        super().__init__()
+        self.linear = nn.Linear(modalities * width, hidden)
+        self.left = steps
+
+    def forward(self, x, blocks, degrees):
+        if self.training:
+            self.left -= 1
+        if self.left < 0:
+            raise Diverged("loss nan at step 2; lower train.lr")
+        return self.linear(x)
+"""
+
+
+def lost(folder: Path) -> dict:
+    """Changes to a variant that make it diverge."""
+    (folder / "lost.py").write_text(LOST)
+    return {"model.backbone": f"{folder / 'lost.py'}:Lost", "model.backbone_settings": {"steps": 12}}
 
 
 def _config(recipe: dict, **changes: object) -> RunConfig:
@@ -56,6 +87,46 @@ def test_two_workers_train_variants_and_a_cut_run_is_completed(recipe: dict, ray
         launch(_config(recipe, variants=variants, seeds=(1,)))
     with pytest.raises(InputError, match="'optimag' was started with other options"):
         launch(_config(recipe, variants={**variants, "optimag": {"regulariser.rho": 2}}, seeds=(1,)), resume=True)
+
+
+def test_a_fit_that_diverges_costs_no_other_and_is_none_that_has_ended(
+    recipe: dict, ray_session: None, tmp_path: Path
+) -> None:
+    recipe["train"] = {**recipe["train"], "epochs": 30, "checkpoint_every": 1}
+    recipe["regulariser"] = {"weight": 0}
+    variants = {"lost": lost(tmp_path), "plain": {"train.epochs": 2}}
+    config = _config(recipe, variants=variants)
+    with pytest.raises(
+        Diverged, match=r"1 of 2 fits diverged \(lost seed 0\); the other 1 are finished.*lower train.lr"
+    ):
+        launch(config)
+    table = pq.read_table(config.directory / "results.parquet").to_pylist()
+    assert [(row["variant"], row["status"], row["test/accuracy"] is None) for row in table] == [
+        ("lost", "diverged", True),
+        ("plain", "finished", False),
+    ]
+    assert not (config.directory / "lost/seed-0/model.pt").exists()
+    comparison = comparison_table(config.directory)
+    assert [(row.variant, row.finished) for row in comparison.rows] == [("lost", 0), ("plain", 1)]
+    assert comparison.sentences[0].startswith("lost seed 0 diverged, and is in no mean or difference: loss nan")
+
+    # Its last checkpoint is from before, and it has the steps again that it needs.
+    launch(
+        config.model_copy(update={"variants": {**variants, "lost": {**lost(tmp_path), "train.epochs": 6}}}), resume=True
+    )
+    table = pq.read_table(config.directory / "results.parquet").to_pylist()
+    assert [row["status"] for row in table] == ["finished", "finished"]
+    assert not (config.directory / "lost/seed-0/diverged.json").exists()
+
+
+def test_one_driver_at_a_time(recipe: dict) -> None:
+    config = _config(recipe)
+    with sole_writer(config.directory):
+        for resume in (False, True):
+            with pytest.raises(
+                RunError, match=rf"toy: pid {os.getpid()} on host .* is at work here; wait until it has"
+            ):
+                launch(config, resume=resume)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,87 @@
+"""Locks of directories: one writer at a time, who is named, and nothing left behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from optimag_dist.files import LOCK, sole_writer
+
+_HOLDS = """
+import sys, time
+from pathlib import Path
+from optimag_dist.files import sole_writer
+with sole_writer(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+class BusyError(Exception):
+    pass
+
+
+def _go_away(holder: str) -> None:
+    raise BusyError(holder)
+
+
+def test_a_lock_names_its_holder_and_goes_with_it(tmp_path: Path) -> None:
+    folder = tmp_path / "a" / "b"
+    other = subprocess.Popen([sys.executable, "-c", _HOLDS, folder], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with (
+            pytest.raises(BusyError, match=rf"^pid {other.pid} on host {os.uname().nodename}, since 20"),
+            sole_writer(folder, _go_away),
+        ):
+            pass
+        other.send_signal(signal.SIGKILL)
+        other.wait()
+        # What a kill leaves says nothing any more.
+        assert (folder / LOCK).exists()
+        with sole_writer(folder, _go_away):
+            assert f"pid {os.getpid()} " in (folder / LOCK).read_text()
+        assert not (folder / LOCK).exists()
+    finally:
+        other.kill()
+        other.communicate()
+
+
+def test_only_directories_that_were_made_and_are_empty_go(tmp_path: Path) -> None:
+    with sole_writer(tmp_path / "a" / "b"):
+        (tmp_path / "a" / "kept").touch()
+    assert [path.name for path in tmp_path.rglob("*")] == ["a", "kept"]
+
+
+def test_many_take_turns_though_the_lock_goes_each_time(tmp_path: Path) -> None:
+    inside, most = 0, 0
+
+    def work() -> None:
+        nonlocal inside, most
+        for _ in range(30):
+            with sole_writer(tmp_path / "turns"):
+                inside += 1
+                most = max(most, inside)
+                inside -= 1
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == 1
+    assert not (tmp_path / "turns" / LOCK).exists()
+
+
+def test_a_directory_that_was_replaced_keeps_the_lock_of_another(tmp_path: Path) -> None:
+    folder = tmp_path / "store"
+    with sole_writer(folder):
+        folder.rename(tmp_path / "old")
+        folder.mkdir()
+        (folder / LOCK).write_text("another's")
+    assert (folder / LOCK).read_text() == "another's"
