@@ -11,16 +11,26 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import dgl
 import numpy as np
 import torch
 
+from optimag_dist.dgl_package import import_dgl
 from optimag_dist.types import CSR, Block
+
+
+def load_dgl() -> Any:
+    """The module ``dgl``.
+
+    Raises:
+        InputError: it is not there.
+    """
+    return import_dgl("sampling.sampler=dgl", "take sampling.sampler=keyed, the default")
 
 
 @functools.cache
 def _dgl_thread() -> ThreadPoolExecutor:
     """The one thread of this process that calls DGL's random generator."""
+    dgl = load_dgl()
     return ThreadPoolExecutor(1, thread_name_prefix="dgl", initializer=dgl.utils.set_num_threads, initargs=(1,))
 
 
@@ -29,6 +39,9 @@ class DGLBlockSampler:
 
     Args:
         topology: in-CSR (row v holds the neighbours v hears from), of the whole graph, on this host.
+
+    Raises:
+        InputError: DGL is not there.
     """
 
     def __init__(self, topology: CSR) -> None:
@@ -38,7 +51,7 @@ class DGLBlockSampler:
         indptr = _as_tensor(topology.indptr, dtype)
         indices = _as_tensor(topology.indices, dtype)
         self._id_type = indptr.dtype
-        self._graph = dgl.graph(
+        self._graph = load_dgl().graph(
             ("csc", (indptr, indices, torch.empty(0, dtype=indptr.dtype))), num_nodes=topology.num_nodes
         )
 
@@ -50,6 +63,7 @@ class DGLBlockSampler:
     def _sample(
         self, seeds: np.ndarray, fanouts: Sequence[int], key: Sequence[int]
     ) -> tuple[np.ndarray, tuple[Block, ...]]:
+        dgl = load_dgl()
         dgl.seed(int(np.random.SeedSequence(list(key)).generate_state(1)[0] >> 1))
         sampler = dgl.dataloading.NeighborSampler(list(fanouts), fused=False)
         inputs, _, blocks = sampler.sample_blocks(self._graph, torch.from_numpy(seeds).to(self._id_type))

@@ -6,6 +6,7 @@ from typing import NoReturn
 from optimag_dist.files import LOCK
 from optimag_dist.models.backbones import check_backbone
 from optimag_dist.sampling import SeedBatcher, check_encoders
+from optimag_dist.sampling.dgl_neighbours import load_dgl
 from optimag_dist.storage import AnyPath
 from optimag_dist.store import GraphStore
 from optimag_dist.tasks import make_task, named
@@ -17,9 +18,11 @@ def check_input(store: GraphStore, config: VariantConfig, seed: int) -> None:
     """Go through the doors that a fit's workers go through.
 
     Raises:
-        InputError: store, tasks and sampling do not fit together.
+        InputError: store, tasks and sampling do not fit together, or what they need is not installed.
     """
     model, sampling = config.model, config.sampling
+    if sampling.sampler == "dgl":
+        load_dgl()
     check_encoders(store, model.encoders)
     if model.encoders and config.train.placement == "sharded":
         raise InputError("model.encoders reads texts and pictures of the whole store: use train.placement=replicated")

@@ -6,6 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import networkx as nx
 import numpy as np
@@ -34,7 +35,12 @@ def _keyed(topology: CSR) -> BlockSampler:
     return BlockSampler(lambda nodes, fanout, key: draw_neighbours(topology, nodes, nodes, fanout, key))
 
 
-BOTH = pytest.mark.parametrize("make", [_keyed, DGLBlockSampler])
+def _dgl(topology: CSR) -> DGLBlockSampler:
+    pytest.importorskip("dgl", reason="DGL has no wheel for this Python")
+    return DGLBlockSampler(topology)
+
+
+BOTH = pytest.mark.parametrize("make", [_keyed, _dgl])
 
 
 @BOTH
@@ -65,15 +71,16 @@ def test_a_draw_is_a_function_of_its_key(make: Callable[[CSR], Sampler]) -> None
     assert not np.array_equal(first, between)
 
 
-@pytest.mark.parametrize("name", ["_keyed", "DGLBlockSampler"])
+@pytest.mark.parametrize("name", ["_keyed", "_dgl"])
 def test_a_new_process_draws_the_same(name: str) -> None:
     """DGL adds an id of the thread to the seed: a resumed process must still see the same batches."""
     program = (
-        "import sys; sys.path.insert(0, 'tests/sampling'); import numpy as np; import test_neighbours as t;"
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r});"
+        "import numpy as np; import test_neighbours as t;"
         f"print(t.{name}(t._topology(t.GRAPH)).sample(np.arange(0, 200, 7), (3, 3), (1, 2, 3))[0].tolist())"
     )
-    out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     here, _ = globals()[name](_topology(GRAPH)).sample(np.arange(0, 200, 7), (3, 3), (1, 2, 3))
+    out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert out.strip().splitlines()[-1] == str(here.tolist())
 
 
@@ -92,22 +99,18 @@ def test_layers_and_keys_draw_apart() -> None:
     assert max(keys) >= 2**63
 
 
+@BOTH
 @pytest.mark.parametrize(("degree", "fanout"), [(7, 3), (9, 1), (6, 5), (11, 2)])
-def test_every_subset_is_as_likely_as_every_other_and_as_dgls(degree: int, fanout: int) -> None:
+def test_every_subset_is_as_likely_as_every_other(make: Callable[[CSR], Sampler], degree: int, fanout: int) -> None:
     star = _topology(nx.star_graph(degree))
     subsets = list(itertools.combinations(range(1, degree + 1), fanout))
     draws = 40 * len(subsets)
-    counts = []
-    for make in (_keyed, DGLBlockSampler):
-        sampler = make(star)
-        drawn = (sampler.sample(np.array([0]), (fanout,), (5, key))[0][1:] for key in range(draws))
-        seen = Counter(tuple(sorted(nodes.tolist())) for nodes in drawn)
-        assert set(seen) <= set(subsets)
-        counts.append(np.array([seen[subset] for subset in subsets]))
-    ours, dgls = counts
-    limit = chi2.isf(BAD_LUCK, len(subsets) - 1)
-    assert (((ours - 40) ** 2) / 40).sum() < limit
-    assert (((ours - dgls) ** 2) / np.maximum(ours + dgls, 1)).sum() < limit
+    sampler = make(star)
+    drawn = (sampler.sample(np.array([0]), (fanout,), (5, key))[0][1:] for key in range(draws))
+    seen = Counter(tuple(sorted(nodes.tolist())) for nodes in drawn)
+    assert set(seen) <= set(subsets)
+    counts = np.array([seen[subset] for subset in subsets])
+    assert (((counts - 40) ** 2) / 40).sum() < chi2.isf(BAD_LUCK, len(subsets) - 1)
 
 
 def test_two_nodes_draw_independently() -> None:

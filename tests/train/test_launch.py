@@ -1,6 +1,7 @@
 """Whole runs through Ray Train, and the doors in front of them."""
 
 import os
+import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -150,6 +151,16 @@ def test_what_cannot_run_is_refused_before_it_starts(
 ) -> None:
     recipe[section] = {**recipe.get(section, {}), **changes}
     with pytest.raises(InputError, match=words):
+        launch(_config(recipe))
+    assert not Path(recipe["out"]).exists()
+
+
+def test_a_sampler_that_is_not_installed_is_refused_before_it_starts(
+    recipe: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "dgl", None)
+    recipe["sampling"]["sampler"] = "dgl"
+    with pytest.raises(InputError, match=r"sampling\.sampler=dgl needs DGL.*sampling\.sampler=keyed"):
         launch(_config(recipe))
     assert not Path(recipe["out"]).exists()
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from optimag_dist.dgl_package import import_dgl
 from optimag_dist.store.arrays import ArrayFeatures, ArrayRows
 from optimag_dist.store.importers.array_source import ArraySource, labels_of, split_of
 from optimag_dist.store.importers.options import ImportOptions
@@ -29,7 +30,7 @@ def open_dgl(path: Path, options: ImportOptions) -> ArraySource:
     It is undirected when every edge comes in both directions. DGL reads the whole file into memory.
 
     Raises:
-        InputError: no graph, several, of several kinds of nodes, or node data that cannot be used.
+        InputError: no graph, several, of several kinds of nodes, node data that cannot be used, or DGL is not there.
     """
     graph = load_graph(path)
     data = {name: as_numpy(tensor) for name, tensor in graph.ndata.items()}
@@ -46,10 +47,9 @@ def load_graph(path: Path) -> Any:
     """The ``dgl.DGLGraph`` in ``path``.
 
     Raises:
-        InputError: no graph, several, or of several kinds of nodes.
+        InputError: no graph, several, or of several kinds of nodes, or DGL is not there.
     """
-    import dgl  # seconds that no other layout need wait for
-
+    dgl = import_dgl(f"{path}: a graph saved by DGL", "write it as .npz where DGL is (docs/ingest.md)")
     try:
         graphs, _ = dgl.load_graphs(str(path))
     except (dgl.DGLError, OSError, ValueError) as error:
