@@ -7,7 +7,8 @@ BIN := .venv/bin
 SET_UP = for python in $(PYTHONS); do \
 	if $$python -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' 2>/dev/null; then \
 		exec $$python .ci/setup_venv.py --torch-index '$(TORCH_INDEX)' $(1); fi; done; \
-	echo 'Python 3.10 or 3.11 is needed; none of these is one: $(PYTHONS). Name yours: make PYTHONS=/path/to/python3.11' >&2; exit 1
+	echo 'Python 3.10 to 3.13 is needed; none of these is one: $(PYTHONS). Name yours: make PYTHONS=/path/to/python3.12,' \
+		'or install one (apt install python3 python3-venv; uv python install 3.12)' >&2; exit 1
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-dev demo test test-slow test-cluster lint format clean

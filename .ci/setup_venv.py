@@ -3,12 +3,14 @@
     python3.11 .ci/setup_venv.py runtime        what `make demo` needs
     python3.11 .ci/setup_venv.py dev            what `make test` needs: runtime, then the development tools
 
-Exact versions stand in ``constraints.txt``. A level is finished when its stamp is written, last of all: a set-up
-that was killed starts again, one that is up to date does nothing. The system's Python is only read.
+Exact versions stand in ``constraints.txt``; uv installs them where it is there, pip elsewhere. A level is finished when
+its stamp is written, last of all: a set-up that was killed starts again, one that is up to date does nothing. The
+system's Python is only read.
 """
 
 import argparse
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -152,28 +154,32 @@ def _create_venv() -> None:
     try:
         venv.create(VENV, clear=True, with_pip=True, symlinks=True)
     except (subprocess.CalledProcessError, ImportError) as error:
+        if uv := shutil.which("uv"):
+            command = [uv, "venv", "--quiet", "--clear", "--seed", "--python", sys.executable, str(VENV)]
+            if subprocess.run(command, check=False).returncode == 0:
+                return
         raise SetupError(
             f"{sys.executable} cannot make virtual environments with pip in them ({error}); "
-            "on Debian and Ubuntu: apt install python3-venv"
+            f"on Debian and Ubuntu: apt install python3.{sys.version_info.minor}-venv"
         ) from error
 
 
-# -- pip ---------------------------------------------------------------------------------------------------------------
+# -- pip, or uv in its place -------------------------------------------------------------------------------------------
 
 
 class PipRun(NamedTuple):
-    """How one call of pip ended."""
+    """How one call of pip or uv ended."""
 
     status: int
     output: str
 
 
 def _run_pip(*arguments: str) -> PipRun:
-    """Run pip in the environment; its output is appended to the log and returned."""
-    # Build isolation starts a pip of its own, which only the environment variable reaches.
+    """Install by pip or uv into the environment; the output is appended to the log and returned."""
+    # Variables, for they also reach what builds a package in an environment of its own.
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
-    environment["PIP_CONSTRAINT"] = str(CONSTRAINTS)
-    command = [str(PYTHON), "-m", "pip", "install", "--disable-pip-version-check", "--no-input", *arguments]
+    environment |= dict.fromkeys(("PIP_CONSTRAINT", "UV_CONSTRAINT", "UV_BUILD_CONSTRAINT"), str(CONSTRAINTS))
+    command = [*_installer(), *arguments]
     with LOG.open("a+", encoding="utf-8") as log:
         log.write(f"$ {' '.join(command)}\n")
         log.flush()
@@ -185,6 +191,19 @@ def _run_pip(*arguments: str) -> PipRun:
         return PipRun(status, log.read())
 
 
+@functools.cache
+def _installer() -> "list[str]":
+    """The command that installs: uv's where it is there and pip is not told of packages that uv would not see."""
+    pip = [str(PYTHON), "-m", "pip"]
+    uv = shutil.which("uv")
+    if uv:
+        told = subprocess.run([*pip, "config", "list"], capture_output=True, text=True, check=False).stdout
+        if not any(f"{key}=" in told for key in ("index-url", "find-links", "no-index")):
+            # As pip does: the best version of all indexes, not of the first that has any.
+            return [uv, "pip", "install", "--python", str(PYTHON), "--index-strategy", "unsafe-best-match"]
+    return [*pip, "install", "--disable-pip-version-check", "--no-input"]
+
+
 def _pip(*arguments: str) -> None:
     result = _run_pip(*arguments)
     if result.status:
@@ -193,12 +212,13 @@ def _pip(*arguments: str) -> None:
 
 def _fail(result: PipRun) -> None:
     print("\n".join(result.output.splitlines()[-30:]), file=sys.stderr)
-    raise SetupError(f"pip ended with status {result.status} (its last lines stand above, the rest in {LOG})")
+    raise SetupError(f"the installer ended with status {result.status} (its last lines stand above, the rest in {LOG})")
 
 
 def _not_offered(result: PipRun) -> bool:
     # Where an index has the version but not this build of it, pip may call that a conflict with the constraint.
-    return any(words in result.output for words in ("No matching distribution found", "ResolutionImpossible"))
+    no = ("No matching distribution found", "ResolutionImpossible", "No solution found")
+    return any(words in result.output for words in no)
 
 
 def _pinned(name: str) -> str:

@@ -274,6 +274,48 @@ def test_without_torch_sparse_one_line_says_how_to_get_it(
     assert machine.set_up() == ([], 0)
 
 
+def with_uv(monkeypatch: pytest.MonkeyPatch, ended: "subprocess.CompletedProcess[str]") -> tuple[ModuleType, list]:
+    """The set-up where uv is there and every process ends as given, and the processes that it started."""
+    setup, started = load_setup(), []
+    monkeypatch.setattr(setup.shutil, "which", lambda name: f"/bin/{name}" if name == "uv" else None)
+    monkeypatch.setattr(setup.subprocess, "run", lambda command, **_: started.append(command) or ended)
+    return setup, started
+
+
+@pytest.mark.parametrize(
+    ("pip_is_told", "installer"),
+    [
+        ("global.timeout='60'\n", ["/bin/uv", "pip", "install", "--python"]),
+        ("global.extra-index-url='https://mirror.example'\n", ["-m", "pip", "install"]),
+        (":env:.find-links='/wheels'\n", ["-m", "pip", "install"]),
+    ],
+)
+def test_uv_installs_unless_pip_knows_of_more(
+    monkeypatch: pytest.MonkeyPatch, pip_is_told: str, installer: list[str]
+) -> None:
+    setup, _ = with_uv(monkeypatch, subprocess.CompletedProcess([], 0, pip_is_told))
+    command = setup._installer()
+    assert command[command.index(installer[0]) :][: len(installer)] == installer
+
+
+@pytest.mark.parametrize("uv_status", [0, 2])
+def test_uv_makes_the_environment_where_python_cannot(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, uv_status: int
+) -> None:
+    def no_ensurepip(*_: object, **__: object) -> None:
+        raise subprocess.CalledProcessError(1, "ensurepip")
+
+    setup, started = with_uv(monkeypatch, subprocess.CompletedProcess([], uv_status))
+    monkeypatch.setattr(setup, "VENV", tmp_path / ".venv")
+    monkeypatch.setattr(setup.venv, "create", no_ensurepip)
+    if uv_status:
+        with pytest.raises(setup.SetupError, match="apt install python3"):
+            setup._create_venv()
+    else:
+        setup._create_venv()
+    assert started[0][:2] == ["/bin/uv", "venv"]
+
+
 # -- make --------------------------------------------------------------------------------------------------------------
 
 
@@ -288,7 +330,8 @@ def make(*arguments: str) -> "subprocess.CompletedProcess[str]":
 def test_wrong_python_gets_one_sentence() -> None:
     result = make("setup", "PYTHONS=/nonexistent/python")
     assert result.returncode != 0
-    assert result.stderr.startswith("Python 3.10 or 3.11 is needed")
+    assert result.stderr.startswith("Python 3.10 to 3.13 is needed")
+    assert "make PYTHONS=" in result.stderr.splitlines()[0]
 
 
 def test_help_names_every_target_for_people() -> None:
