@@ -6,22 +6,17 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from optimag_dist.store.layout import BATCH_ROWS, NODES, Modality, read_meta, write_meta
+from optimag_dist.store.layout import BATCH_ROWS, NODES, Modality, check_names, read_meta, write_meta
 from optimag_dist.store.reader import GraphStore
 from optimag_dist.store.rewire import _link
-from optimag_dist.store.schema import _NAME
 from optimag_dist.store.writer import ArrowFile, write_batches
 from optimag_dist.types import InputError
 
 
 def check_modality_name(store: GraphStore, name: str) -> None:
     """Raise ``InputError`` unless ``store`` can have a modality called ``name``."""
-    if not _NAME.fullmatch(name) or name.lower() == "id":
-        raise InputError(
-            f"modality={name}: needed a name of letters, digits, '_' and '-', starting with a letter, other than id"
-        )
-    if alike := [other for other in store.modalities if other.lower() == name.lower() and other != name]:
-        raise InputError(f"modality={name}: the store has {alike[0]!r}; names must differ in more than case")
+    alike = [other for other in store.modalities if other.lower() == name.lower() and other != name]
+    check_names([name, *alike], f"modality={name}: ")
 
 
 def add_modality(

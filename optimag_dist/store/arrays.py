@@ -2,10 +2,10 @@
 
 import math
 import zipfile
-import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 import numpy as np
 
@@ -61,7 +61,7 @@ class NpyRows:
             raise InputError(f"{path}: needed a .npy file, got the ending {path.suffix!r}")
         try:
             array = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (ValueError, OSError, EOFError) as error:
+        except Exception as error:  # a damaged header comes out as almost any
             raise InputError(
                 f"{path}: not a plain .npy array: {error}; write it with np.save(path, array.astype(np.float32))"
             ) from error
@@ -86,8 +86,21 @@ class NpyRows:
                 yield np.fromfile(file, self.dtype, count * math.prod(row_shape)).reshape(count, *row_shape)
 
 
+def npz_keys(path: Path) -> list[str]:
+    """The arrays of an ``.npz`` archive.
+
+    Raises:
+        InputError: the archive is damaged, or one of its arrays is there twice.
+    """
+    with _reading_archive(f"{path}"), zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        if len(set(names)) < len(names):
+            raise ValueError("one of its arrays is there twice")
+    return [name.removesuffix(".npy") for name in names if name.endswith(".npy")]
+
+
 class NpzRows:
-    """One array of an ``.npz`` archive, compressed or not.
+    """One array of an ``.npz`` archive, compressed or not; numbers come in the machine's byte order.
 
     Raises:
         InputError: the archive is damaged, or the member is no plain array.
@@ -95,58 +108,63 @@ class NpzRows:
 
     def __init__(self, path: Path, key: str) -> None:
         self._path, self._key = path, key
-        with _npz_member(path, key) as member:
-            self.shape, self._fortran, self.dtype = _read_header(member)
-            if self.dtype.hasobject:
+        with self._open() as (member, size):
+            self.shape, self._fortran, self._file_dtype = _read_header(member)
+            if self._file_dtype.hasobject:
                 raise ValueError("it holds Python objects")
+            self._bytes = math.prod(self.shape) * self._file_dtype.itemsize
+            if min(self.shape, default=0) < 0 or member.tell() + self._bytes != size:
+                raise ValueError(f"its header says {self.shape} and {self._file_dtype}, which its size does not fit")
+        self.dtype = self._file_dtype.newbyteorder("=")
         # The columns of a transposed array stand one after the other: no row is whole before the end.
-        self.resident_bytes = math.prod(self.shape) * self.dtype.itemsize if self._fortran else 0
+        self.resident_bytes = self._bytes if self._fortran else 0
 
     def blocks(self, rows: int) -> Iterator[np.ndarray]:
         if self._fortran:
             yield from ArrayRows(self.read()).blocks(rows)
             return
         row_shape = self.shape[1:]
-        row_bytes = math.prod(row_shape) * self.dtype.itemsize
-        with _npz_member(self._path, self._key) as member:
+        row_bytes = math.prod(row_shape) * self._file_dtype.itemsize
+        with self._open() as (member, _):
             _read_header(member)
             for start in range(0, self.shape[0], rows):
                 count = min(rows, self.shape[0] - start)
                 content = member.read(count * row_bytes)
                 if len(content) < count * row_bytes:
                     raise ValueError("it ends too early")
-                yield np.frombuffer(content, self.dtype).reshape(count, *row_shape)
+                yield np.frombuffer(content, self._file_dtype).reshape(count, *row_shape).astype(self.dtype, copy=False)
+            # Only reading on makes the archive compare its checksum.
+            member.read(1)
 
     def read(self) -> np.ndarray:
         """The whole array."""
-        with _npz_member(self._path, self._key) as member:
-            return np.lib.format.read_array(member, allow_pickle=False)
+        with self._open() as (member, _):
+            array = np.lib.format.read_array(member, allow_pickle=False)
+            member.read(1)
+        return array.astype(self.dtype, copy=False)
 
-
-class _npz_member:
-    """The open member of an archive; what goes wrong in the block is an ``InputError`` that names it."""
-
-    def __init__(self, path: Path, key: str) -> None:
-        self._path, self._key = path, key
-
-    def __enter__(self) -> Any:
-        try:
-            self._archive = zipfile.ZipFile(self._path)
-            self._member = self._archive.open(f"{self._key}.npy")
-        except (OSError, KeyError, zipfile.BadZipFile) as error:
-            raise self._unreadable(error) from error
-        return self._member
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
-        self._member.close()
-        self._archive.close()
-        if isinstance(error, (ValueError, EOFError, zlib.error, zipfile.BadZipFile)) and not isinstance(
-            error, InputError
+    @contextmanager
+    def _open(self) -> Iterator[tuple[IO[bytes], int]]:
+        """The open member and its size."""
+        with (
+            _reading_archive(f"{self._path}, array {self._key!r}"),
+            zipfile.ZipFile(self._path) as archive,
+            archive.open(f"{self._key}.npy") as member,
         ):
-            raise self._unreadable(error) from error
+            yield member, archive.getinfo(f"{self._key}.npy").file_size
 
-    def _unreadable(self, error: BaseException) -> InputError:
-        return InputError(f"{self._path}, array {self._key!r}: cannot be read: {error}; write it again with np.savez")
+
+@contextmanager
+def _reading_archive(place: str) -> Iterator[None]:
+    try:
+        yield
+    except InputError:
+        raise
+    # Damage to an archive or to a header within comes out as almost any exception.
+    except Exception as error:
+        raise InputError(
+            f"{place}: cannot be read: {error or type(error).__name__}; write it again with np.savez"
+        ) from error
 
 
 def _read_header(member: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
@@ -184,7 +202,8 @@ class ArrayFeatures:
         if rows.dtype.kind not in "fiu":
             raise InputError(f"{place}: needed an array of numbers, got {rows.dtype}; write array.astype(np.float32)")
         if len(rows.shape) != 2 or rows.shape[1] == 0:
-            raise InputError(f"{place}: needed shape (nodes, width) with width at least 1, got {rows.shape}")
+            remedy = "; write array[:, None]" if len(rows.shape) == 1 else ""
+            raise InputError(f"{place}: needed shape (nodes, width) with width at least 1, got {rows.shape}{remedy}")
         if rows.shape[0] != num_nodes:
             raise InputError(
                 f"{place}, row {min(rows.shape[0], num_nodes) + 1}: the array has {rows.shape[0]:,} rows and {nodes} "

@@ -77,6 +77,8 @@ def ingest(
     target = place.resolve()
     check_replaceable(target)
     source = open_source(Path(source_path), overrides)
+    for note in source.notes:
+        say(note)
     made_from = fingerprint(source.inputs, source.settings)
     ids = source.ids()
     needed = needs.estimate(source, ids)

@@ -11,7 +11,8 @@ links.arrow               if links are held out: one row per query, val then tes
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
@@ -34,6 +35,9 @@ SPLITS = ("train", "val", "test")
 BATCH_ROWS = 16_384
 # Pictures are large and looked at one by one.
 ATTRIBUTE_ROWS = 1_024
+
+# Modality and attribute names become file names in the store and module names in a model.
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
 
 
 StoredDtype: TypeAlias = Literal["float16", "float32"]
@@ -86,6 +90,22 @@ class StoreMeta(Options):
         content = self.model_dump(mode="json", exclude={"format", "version", "name", "files"})
         content["digests"] = {name: file.digest for name, file in self.files.items()}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def check_names(names: Iterable[str], place: str = "") -> None:
+    """Raise ``InputError``, beginning with ``place``, unless all modalities, or all attributes, can be called so."""
+    names = list(names)
+    for name in names:
+        if not _NAME.fullmatch(name):
+            raise InputError(
+                f"{place}the name {name!r} may hold only letters, digits, '_' and '-', starting with a letter; "
+                "rename it"
+            )
+        if name.lower() == "id":
+            raise InputError(f"{place}the name {name!r} is kept for the column of node ids in exported tables")
+    # Two names that differ in case only would be one file on a case-insensitive disk.
+    if len({name.lower() for name in names}) != len(names):
+        raise InputError(f"{place}names must differ in more than upper and lower case, got {names}")
 
 
 def attribute_file(name: str) -> str:

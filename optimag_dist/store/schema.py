@@ -1,16 +1,11 @@
 """The YAML file that describes a user's node and edge tables."""
 
-import re
 from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field, field_validator, model_validator
 
 from optimag_dist.options import Options
-from optimag_dist.store.layout import StoredDtype
-
-# Modality and attribute names become file names in the store and module names in a model.
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
-
+from optimag_dist.store.layout import StoredDtype, check_names
 
 TableFiles: TypeAlias = str | Annotated[tuple[str, ...], Field(min_length=1)]
 
@@ -119,14 +114,5 @@ class IngestSchema(Options):
     @field_validator("modalities", "attributes")
     @classmethod
     def _names_fit(cls, value: dict[str, Options]) -> dict[str, Options]:
-        for name in value:
-            if not _NAME.fullmatch(name):
-                raise ValueError(
-                    f"the name {name!r} may hold only letters, digits, '_' and '-', starting with a letter"
-                )
-            if name.lower() == "id":
-                raise ValueError(f"the name {name!r} is kept for the column of node ids in exported tables")
-        # Two names that differ in case only would be one file on a case-insensitive disk.
-        if len({name.lower() for name in value}) != len(value):
-            raise ValueError(f"names must differ in more than upper and lower case, got {list(value)}")
+        check_names(value)
         return value

@@ -77,6 +77,7 @@ class GraphSource(Protocol):
         inputs: every file that is read.
         settings: what beside the files decides the result, as text.
         resident_bytes: what the source holds in memory while it is read, beside its ids.
+        notes: lines for people, such as what of the files is not used.
     """
 
     name: str
@@ -89,6 +90,7 @@ class GraphSource(Protocol):
     inputs: tuple[Path, ...]
     settings: str
     resident_bytes: int
+    notes: tuple[str, ...]
 
     def ids(self) -> pa.Array:
         """The users' ids, (n,) int64 or large_string."""

@@ -3,6 +3,8 @@
 import gzip
 import os
 import sys
+import types
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -49,11 +51,11 @@ def write_compressed_npz(folder):
     return folder / "g.npz"
 
 
-def write_dgl(folder, name="g.bin", features=True):
+def write_dgl(folder, name="g.bin", features=True, **more):
     dgl = pytest.importorskip("dgl", reason="DGL has no wheel for this Python")
     graph = dgl.graph((torch.from_numpy(BOTH[:, 0]), torch.from_numpy(BOTH[:, 1])), num_nodes=N)
     data = tensors({"label": Y, **MASKS, **({k: missing(x) for k, x in X.items()} if features else {})})
-    graph.ndata.update(data)
+    graph.ndata.update(data | more)
     dgl.save_graphs(str(folder / name), [graph])
     return folder / name
 
@@ -228,8 +230,146 @@ def write_two_graphs(folder: Path) -> Path:
     return path
 
 
+def write_kinds(kinds):
+    def write(folder: Path) -> Path:
+        dgl = pytest.importorskip("dgl", reason="DGL has no wheel for this Python")
+        graph = dgl.heterograph({kind: ([0], [1]) for kind in kinds})
+        dgl.save_graphs(str(folder / "g.bin"), [graph])
+        return folder / "g.bin"
+
+    return write
+
+
+def cut_dgl(folder: Path) -> Path:
+    path = write_dgl(folder)
+    path.write_bytes(path.read_bytes()[:900])
+    return path
+
+
+def damaged_pt(folder: Path) -> Path:
+    """One byte of the features differs."""
+    path = write_dictionary(folder)
+    content = bytearray(path.read_bytes())
+    content[content.index(X["image"][7].tobytes())] ^= 1
+    path.write_bytes(bytes(content))
+    return path
+
+
+def garbage_pt(folder: Path) -> Path:
+    (folder / "g.pt").write_bytes(b"\x80\x02}q\x00(U\x05edge_K\x00h\x07u.")
+    return folder / "g.pt"
+
+
+def holding(kind):
+    """A file with an object of a library that need not be there."""
+
+    def write(folder: Path) -> Path:
+        module, _, name = kind.rpartition(".")
+        cls = type(name, (), {"__module__": module})
+        with pytest.MonkeyPatch.context() as patch:
+            parts = module.split(".")
+            for end in range(1, len(parts) + 1):
+                stand_in = types.ModuleType(".".join(parts[:end]))
+                patch.setitem(sys.modules, stand_in.__name__, stand_in)
+            setattr(stand_in, name, cls)
+            torch.save({"adj_t": cls()}, folder / "g.pt")
+        return folder / "g.pt"
+
+    return write
+
+
+def ogb_with(file, text):
+    def write(folder: Path) -> Path:
+        write_ogb(folder)
+        with gzip.open(folder / file, "wt") as stream:
+            stream.write(text)
+        return folder
+
+    return write
+
+
+def write_ogb_of_kinds(folder: Path) -> Path:
+    write_csv(folder / "raw" / "num-node-dict.csv.gz", np.array([3]))
+    return folder
+
+
+def npz_with_a_lie(folder: Path) -> Path:
+    """A header that says more rows than there are."""
+    path = write_npz(folder)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("x_more.npy", archive.read("x_image.npy").replace(b"(50, 6)", b"(90, 6)"))
+    return path
+
+
+def pyg_with(**changes):
+    return saved("g.pt", {"edge_index": torch.from_numpy(BOTH.T.copy()), "x": torch.ones(N, 2), **changes})
+
+
+def npz_with(**changes):
+    return saved("g.npz", {"edges": EDGES, "x_a": X["text"], **changes})
+
+
 E = {"edges": EDGES}
+MANY = np.ones((N, 3), bool)
+OVERLAP = {"train_mask": np.arange(N) < 9, "test_mask": np.arange(N) > 7}
 BAD = {
+    "mask of lists": (npz_with(train_mask=[3, 4]), [], "'train_mask': needed a mask.*called train_idx"),
+    "mask of numbers": (npz_with(train_mask=np.arange(N)), [], "'train_mask', row 3: a mask .*got 2.*47 more"),
+    "mask of fractions": (npz_with(val_mask=np.full(N, 0.5)), [], "'val_mask', row 1: .*got 0.5"),
+    "mask with a gap": (npz_with(val_mask=np.full(N, np.nan)), [], "'val_mask', row 1: .*got nan"),
+    "several masks": (npz_with(train_mask=MANY), [], r"'train_mask': 3 splits.*mask\[:, 0\]"),
+    "overlap": (npz_with(**OVERLAP), [], "node 8 stands in train and in test"),
+    "mask as list": (pyg_with(train_idx=torch.ones(N, dtype=int)), [], "'train_idx', row 2: node 1 is there twice"),
+    "list of fractions": (pyg_with(train_idx=torch.ones(3)), [], "'train_idx': needed a list of nodes.*float32"),
+    "list beyond": (npz_with(test_idx=[1, N]), [], "'test_idx', row 2: there is no node 50; they are 0 … 49"),
+    "mask and list": (npz_with(val_idx=[1], val_mask=MASKS["val_mask"]), [], "'val_mask' and 'val_idx' both"),
+    "gap in edges": (ogb_with("raw/edge.csv.gz", "1,2\n4,\n"), [], "edge.csv.gz, row 2: cell 2 of 2 is empty"),
+    "NA in edges": (ogb_with("raw/edge.csv.gz", "1,2\nNA,4\n"), [], "edge.csv.gz, row 2: cell 1 of 2 is empty"),
+    "fraction in edges": (ogb_with("raw/edge.csv.gz", "1,2\n1.5,4\n"), [], "edge.csv.gz: .*Row #2: .*'1.5'"),
+    "gap in a split": (ogb_with("split/time/valid.csv.gz", "1\nnan\n"), [], "valid.csv.gz, row 2: cell 1 of 1"),
+    "gap in a count": (ogb_with("raw/num-node-list.csv.gz", "nan\n"), [], "num-node-list.csv.gz, row 1: cell 1"),
+    "many OGB graphs": (ogb_with("raw/num-node-list.csv.gz", "3\n4\n"), [], "size of one graph, got 2.*ogbg"),
+    "OGB of kinds": (write_ogb_of_kinds, [], "several kinds of nodes"),
+    "x twice": (pyg_with(x_x=torch.ones(N, 2)), [], "'x' and 'x_x' would both be the modality 'x'"),
+    "sparse x": (pyg_with(x=torch.ones(N, 2).to_sparse()), [], "'x': needed a dense tensor, got a sparse.*to_dense"),
+    "sparse edges": (pyg_with(edge_index=torch.eye(N).to_sparse()), [], "'edge_index': .*sparse.*indices"),
+    "complex x": (pyg_with(x=torch.ones(N, 2, dtype=torch.cfloat)), [], "'x': needed an array of numbers, got complex"),
+    "bits": (pyg_with(x=torch.empty(N, 2, dtype=torch.bits8)), [], "'x': torch.bits8 is no type"),
+    "one x": (pyg_with(x=torch.ones(N)), [], r"'x': .*write array\[:, None\]"),
+    "number of nodes": (pyg_with(num_nodes="many"), [], "'num_nodes': needed a whole number above 0, got 'many'"),
+    "single label": (saved("g.pt", {"edge_index": torch.ones(2, 1, dtype=int), "y": torch.tensor(1)}), [], "'y'"),
+    "adjacency alone": (saved("g.pt", {"adj_t": torch.eye(3).to_sparse()}), [], "no 'edge_index'.*data.adj_t.t"),
+    "SparseTensor": (holding("torch_sparse.tensor.SparseTensor"), [], "SparseTensor.*data.edge_index = torch.stack"),
+    "HeteroData": (holding("torch_geometric.data.hetero_data.HeteroData"), [], "one kind of nodes.*to_homogeneous"),
+    "nested": (saved("g.pt", {"paper": {"x": X["text"].tolist()}}), [], "no 'edge_index'.*one kind of nodes"),
+    "name /": (npz_with(**{"x_a/b": X["text"]}), [], "the name 'a/b' may hold only"),
+    "name ..": (pyg_with(**{"x_..": torch.ones(N, 2)}), [], "the name '..' may hold only"),
+    "name ''": (npz_with(x_=X["text"]), [], "the name '' may hold only"),
+    "name id": (npz_with(x_ID=X["text"]), [], "the name 'ID' is kept"),
+    "name twins": (npz_with(x_A=X["text"]), [], "differ in more than upper and lower case, got .'a', 'A'"),
+    "name by option": (write_npz, ["features.b.c=g.npz"], "features"),
+    "DGL name": (lambda folder: write_dgl(folder, **{"a.b": torch.ones(N, 2)}), [], "the name 'a.b' may hold only"),
+    "DGL mask": (lambda folder: write_dgl(folder, val_mask=torch.full((N,), 2)), [], "'val_mask', row 1: .*got 2"),
+    "DGL node types": (write_kinds([("u", "a", "v")]), [], "nodes of one type, got u, v; .*node_type_subgraph"),
+    "DGL edge types": (write_kinds([("u", "a", "u"), ("u", "b", "u")]), [], "edges of one type, got a, b; .*edge_type"),
+    "cut DGL": (cut_dgl, [], r"damaged or cut short \([^\n]*\); copy it again[^\n]*$"),
+    "damaged pt": (damaged_pt, [], "does not match its checksum"),
+    "garbage pt": (garbage_pt, [], r"cannot be read as tensors[^\n]*$"),
+    "large ids": (npz_with(ids=np.arange(N, dtype=np.uint64) + 2**63), [], "'ids': the id .* 64 bits; .*astype"),
+    "no Unicode": (npz_with(ids=np.array(["\ud800", *map(str, range(N - 1))])), [], "'ids': holds text"),
+    "large edges": (
+        npz_with(edges=np.array([[0, 2**63]], np.uint64)),
+        [],
+        r"row 1: the edge \[0, 92233720368",
+    ),
+    "fractional edges": (npz_with(edges=EDGES + 0.5), [], "edges must be integers"),
+    "structured": (npz_with(x_b=np.zeros(N, "f4,f4")), [], "'x_b': needed an array of numbers"),
+    "one number each": (npz_with(x_b=np.ones(N)), [], r"'x_b': .*write array\[:, None\]"),
+    "large label": (npz_with(y=np.full(N, 2**63, np.uint64)), [], "'y', row 1: the label 9223372036854775808"),
+    "infinite label": (npz_with(y=np.full(N, np.inf)), [], "'y', row 1: the label inf"),
+    "negative label": (npz_with(y=np.full(N, -5)), [], "'y', row 1: the label is -5"),
+    "class twice": (npz_with(y=Y, classes=["a", "a", "b"]), [], "'classes': a name is there twice"),
+    "header lies": (npz_with_a_lie, [], r"'x_more': cannot be read: its header says \(90, 6\)"),
     "no such path": (lambda folder: folder / "none.npz", [], "no such file or folder"),
     "unknown folder": (lambda folder: folder, [], "no known layout"),
     "no edges": (saved("g.npz", {"x_a": np.ones((3, 1))}), [], "no array 'edges'.*x_a"),
@@ -249,7 +389,7 @@ BAD = {
     "code in a pickle": (saved("g.pt", {"x": _Evil()}), [], "could run code"),
     "no dictionary": (saved("g.pt", torch.ones(3)), [], "needed a PyG Data or a dictionary"),
     "no edge_index": (saved("g.pt", {"x": torch.ones(3, 2)}), [], "no 'edge_index'"),
-    "several graphs": (write_two_graphs, [], "got 2 graphs"),
+    "several graphs": (write_two_graphs, [], "needed one graph, got 2"),
     "several encoders": (write_two_encoders, [], "several encoders.*features.text=TextFeature/FILE"),
     "no encoder chosen": (write_mm_graph, [], "several encoders, clip, t5vit; choose with encoder=NAME"),
     "unknown option": (write_npz, ["directd=true"], "did you mean 'directed'"),
@@ -276,6 +416,74 @@ def test_refused(tmp_path, monkeypatch, name):
         ingest(source, tmp_path / "out" / "store", overrides, say=lambda line: None)
     assert str(tmp_path / "in") in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+ODD = {
+    "integer masks": {key: mask.astype(int) for key, mask in MASKS.items()},
+    "float masks": {key: mask.astype(float) for key, mask in MASKS.items()},
+    "byte masks of one column": {key: mask.astype(np.uint8)[:, None] for key, mask in MASKS.items()},
+    "lists": {key.replace("val_mask", "valid_mask")[:-4] + "idx": np.flatnonzero(mask) for key, mask in MASKS.items()},
+    "big-endian": {"edges": EDGES.astype(">i8"), "x_a": X["text"].astype(">f2"), "ids": np.arange(N).astype(">i4")}
+    | MASKS,
+    "unsigned": {"edges": EDGES.astype(np.uint64), "ids": np.arange(N).astype(np.uint64)} | MASKS,
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_arrays_mean_the_same(tmp_path, name):
+    store = ingest(npz_with(y=Y, **ODD[name])(tmp_path), tmp_path / "store", say=lambda line: None)
+    plain = ingest(npz_with(y=Y, **MASKS)(tmp_path), tmp_path / "plain", say=lambda line: None)
+    assert store.content_hash == plain.content_hash
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2, torch.uint8])
+def test_types_that_numpy_lacks(tmp_path, dtype):
+    x = torch.arange(2 * N).reshape(N, 2).to(dtype)
+    store = ingest(pyg_with(x=x)(tmp_path), tmp_path / "store", say=lambda line: None)
+    assert np.array_equal(store.gather("x", np.arange(N)), x.float().numpy())
+
+
+def write_ogb_with_years(folder: Path) -> Path:
+    write_csv(folder / "raw" / "node_year.csv.gz", np.ones(N, int))
+    return write_ogb(folder)
+
+
+ONE, PAIRS = torch.ones(N), torch.ones(len(BOTH), 2)
+WORDS = torch.ones(N, 3, dtype=torch.int64)
+UNUSED = {
+    "npz": (npz_with(label=Y, split=PART), "'label', 'split'"),
+    "pyg": (
+        pyg_with(x_names=["a", "b"], x_one=ONE, edge_attr=PAIRS),
+        f"'x_names' (list), 'x_one' float32 (50,), 'edge_attr' float32 ({len(BOTH)}, 2)",
+    ),
+    "dgl": (
+        lambda folder: write_dgl(folder, price=ONE, cube=torch.ones(N, 2, 2), words=WORDS),
+        "'cube' float32 (50, 2, 2), 'price' float32 (50,), 'words' int64 (50, 3)",
+    ),
+    "ogb": (write_ogb_with_years, "raw/node_year.csv.gz"),
+}
+
+
+@pytest.mark.parametrize("layout", UNUSED)
+def test_what_is_not_used_is_said(tmp_path, layout):
+    write, names = UNUSED[layout]
+    (tmp_path / "in").mkdir()
+    lines: list[str] = []
+    ingest(write(tmp_path / "in"), tmp_path / "store", say=lines.append)
+    (said,) = [line.partition(": not used: ")[2] for line in lines if "not used" in line]
+    assert said == names
+
+
+def test_link_dataset_of_ogb_is_its_graph(tmp_path):
+    write_ogb(tmp_path)
+    for file in (tmp_path / "split" / "time").iterdir():
+        file.unlink()
+    torch.save({"edge": torch.from_numpy(EDGES)}, tmp_path / "split" / "time" / "train.pt")
+    lines: list[str] = []
+    store = ingest(tmp_path, tmp_path / "store", say=lines.append)
+    assert store.split is None
+    assert store.num_arcs == len(BOTH)
+    assert any("optimag split" in line for line in lines)
 
 
 def test_command_takes_a_layout_and_options(tmp_path):

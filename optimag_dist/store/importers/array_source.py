@@ -1,7 +1,7 @@
 """A graph whose nodes are numbered and whose edges, features and labels are arrays."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import pyarrow as pa
 from optimag_dist.store.arrays import ArrayFeatures, RowSource
 from optimag_dist.store.edges import BATCH_EDGES
 from optimag_dist.store.importers.options import ImportOptions
-from optimag_dist.store.layout import SPLITS
+from optimag_dist.store.layout import SPLITS, check_names
 from optimag_dist.store.source import AttributeReader, FeatureReader, Labels
 from optimag_dist.store.tables import BadRows
 from optimag_dist.types import InputError
@@ -26,6 +26,7 @@ class ArraySource:
         user_ids: (n,) ids; by default 0, 1, …, n − 1.
         known_labels: the labels, if there are any.
         known_split: (n,) int8 position in ``SPLITS``, −1 for none.
+        unused: what else the file holds, in words such as ``'year' int64 (50,)``; it is said and otherwise ignored.
         options: what the user said.
     """
 
@@ -41,23 +42,29 @@ class ArraySource:
     known_split: np.ndarray | None = None
     user_ids: pa.Array | None = None
     attributes: Mapping[str, AttributeReader] = field(default_factory=dict)
+    unused: Sequence[str] = ()
     num_edges: int = field(init=False)
+    notes: tuple[str, ...] = field(init=False)
     settings: str = field(init=False)
     resident_bytes: int = field(init=False)
 
     def __post_init__(self) -> None:
         if self.edges.dtype.kind not in "iu" or len(self.edges.shape) != 2 or self.edges.shape[1] != 2:
             raise InputError(
-                f"{self.edge_file}: edges must be integers of shape (edges, 2), got {self.edges.dtype} "
-                f"{self.edges.shape}"
+                f"{self.edge_file}: edges must be integers of shape (edges, 2), numbers of nodes counted from 0; got "
+                f"{self.edges.dtype} {self.edges.shape}"
             )
         if self.edges.shape[0] == 0:
             raise InputError(f"{self.edge_file}: there are no edges, and so no structure to align with")
         if not self.modalities:
             raise InputError(
                 f"{self.edge_file}: no features of nodes were found; name a file with features.NAME=FILE.npy"
+                + (f". Not used: {_listed(self.unused)}" if self.unused else "")
             )
+        for names in (self.modalities, self.attributes):
+            check_names(names, f"{self.edge_file}: ")
 
+        self.notes = (f"{self.edge_file}: not used: {_listed(self.unused)}",) if self.unused else ()
         self.num_edges = self.edges.shape[0]
         self.settings = json.dumps([self.options.model_dump(mode="json"), sorted(self.modalities), self.directed])
         features = [reader for reader in self.modalities.values() if isinstance(reader, ArrayFeatures)]
@@ -98,24 +105,29 @@ class ArraySource:
 
 
 def labels_of(place: str, y: np.ndarray | None, num_nodes: int, classes: Sequence[str] | None = None) -> Labels | None:
-    """Integer labels with −1 or NaN for unlabelled; without ``classes`` those of the distinct numbers.
+    """Whole numbers with −1 or NaN for unlabelled; without ``classes`` those of the distinct numbers.
 
     Raises:
-        InputError: not one label per node, none at all, fractions, or a number without a class.
+        InputError: not one label per node, none at all, fractions, negative ones but −1, or a number without a class.
     """
     if y is None:
         return None
-    y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
+    y = _flat(y)
     if y.shape != (num_nodes,) or y.dtype.kind not in "iufb":
         raise InputError(
             f"{place}: needed one whole number per node ({num_nodes:,} nodes), got {y.dtype} of shape {y.shape}"
         )
     unlabelled = np.isnan(y) if y.dtype.kind == "f" else np.zeros(num_nodes, bool)
-    known = np.where(unlabelled, -1, y)
+    known = np.where(unlabelled, -1, y.astype(np.float64)) if y.dtype.kind == "f" else y
+    _refuse_first(place, known != np.floor(known), lambda row: f"the label {y[row]} is not whole")
+    # Codes are stored in 32 bits, and no classes are that many.
+    _refuse_first(place, known >= 2**31, lambda row: f"the label {y[row]} is no number of a class; they end at 2³¹")
+    _refuse_first(
+        place,
+        known < -1,
+        lambda row: f"the label is {y[row]}, and of negative numbers only −1 has a meaning: no label",
+    )
     numbers = known.astype(np.int64)
-    if (known != numbers).any():
-        row = int(np.flatnonzero(known != numbers)[0])
-        raise InputError(f"{place}, row {row + 1}: the label {y[row]} is not whole")
     unlabelled |= numbers < 0
     if unlabelled.all():
         raise InputError(f"{place}: not one label; drop the array or fill it")
@@ -124,40 +136,112 @@ def labels_of(place: str, y: np.ndarray | None, num_nodes: int, classes: Sequenc
         codes = np.searchsorted(distinct, numbers)
         names = tuple(str(number) for number in distinct)
     else:
-        beyond = np.flatnonzero(numbers >= len(classes))
-        if len(beyond):
-            row = int(beyond[0])
-            raise InputError(f"{place}, row {row + 1}: the label {numbers[row]} has no class; there are {len(classes)}")
+        _refuse_first(
+            place,
+            numbers >= len(classes),
+            lambda row: f"the label {numbers[row]} has no class; there are {len(classes)}",
+        )
         codes, names = numbers, tuple(classes)
     return Labels(np.where(unlabelled, -1, codes).astype(np.int32), names)
 
 
-def split_of(place: str, parts: Mapping[str, np.ndarray | None], num_nodes: int) -> np.ndarray | None:
-    """(n,) int8 of a mask or a list of nodes for each of ``SPLITS``, −1 for none; None without any.
+_MASKS = "a mask of 0 and 1 is called train_mask, val_mask or test_mask"
+_LISTS = "a list of nodes is called train_idx, val_idx or test_idx"
+# How the keys of parts begin in the files of others.
+_PART_KEYS = {"train": ("train",), "val": ("val", "valid"), "test": ("test",)}
+SPLIT_KEYS = tuple(f"{name}_{kind}" for names in _PART_KEYS.values() for name in names for kind in ("mask", "idx"))
+
+
+def split_of(place: str, arrays: Mapping[str, np.ndarray | None], num_nodes: int) -> np.ndarray | None:
+    """(n,) int8 position in ``SPLITS``, −1 for none; None without any of ``SPLIT_KEYS`` in ``arrays``.
+
+    ``<part>_mask`` has a boolean, or 0 or 1, for every node; ``<part>_idx`` lists the part's nodes.
 
     Raises:
-        InputError: a mask of another shape, a node that does not exist or that stands in two parts.
+        InputError: a mask or list of another shape or with other numbers, a node that does not exist or that stands
+            in two parts or twice in a list.
     """
-    if all(part is None for part in parts.values()):
-        return None
-    split = np.full(num_nodes, -1, np.int8)
+    split = None
     for code, part in enumerate(SPLITS):
-        chosen = parts.get(part)
-        if chosen is None:
-            continue
-        if chosen.dtype.kind == "b" and chosen.shape == (num_nodes,):
-            nodes = np.flatnonzero(chosen)
-        elif chosen.dtype.kind in "iu" and chosen.ndim == 1:
-            nodes = chosen
-        else:
-            raise InputError(
-                f"{place}: the {part} part must be a mask of {num_nodes:,} nodes or a list of nodes, got "
-                f"{chosen.dtype} of shape {chosen.shape}; of several splits keep one"
-            )
-        if len(nodes) and (nodes.min() < 0 or nodes.max() >= num_nodes):
-            raise InputError(f"{place}: the {part} part names a node outside 0 … {num_nodes - 1}")
-        twice = nodes[split[nodes] >= 0]
-        if len(twice):
-            raise InputError(f"{place}: node {twice[0]} stands in {SPLITS[split[twice[0]]]} and in {part}")
-        split[nodes] = code
+        keys = [f"{name}_{kind}" for name in _PART_KEYS[part] for kind in ("mask", "idx")]
+        given = {key: array for key in keys if (array := arrays.get(key)) is not None}
+        if len(given) > 1:
+            raise InputError(f"{place}: {' and '.join(map(repr, given))} both say which nodes are {part}; keep one")
+        for key, array in given.items():
+            read = _mask if key.endswith("mask") or array.dtype.kind == "b" else _listed_nodes
+            chosen = read(f"{place}, {key!r}", array, num_nodes)
+            split = np.full(num_nodes, -1, np.int8) if split is None else split
+            twice = np.flatnonzero(chosen & (split >= 0))
+            if len(twice):
+                raise InputError(f"{place}: node {twice[0]} stands in {SPLITS[split[twice[0]]]} and in {part}")
+            split[chosen] = code
     return split
+
+
+def _mask(place: str, values: np.ndarray, num_nodes: int) -> np.ndarray:
+    if values.ndim == 2 and values.shape[0] == num_nodes and values.shape[1] > 1:
+        raise InputError(
+            f"{place}: {values.shape[1]} splits, one in each column; save the one you mean, such as mask[:, 0]"
+        )
+    values = _flat(values)
+    if values.shape != (num_nodes,) or values.dtype.kind not in "biuf":
+        raise InputError(
+            f"{place}: needed a mask, true or false for each of {num_nodes:,} nodes, got {values.dtype} of shape "
+            f"{values.shape}; {_LISTS}"
+        )
+    _refuse_first(
+        place, (values != 0) & (values != 1), lambda row: f"a mask is made of 0 and 1, got {values[row]}; {_LISTS}"
+    )
+    return values.astype(bool)
+
+
+def _listed_nodes(place: str, values: np.ndarray, num_nodes: int) -> np.ndarray:
+    values = _flat(values)
+    if values.size == 0:
+        return np.zeros(num_nodes, bool)
+    if values.ndim != 1 or values.dtype.kind not in "iu":
+        raise InputError(
+            f"{place}: needed a list of nodes, whole numbers, got {values.dtype} of shape {values.shape}; {_MASKS}"
+        )
+    _refuse_first(
+        place,
+        (values < 0) | (values >= num_nodes),
+        lambda row: f"there is no node {values[row]}; they are 0 … {num_nodes - 1}",
+    )
+    chosen = np.zeros(num_nodes, bool)
+    chosen[values] = True
+    if chosen.sum() < len(values):
+        firsts = np.unique(values, return_index=True)[1]
+        row = int(np.setdiff1d(np.arange(len(values)), firsts)[0])
+        raise InputError(
+            f"{place}, row {row + 1}: node {values[row]} is there twice, and a list has each node once; {_MASKS}"
+        )
+    return chosen
+
+
+def _flat(values: np.ndarray) -> np.ndarray:
+    return values[:, 0] if values.ndim == 2 and values.shape[1] == 1 else values
+
+
+def _refuse_first(place: str, wrong: np.ndarray, describe: Callable[[int], str]) -> None:
+    rows = np.flatnonzero(wrong)
+    if len(rows):
+        more = f" ({len(rows) - 1:,} more such rows)" if len(rows) > 1 else ""
+        raise InputError(f"{place}, row {rows[0] + 1}: {describe(int(rows[0]))}{more}")
+
+
+def _listed(names: Sequence[str], at_most: int = 12) -> str:
+    more = f" and {len(names) - at_most} more" if len(names) > at_most else ""
+    return ", ".join(names[:at_most]) + more
+
+
+def num_nodes_of(place: str, per_node: Mapping[str, tuple[int, ...]]) -> int:
+    """The rows of the first of the arrays, whose shapes are given.
+
+    Raises:
+        InputError: it has none.
+    """
+    key, shape = next(iter(per_node.items()))
+    if not shape:
+        raise InputError(f"{place}, {key!r}: needed one row per node, got a single value")
+    return shape[0]

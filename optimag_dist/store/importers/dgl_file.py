@@ -1,5 +1,7 @@
 """DGL: a file of ``dgl.save_graphs`` with one homogeneous graph."""
 
+import re
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,10 +9,10 @@ import numpy as np
 
 from optimag_dist.dgl_package import import_dgl
 from optimag_dist.store.arrays import ArrayFeatures, ArrayRows
-from optimag_dist.store.importers.array_source import ArraySource, labels_of, split_of
+from optimag_dist.store.importers.array_source import SPLIT_KEYS, ArraySource, labels_of, split_of
 from optimag_dist.store.importers.options import ImportOptions
-from optimag_dist.store.importers.torch_file import as_numpy
-from optimag_dist.store.layout import SPLITS
+from optimag_dist.store.importers.torch_file import as_numpy, described
+from optimag_dist.store.tables import reading
 from optimag_dist.types import InputError
 
 # Little-endian, at the head of every file of dgl.save_graphs.
@@ -20,7 +22,7 @@ _LABELS = ("label", "labels", "y")
 
 def is_dgl(path: Path) -> bool:
     """Whether ``path`` was written by ``dgl.save_graphs``, whatever its ending (MAGB calls them ``.pt``)."""
-    with path.open("rb") as file:
+    with reading(path), path.open("rb") as file:
         return file.read(8) == _MAGIC
 
 
@@ -32,55 +34,92 @@ def open_dgl(path: Path, options: ImportOptions) -> ArraySource:
     Raises:
         InputError: no graph, several, of several kinds of nodes, node data that cannot be used, or DGL is not there.
     """
-    graph = load_graph(path)
-    data = {name: as_numpy(tensor) for name, tensor in graph.ndata.items()}
-    features = {name: array for name, array in data.items() if array.ndim == 2 and array.dtype.kind == "f"}
+    graph, beside = load_graph(path)
+    n = graph.num_nodes()
+    data = {name: as_numpy(f"{path}, node data {name!r}", tensor) for name, tensor in graph.ndata.items()}
+    # Whole numbers may be ids or codes: only who made them knows.
     modalities = {
-        name: ArrayFeatures(path, ArrayRows(array), graph.num_nodes(), "the graph", name)
-        for name, array in features.items()
-        if name not in _LABELS
+        name: ArrayFeatures(path, ArrayRows(array), n, "the graph", name)
+        for name, array in data.items()
+        if array.ndim == 2 and array.dtype.kind == "f" and name not in _LABELS
     }
-    return graph_source(path, graph, modalities | options.given_features(path.parent, graph.num_nodes()), options)
+    given = options.given_features(path.parent, n)
+    return graph_source(path, graph, modalities | given, options, beside, taken=modalities)
 
 
-def load_graph(path: Path) -> Any:
-    """The ``dgl.DGLGraph`` in ``path``.
+def load_graph(path: Path) -> tuple[Any, list[str]]:
+    """The ``dgl.DGLGraph`` in ``path``, and what stands beside it in the file, for people.
 
     Raises:
-        InputError: no graph, several, or of several kinds of nodes, or DGL is not there.
+        InputError: no graph, several, or of several kinds of nodes or edges, or DGL is not there.
     """
     dgl = import_dgl(f"{path}: a graph saved by DGL", "write it as .npz where DGL is (docs/ingest.md)")
     try:
-        graphs, _ = dgl.load_graphs(str(path))
-    except (dgl.DGLError, OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read: {error}; write it with dgl.save_graphs") from error
-    if len(graphs) != 1 or not graphs[0].is_homogeneous:
-        kinds = f"{len(graphs)} graphs" if len(graphs) != 1 else f"node types {graphs[0].ntypes}"
-        raise InputError(f"{path}: needed one graph with one type of nodes and of edges, got {kinds}; save that alone")
-    return graphs[0]
+        graphs, beside = dgl.load_graphs(str(path))
+    # DGL's C++ checks, and what its Python does with numbers they let pass.
+    except Exception as error:
+        reason = re.sub(r"^\[.*?\] \S+: (Check failed: )?", "", (str(error) or type(error).__name__).splitlines()[0])
+        raise InputError(
+            f"{path}: cannot be read, it is damaged or cut short ({reason}); copy it again or write it with "
+            "dgl.save_graphs"
+        ) from error
+    if len(graphs) != 1:
+        raise InputError(
+            f"{path}: needed one graph, got {len(graphs)}; save that alone: dgl.save_graphs(path, [graph])"
+        )
+    graph = graphs[0]
+    if len(graph.ntypes) > 1:
+        raise InputError(
+            f"{path}: needed nodes of one type, got {', '.join(graph.ntypes)}; save those of one, with their edges: "
+            f"dgl.node_type_subgraph(graph, [{graph.ntypes[0]!r}])"
+        )
+    if len(graph.etypes) > 1:
+        raise InputError(
+            f"{path}: needed edges of one type, got {', '.join(graph.etypes)}; save those of one, "
+            f"dgl.edge_type_subgraph(graph, [{graph.etypes[0]!r}]), or all as one: "
+            f"dgl.to_homogeneous(graph, ndata={sorted(graph.ndata)})"
+        )
+    return graph, [f"{name!r} beside the graph" for name in beside]
 
 
-def graph_source(path: Path, graph: Any, modalities: dict[str, ArrayFeatures], options: ImportOptions) -> ArraySource:
-    """``graph`` with ``modalities`` in place of those in its node data."""
+def graph_source(
+    path: Path,
+    graph: Any,
+    modalities: dict[str, ArrayFeatures],
+    options: ImportOptions,
+    beside: Sequence[str],
+    *,
+    taken: Collection[str] = (),
+) -> ArraySource:
+    """``graph`` with ``modalities``, of which ``taken`` stand in its node data; ``beside`` is not used."""
     n = graph.num_nodes()
     sources, targets = graph.edges()
-    data = {name: as_numpy(tensor) for name, tensor in graph.ndata.items()}
+    data = {name: as_numpy(f"{path}, node data {name!r}", tensor) for name, tensor in graph.ndata.items()}
+    label = next((name for name in _LABELS if name in data), "")
+    # What DGL notes itself, such as _ID, begins with an underscore.
+    used = {label, *SPLIT_KEYS, *taken}
     return ArraySource(
         name=options.name or path.stem,
         edge_file=path,
         directed=options.directed,
         num_nodes=n,
-        edges=ArrayRows(np.stack([as_numpy(sources), as_numpy(targets)], axis=1)),
+        edges=ArrayRows(np.stack([as_numpy(str(path), sources), as_numpy(str(path), targets)], axis=1)),
         modalities=modalities,
         inputs=(path, *options.feature_files(path.parent)),
         options=options,
-        known_labels=labels_of(
-            f"{path}, node data 'label'", next((data[name] for name in _LABELS if name in data), None), n
-        ),
-        known_split=split_of(str(path), {part: _as_mask(data.get(f"{part}_mask")) for part in SPLITS}, n),
+        known_labels=labels_of(f"{path}, node data {label!r}", data.get(label), n),
+        known_split=split_of(f"{path}, node data", {key: data.get(key) for key in SPLIT_KEYS}, n),
+        unused=[
+            *(
+                described(name, tensor)
+                for name, tensor in sorted(graph.ndata.items())
+                if name not in used and not name.startswith("_")
+            ),
+            *(
+                f"edge data {described(name, tensor)}"
+                for name, tensor in sorted(graph.edata.items())
+                if not name.startswith("_")
+            ),
+            *beside,
+        ],
     )
-
-
-def _as_mask(values: np.ndarray | None) -> np.ndarray | None:
-    # dgl.save_graphs turns masks into bytes.
-    return None if values is None else values.astype(bool)

@@ -18,8 +18,9 @@ def is_magb(folder: Path) -> bool:
 def open_magb(folder: Path, options: ImportOptions) -> ArraySource:
     """A dataset's folder: ``<Name>Graph.pt`` of ``dgl.save_graphs``, ``TextFeature/*.npy``, ``ImageFeature/*.npy``.
 
-    Without these two folders every ``.npy`` file beside the graph is a modality. Where there are several encoders, the
-    options' ``features`` choose. The graph is undirected unless they say otherwise, as in the benchmark.
+    Without these two folders every ``.npy`` file beside the graph is a modality, of its own name or that of the
+    options. Where there are several encoders, the options' ``features`` choose. The graph is undirected unless they
+    say otherwise, as in the benchmark.
 
     Layout: https://github.com/sktsherlock/MAGB, README.
 
@@ -29,7 +30,7 @@ def open_magb(folder: Path, options: ImportOptions) -> ArraySource:
     graphs = _graph_files(folder)
     if len(graphs) > 1:
         raise InputError(f"{folder}: several DGL graphs, {', '.join(path.name for path in graphs)}; leave one there")
-    graph = load_graph(graphs[0])
+    graph, beside = load_graph(graphs[0])
     options = options.model_copy(
         update={
             "name": options.name or folder.resolve().name,
@@ -41,7 +42,7 @@ def open_magb(folder: Path, options: ImportOptions) -> ArraySource:
         name: ArrayFeatures(folder / file, NpyRows(folder / file), graph.num_nodes(), "the graph")
         for name, file in options.features.items()
     }
-    return graph_source(graphs[0], graph, modalities, options)
+    return graph_source(graphs[0], graph, modalities, options, beside)
 
 
 def _graph_files(folder: Path) -> list[Path]:
@@ -50,7 +51,8 @@ def _graph_files(folder: Path) -> list[Path]:
 
 def _found(folder: Path, options: ImportOptions) -> dict[str, str]:
     if not any((folder / name).is_dir() for name in _FOLDERS.values()):
-        return {path.stem: path.name for path in sorted(folder.glob("*.npy"))}
+        given = set(options.features.values())
+        return {path.stem: path.name for path in sorted(folder.glob("*.npy")) if path.name not in given}
     found = {}
     for modality, name in _FOLDERS.items():
         files = sorted((folder / name).glob("*.npy"))

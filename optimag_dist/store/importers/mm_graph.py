@@ -1,13 +1,14 @@
 """MM-Graph (arXiv 2406.16321): one folder per dataset with edges, labels, splits and features of several encoders."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from optimag_dist.store.arrays import ArrayFeatures, ArrayRows
-from optimag_dist.store.importers.array_source import ArraySource, labels_of, split_of
+from optimag_dist.store.importers.array_source import SPLIT_KEYS, ArraySource, labels_of, split_of
 from optimag_dist.store.importers.options import ImportOptions
-from optimag_dist.store.importers.torch_file import as_numpy, load_tensors
+from optimag_dist.store.importers.torch_file import as_numpy, attribute, described, load_tensors
 from optimag_dist.types import InputError
 
 _EDGES = "nc_edges-nodeid.pt"
@@ -31,20 +32,27 @@ def open_mm_graph(folder: Path, options: ImportOptions) -> ArraySource:
     Raises:
         InputError: several encoders and none chosen, or a file that is missing or cannot be used.
     """
+    links = sorted(folder.glob(_LINKS))
+    unused = []
     edge_file = folder / _EDGES
     if edge_file.is_file():
-        edges = as_numpy(load_tensors(edge_file))
+        edges = as_numpy(str(edge_file), load_tensors(edge_file))
+        unused = [path.name for path in links]
     else:
-        edge_file = _only(sorted(folder.glob(_LINKS)), folder)
-        train = load_tensors(edge_file)["train"]
-        edges = np.stack([as_numpy(train["source_node"]), as_numpy(train["target_node"])], axis=1)
+        edge_file = _only(links, folder)
+        edges = _train_edges(edge_file)
     feature_file = _feature_file(folder, options)
-    features = as_numpy(load_tensors(feature_file))
+    features = as_numpy(str(feature_file), load_tensors(feature_file))
     if features.ndim != 2 or features.shape[1] % 2:
         raise InputError(f"{feature_file}: needed shape (nodes, 2 × width), got {features.shape}")
     n, half = len(features), features.shape[1] // 2
     label_file, split_file = folder / "labels-w-missing.pt", folder / "split.pt"
     split = load_tensors(split_file) if split_file.is_file() else {}
+    if not isinstance(split, Mapping):
+        raise InputError(
+            f"{split_file}: needed a dictionary of train_idx, val_idx, test_idx, got {type(split).__name__}"
+        )
+    unused += [f"{split_file.name}: {described(key, nodes)}" for key, nodes in split.items() if key not in SPLIT_KEYS]
     return ArraySource(
         name=options.name or folder.resolve().name,
         edge_file=edge_file,
@@ -63,13 +71,22 @@ def open_mm_graph(folder: Path, options: ImportOptions) -> ArraySource:
             *options.feature_files(folder),
         ),
         options=options,
-        known_labels=labels_of(str(label_file), as_numpy(load_tensors(label_file)), n)
+        known_labels=labels_of(str(label_file), as_numpy(str(label_file), load_tensors(label_file)), n)
         if label_file.is_file()
         else None,
-        known_split=split_of(
-            str(split_file), {key.removesuffix("_idx"): as_numpy(nodes) for key, nodes in split.items()}, n
-        ),
+        known_split=split_of(str(split_file), {key: attribute(split, key, split_file) for key in SPLIT_KEYS}, n),
+        unused=unused,
     )
+
+
+def _train_edges(path: Path) -> np.ndarray:
+    content = load_tensors(path)
+    train = content.get("train") if isinstance(content, Mapping) else None
+    ends = [attribute(train if isinstance(train, Mapping) else {}, f"{end}_node", path) for end in ("source", "target")]
+    known = [end for end in ends if end is not None and end.ndim == 1]
+    if len({len(end) for end in known}) != 1 or len(known) != 2:
+        raise InputError(f"{path}: needed 'train' with as many 'source_node' as 'target_node', one number each")
+    return np.stack(known, axis=1)
 
 
 def _only(paths: list[Path], folder: Path) -> Path:

@@ -1,6 +1,5 @@
 """OGB node property prediction: a dataset's folder as it is downloaded, with ``raw/`` and ``split/``."""
 
-import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,12 +10,16 @@ import pyarrow.csv
 from optimag_dist.store.arrays import ArrayFeatures
 from optimag_dist.store.importers.array_source import ArraySource, labels_of, split_of
 from optimag_dist.store.importers.options import ImportOptions
-from optimag_dist.store.tables import reading
+from optimag_dist.store.tables import null_rows, reading
 from optimag_dist.types import InputError
+
+_EDGES = "edge.csv.gz"
+# What only datasets of several kinds of nodes have, such as ogbn-mag.
+_SEVERAL_KINDS = ("num-node-dict.csv.gz", "triplet-list.csv.gz")
 
 
 def is_ogb(folder: Path) -> bool:
-    return (folder / "raw" / "edge.csv.gz").is_file()
+    return any((folder / "raw" / name).is_file() for name in (_EDGES, *_SEVERAL_KINDS))
 
 
 def open_ogb(folder: Path, options: ImportOptions) -> ArraySource:
@@ -31,24 +34,35 @@ def open_ogb(folder: Path, options: ImportOptions) -> ArraySource:
         InputError: a file is missing or damaged, there are several graphs, or a label is no whole number.
     """
     raw = folder / "raw"
+    if not (raw / _EDGES).is_file():
+        raise InputError(
+            f"{folder}: an OGB dataset with several kinds of nodes, and a store has one; write the nodes and edges of "
+            "one kind as tables or .npz"
+        )
     counts = {}
     for what in ("node", "edge"):
         path = raw / f"num-{what}-list.csv.gz"
         numbers = _read(path, pa.int64())
         if numbers.size != 1:
-            raise InputError(f"{path}: needed one graph, got {len(numbers)}")
+            raise InputError(
+                f"{path}: needed the size of one graph, got {numbers.size:,} numbers; datasets of many graphs (ogbg) "
+                "have no nodes to train on"
+            )
         counts[what] = int(numbers[0, 0])
+        if counts[what] < 1:
+            raise InputError(f"{path}: needed at least one {what}, got {counts[what]}")
     n = counts["node"]
     modalities = options.given_features(folder, n)
     features, label = raw / "node-feat.csv.gz", raw / "node-label.csv.gz"
-    inputs = [raw / "edge.csv.gz", *(raw / f"num-{what}-list.csv.gz" for what in counts)]
+    inputs = [raw / _EDGES, *(raw / f"num-{what}-list.csv.gz" for what in counts)]
     if features.is_file():
         rows = _CsvRows(features, n, pa.float32())
         modalities = {"feat": ArrayFeatures(features, rows, n, "the graph")} | modalities
         inputs.append(features)
     if label.is_file():
         inputs.append(label)
-    parts = _split_files(folder, options)
+    parts, unused = _split_files(folder, options)
+    unused += [f"raw/{path.name}" for path in sorted(raw.glob("*.csv.gz")) if path not in inputs]
     return ArraySource(
         name=options.name or folder.resolve().name,
         edge_file=inputs[0],
@@ -60,22 +74,26 @@ def open_ogb(folder: Path, options: ImportOptions) -> ArraySource:
         options=options,
         known_labels=labels_of(str(label), _read(label, pa.float64()), n) if label.is_file() else None,
         known_split=split_of(
-            str(folder / "split"), {part: _read(path, pa.int64()).reshape(-1) for part, path in parts.items()}, n
+            str(folder / "split"), {f"{part}_idx": _read(path, pa.int64()) for part, path in parts.items()}, n
         ),
+        unused=unused,
     )
 
 
-def _split_files(folder: Path, options: ImportOptions) -> dict[str, Path]:
+def _split_files(folder: Path, options: ImportOptions) -> tuple[dict[str, Path], list[str]]:
+    """The files of the parts, and what else is there, for people."""
     schemes = sorted(path.name for path in (folder / "split").glob("*") if path.is_dir())
     if not schemes and options.split is None:
-        return {}
+        return {}, []
     if options.split is None and len(schemes) > 1:
         raise InputError(f"{folder / 'split'}: several splits, {', '.join(schemes)}; choose with split=NAME")
-    scheme = options.split or schemes[0]
+    scheme = folder / "split" / (options.split or schemes[0])
+    # Link datasets split edges, in files of tensors; those to train on are the graph.
+    if (scheme / "train.pt").is_file() and not (scheme / "train.csv.gz").is_file():
+        return {}, [f"split/{scheme.name}/*.pt, which hold edges (optimag split holds links out anew)"]
     return {
-        part: folder / "split" / scheme / f"{name}.csv.gz"
-        for part, name in {"train": "train", "val": "valid", "test": "test"}.items()
-    }
+        part: scheme / f"{name}.csv.gz" for part, name in (("train", "train"), ("val", "valid"), ("test", "test"))
+    }, []
 
 
 class _CsvRows:
@@ -117,13 +135,27 @@ def _read(path: Path, kind: pa.DataType) -> np.ndarray:
 def _blocks(path: Path, kind: pa.DataType) -> Iterator[np.ndarray]:
     with reading(path):
         batches = _open(path, kind)
+    first = 0
     while True:
         with reading(path):
             batch = next(batches, None)
         if batch is None:
             return
-        columns = [column.cast(kind).fill_null(math.nan if pa.types.is_floating(kind) else 0) for column in batch]
-        yield np.stack([column.to_numpy(zero_copy_only=False) for column in columns], axis=1)
+        if pa.types.is_integer(kind):
+            _refuse_gaps(path, batch, first)
+        first += len(batch)
+        # What is left of nulls becomes NaN.
+        yield np.stack([column.cast(kind).to_numpy(zero_copy_only=False) for column in batch], axis=1)
+
+
+def _refuse_gaps(path: Path, batch: pa.RecordBatch, first: int) -> None:
+    gaps = [(int(null_rows(column)[0]), position) for position, column in enumerate(batch) if column.null_count]
+    if gaps:
+        row, position = min(gaps)
+        raise InputError(
+            f"{path}, row {first + row + 1}: cell {position + 1} of {batch.num_columns} is empty or NaN; needed a "
+            "whole number in every cell"
+        )
 
 
 def _open(path: Path, kind: pa.DataType) -> pyarrow.csv.CSVStreamingReader:

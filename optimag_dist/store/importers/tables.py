@@ -24,6 +24,7 @@ class TableSource:
     """
 
     resident_bytes = 0
+    notes: tuple[str, ...] = ()
 
     def __init__(self, path: Path, overrides: Sequence[str]) -> None:
         self._schema = schema = load_options(IngestSchema, path, overrides)

@@ -1,7 +1,8 @@
 """Tensors in ``.pt`` files, without running code from them."""
 
-import pickle
-from collections.abc import Callable
+import re
+import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,21 @@ _STAND_INS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     )
 ]
 
+FROM_ADJACENCY = "data.edge_index = torch.stack(data.adj_t.t().coo()[:2]); data.adj_t = None"
+SEVERAL_KINDS = (
+    "a store has one kind of nodes and of edges: save those with "
+    'torch.save({"edge_index": data["a", "to", "a"].edge_index, **data["a"].to_dict()}, path), or all of them with '
+    "torch.save(data.to_homogeneous().to_dict(), path) and features of one width"
+)
+# What stands in a file beside tensors → how to save it so that it can be read.
+_ADVICE = {
+    "torch_geometric.data.hetero_data.": SEVERAL_KINDS,
+    "torch_sparse.": f"save the edges as a tensor: {FROM_ADJACENCY}; torch.save(data.to_dict(), path)",
+    "torch_geometric.": "save the one graph you mean as a dictionary: torch.save(data.to_dict(), path)",
+    "numpy.": "save tensors: torch.from_numpy(array)",
+    "scipy.": "save the edges as a tensor: torch.from_numpy(numpy.stack(matrix.nonzero()))",
+}
+
 
 def load_tensors(path: Path) -> Any:
     """What ``torch.save`` wrote to ``path``, tensors mapped where the file's format allows it.
@@ -41,24 +57,50 @@ def load_tensors(path: Path) -> Any:
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file")
+    _check_sums(path)
     try:
         with torch.serialization.safe_globals([dict, *_STAND_INS]):
             try:
                 content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             except RuntimeError:  # files of torch before 1.6 cannot be mapped
                 content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, OSError, EOFError, ValueError) as error:
-        reason = next((line for line in str(error).splitlines() if "Unsupported" in line), str(error).split("\n")[0])
+        return _attributes(content)
+    # What a pickle that is damaged or made on purpose can raise has no end.
+    except Exception as error:
+        if match := re.search(r"Unsupported (?:global|operand|class)\w*:? (?:GLOBAL )?([\w.]+)", str(error)):
+            advice = next((text for name, text in _ADVICE.items() if match[1].startswith(name)), None)
+            raise InputError(
+                f"{path}: holds {match[1]}; only tensors and plain containers are read, since other pickled objects "
+                f"could run code: {advice or 'save a dictionary of tensors'}"
+            ) from error
+        reason = (str(error) or type(error).__name__).splitlines()[0].strip().rstrip(".")
         raise InputError(
-            f"{path}: cannot be read as tensors: {reason.strip()}; only tensors and plain containers are read, since "
-            "other pickled objects could run code: save a dictionary of tensors"
+            f"{path}: cannot be read as tensors, it is damaged or was not written by torch.save ({reason}); only "
+            "tensors and plain containers are read, since other pickled objects could run code: save a dictionary of "
+            "tensors again"
         ) from error
-    return _attributes(content)
+
+
+def _check_sums(path: Path) -> None:
+    # torch reads over the checksums of its archives.
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except Exception as error:
+        damaged = str(error) or type(error).__name__
+    if damaged is not None:
+        raise InputError(f"{path}: damaged: {damaged} does not match its checksum; copy or write the file again")
 
 
 def _attributes(content: Any) -> Any:
     if isinstance(content, (tuple, list)) and any(map(_is_pyg, content)):
-        return tuple(_attributes(part) for part in content)
+        return tuple(map(_mapping, content))
+    return _mapping(content)
+
+
+def _mapping(content: Any) -> Any:
     if not _is_pyg(content):
         return content
     state = vars(content)
@@ -72,9 +114,41 @@ def _is_pyg(content: Any) -> bool:
     return isinstance(content, _Plain) or type(content).__module__.startswith("torch_geometric.")
 
 
-def as_numpy(values: Any) -> np.ndarray:
-    """A tensor, array or list as an array; bfloat16, which numpy lacks, as float32."""
-    if isinstance(values, Tensor):
-        values = values.detach()
-        return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
-    return np.asarray(values)
+def as_numpy(place: str, values: Any) -> np.ndarray:
+    """A tensor or list as an array; bfloat16 and float8, which numpy lacks, as float32.
+
+    Raises:
+        InputError: beginning with ``place``: a sparse or quantised tensor, another type that numpy lacks, no array.
+    """
+    if not isinstance(values, Tensor):
+        try:
+            return np.asarray(values)
+        except Exception as error:
+            raise InputError(f"{place}: cannot be made an array: {error}; save it as a tensor") from error
+    values = values.detach()
+    if values.layout is not torch.strided or values.is_quantized:
+        kind = "quantised" if values.is_quantized else "sparse"
+        remedy = (
+            "tensor.dequantize()" if values.is_quantized else "tensor.to_dense() (edges: tensor.coalesce().indices())"
+        )
+        raise InputError(f"{place}: needed a dense tensor, got a {kind} one; save {remedy}")
+    try:
+        if values.dtype.is_floating_point and values.dtype not in (torch.float16, torch.float32, torch.float64):
+            values = values.float()
+        return values.resolve_conj().resolve_neg().numpy()
+    except (TypeError, RuntimeError) as error:
+        raise InputError(
+            f"{place}: {values.dtype} is no type of numbers that can be read; save tensor.float()"
+        ) from error
+
+
+def attribute(data: Mapping[Any, Any], key: str, path: Path) -> np.ndarray | None:
+    """``data[key]``, from ``path``, as an array; None where there is none."""
+    return None if data.get(key) is None else as_numpy(f"{path}, {key!r}", data[key])
+
+
+def described(key: Any, value: Any) -> str:
+    """An entry of a file in a few words, for people."""
+    if isinstance(value, (Tensor, np.ndarray)):
+        return f"{key!r} {str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+    return f"{key!r} ({type(value).__name__})"
