@@ -6,10 +6,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from hatchling.builders.wheel import WheelBuilder
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -69,6 +71,15 @@ def test_every_requirement_of_the_setup_is_pinned_within_its_range(python: str) 
         assert requirement.specifier.contains(pin.version), f"{requirement} excludes its pin {pin.version}"
 
 
+def imported_by(node: ast.AST) -> list[str]:
+    """The modules that a statement imports; relative ones, which only ``ufgw`` has, as that package."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        return ["optimag_dist.ufgw"] if node.level else [node.module or ""]
+    return []
+
+
 def test_ufgw_imports_torch_and_the_standard_library_only() -> None:
     allowed = {"torch", *sys.stdlib_module_names}
     # What is taken where numba or Triton is there; that nothing else needs it is shown in tests/ufgw/test_imports.py.
@@ -77,15 +88,44 @@ def test_ufgw_imports_torch_and_the_standard_library_only() -> None:
     assert len(files) > 10
     for path in files:
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom):
-                names = ["optimag_dist.ufgw"] if node.level else [node.module or ""]
-            else:
-                continue
-            for name in names:
+            for name in imported_by(node):
                 ours = name == "optimag_dist.ufgw" or name.startswith("optimag_dist.ufgw.")
-                assert ours or name.partition(".")[0] in allowed, f"{path.name}:{node.lineno} imports {name}"
+                assert ours or name.partition(".")[0] in allowed, f"{path}: imports {name}"
+
+
+# -- the wheel ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_wheel_holds_the_whole_package() -> None:
+    held = {file.distribution_path for file in WheelBuilder(str(ROOT)).recurse_included_files()}
+    package = [
+        path for path in (ROOT / "optimag_dist").rglob("*") if path.is_file() and "__pycache__" not in path.parts
+    ]
+    assert held == {path.relative_to(ROOT).as_posix() for path in package}
+    assert {Path(name).suffix for name in held} >= {".py", ".j2", ".yaml", ".parquet"}
+
+
+def test_the_program_imports_what_it_declares() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+    def names(requirements: list[str]) -> set[str]:
+        return {canonicalize_name(Requirement(line).name) for line in requirements}
+
+    # numba cannot be without the first; the second comes with torch where it exists, and is asked for.
+    always = names(project["dependencies"]) | {"llvmlite", "triton"}
+    extras = names(
+        [line for name, lines in project["optional-dependencies"].items() if name != "dev" for line in lines]
+    )
+    distributions = packages_distributions()
+    for path in (ROOT / "optimag_dist").rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        at_the_top = set(tree.body)
+        for node in ast.walk(tree):
+            allowed = always if node in at_the_top else always | extras
+            roots = {name.partition(".")[0] for name in imported_by(node)}
+            for name in roots - {"optimag_dist", *sys.stdlib_module_names}:
+                owners = {canonicalize_name(owner) for owner in distributions.get(name, [name])}
+                assert owners & allowed, f"{path}: imports {name}"
 
 
 # -- set-up ------------------------------------------------------------------------------------------------------------
