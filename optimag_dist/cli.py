@@ -80,9 +80,20 @@ def main() -> None:
         try:
             for argument in sys.argv[1:]:
                 argument.encode()
+            _ensure_home()
             app()
         except Exception as error:
             end(_without_ray(error))
+
+
+def _ensure_home() -> None:
+    """A user who is only a number, as in containers, may have none, and the libraries do not take that for possible."""
+    try:
+        Path.home()
+    except RuntimeError:
+        from optimag_dist.private_folder import private_folder
+
+        os.environ["HOME"] = str(private_folder(below=0))
 
 
 def _without_ray(error: Exception) -> BaseException:

@@ -25,6 +25,8 @@ from rich.text import Text
 from torch import distributed
 
 from optimag_dist import sparse
+from optimag_dist.messages import without_secrets
+from optimag_dist.types import InputError
 
 Status = Literal["ok", "warn", "bad"]
 GIB = 1024**3
@@ -199,13 +201,29 @@ def _disks() -> Iterator[Finding]:
 
 
 def _home() -> Iterator[Finding]:
-    home = Path.home()
     try:
+        home = Path.home()
         with tempfile.TemporaryFile(dir=home):
             yield Finding("home folder", f"{home} is writable")
-    except OSError as error:
-        remedy = "Ray keeps its token there: set HOME to a folder you may write to"
-        yield Finding("home folder", str(error), "bad", remedy)
+    except (OSError, RuntimeError) as error:
+        remedy = "tokens, compiled code and copies are kept there: set HOME to a folder you may write to"
+        yield Finding("home folder", str(error), "warn", remedy)
+
+
+def _session_folder() -> Iterator[Finding]:
+    # Where Ray does not import, the other findings are wanted all the more.
+    from optimag_dist.ray_session import session_folder
+
+    try:
+        yield Finding("Ray's session folder", f"{session_folder().parent} serves")
+    except InputError as error:
+        yield Finding("Ray's session folder", str(error), "bad", "see there")
+
+
+def _address() -> Iterator[Finding]:
+    if address := os.environ.get("RAY_ADDRESS"):
+        remedy = "commands join that cluster instead of working on this machine; unset RAY_ADDRESS if that is not meant"
+        yield Finding("RAY_ADDRESS", without_secrets(address), remedy=remedy)
 
 
 def _open_files() -> Iterator[Finding]:
@@ -285,5 +303,7 @@ _CHECKS: dict[str, Callable[[], Iterator[Finding]]] = {
     "/dev/shm": _shared_memory,
     "disks": _disks,
     "home folder": _home,
+    "Ray's session folder": _session_folder,
+    "RAY_ADDRESS": _address,
     "open files": _open_files,
 }

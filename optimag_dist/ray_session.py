@@ -1,5 +1,6 @@
 """The one place that starts or joins Ray, and how numbered tasks are handed to it."""
 
+import atexit
 import logging
 import os
 import socket
@@ -18,9 +19,13 @@ from ray._private.authentication.authentication_token_setup import (
 )
 
 from optimag_dist.messages import said_by_system
+from optimag_dist.private_folder import private_folder
 from optimag_dist.types import InputError, RunError
 
 _KNOCK_S = 5
+# What Ray is given of a session's folder, and the longest path of a socket below it.
+_RAYS_OWN = "r"
+_SESSION_BYTES = len(f"/{_RAYS_OWN}/session_2026-01-01_12-00-00_123456_4194304/sockets/dash_MetricsHead")
 # Letters of what Ray says that are passed on.
 _WORDS = 300
 _token_log = logging.getLogger("ray._private.authentication.authentication_token_setup")
@@ -96,7 +101,7 @@ def ensure_ray(address: str | None = None, num_cpus: int | None = None) -> None:
     """Connect to Ray, unless this process already is.
 
     An embedded instance asks for the user's token (``RAY_AUTH_MODE=disabled`` in the environment turns that off) and
-    shows its dashboard to this machine alone.
+    shows its dashboard to this machine alone; its files are in a folder that no other user can enter.
 
     Args:
         address: of a running cluster. Default: the cluster of the surrounding Ray job (Ray sets ``RAY_ADDRESS``
@@ -104,30 +109,90 @@ def ensure_ray(address: str | None = None, num_cpus: int | None = None) -> None:
         num_cpus: cores an embedded instance offers; default: all. A running cluster has its own count.
 
     Raises:
-        InputError: there is no cluster at ``address``, or it does not accept this user's token.
+        InputError: there is no cluster at ``address``, or it does not accept this user's token; or there is no place
+            for the folder of an embedded one.
+        RunError: an embedded one does not start.
     """
     if ray.is_initialized():
         return
     # Plain ray.init() would join whatever cluster it finds on the host; an embedded run must not depend on that.
-    address = address or os.environ.get("RAY_ADDRESS") or "local"
-    if address == "local":
+    named = address or os.environ.get("RAY_ADDRESS") or "local"
+    if named == "local":
         _make_token()
-    else:
-        _knock(address)
+        use_token()
+        _embed(num_cpus)
+        return
+    _knock(named, "--address" if address else "RAY_ADDRESS")
     use_token()
     try:
-        ray.init(
-            address=address,
-            num_cpus=num_cpus if address == "local" else None,
-            dashboard_host="127.0.0.1",
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+        ray.init(address=named, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, exceptions.AuthenticationError) as error:
         raise InputError(
-            f"no Ray cluster accepts this process at {address}: is it running there (ray status), and is its token in "
+            f"no Ray cluster accepts this process at {named}: is it running there (ray status), and is its token in "
             f"~/.ray/auth_token, or named by RAY_AUTH_TOKEN_PATH? {error}"
         ) from error
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"the Ray cluster at {named} cannot be joined: {error}") from error
+
+
+def _embed(num_cpus: int | None) -> None:
+    """Start a session of this process's own, in a folder that no other user may enter.
+
+    Raises:
+        InputError: there is no place for its folder.
+        RunError: it does not start; a machine that is busy was given a second chance.
+    """
+    for attempt in (1, 2):
+        folder = session_folder()
+        # Before the folder goes: what is registered last is called first.
+        atexit.register(ray.shutdown)
+        try:
+            with _temporary_files_in(folder):
+                ray.init(
+                    address="local",
+                    num_cpus=num_cpus,
+                    dashboard_host="127.0.0.1",
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    # Ray opens it and all below to everyone; not the one around it.
+                    _temp_dir=str(folder / _RAYS_OWN),
+                )
+            return
+        except Exception as error:
+            ray.shutdown()
+            if attempt == 2:
+                raise RunError(
+                    f"Ray does not start on this machine ({_first_line(error)}): it may be too busy, or short of "
+                    f"memory, disk or processes (optimag doctor). Run the same command again, or start Ray by hand, "
+                    f"ray start --head, and give --address"
+                ) from error
+
+
+def session_folder() -> Path:
+    """Make the folder of an embedded session, see :func:`private_folder`.
+
+    Raises:
+        InputError: there is no place for it.
+    """
+    return private_folder(below=_SESSION_BYTES)
+
+
+@contextmanager
+def _temporary_files_in(folder: Path) -> Iterator[None]:
+    """Processes started within put there what they would leave in ``/tmp``: Ray ends its workers by a signal."""
+    before = os.environ.get("TMPDIR")
+    os.environ["TMPDIR"] = str(folder)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TMPDIR"]
+        else:
+            os.environ["TMPDIR"] = before
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:_WORDS]
 
 
 def use_token() -> None:
@@ -142,12 +207,21 @@ def use_token() -> None:
     _token_log.setLevel(level)
     file = _token_file()
     # Ray writes it with the modes of any file, readable by all.
-    if file.is_file() and file.stat().st_uid == os.getuid() and stat.S_IMODE(file.stat().st_mode) & 0o077:
+    if (
+        file is not None
+        and file.is_file()
+        and file.stat().st_uid == os.getuid()
+        and stat.S_IMODE(file.stat().st_mode) & 0o077
+    ):
         file.chmod(0o600)
 
 
-def _token_file() -> Path:
-    return Path.home() / ".ray" / "auth_token"
+def _token_file() -> Path | None:
+    """None for a user without a home folder."""
+    try:
+        return Path.home() / ".ray" / "auth_token"
+    except RuntimeError:
+        return None
 
 
 def _make_token() -> None:
@@ -157,9 +231,11 @@ def _make_token() -> None:
         return
     token = generate_new_authentication_token()
     file = _token_file()
-    part = file.with_name(f".{uuid.uuid4().hex}")
     try:
+        if file is None:
+            raise FileNotFoundError("no home folder")
         file.parent.mkdir(parents=True, exist_ok=True)
+        part = file.with_name(f".{uuid.uuid4().hex}")
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             os.write(descriptor, token.encode())
@@ -177,14 +253,24 @@ def _make_token() -> None:
     loader.reset_cache()
 
 
-def _knock(address: str) -> None:
+def _knock(address: str, given: str) -> None:
     """Ray itself tries for many minutes before it says that nobody is there."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not port.isdigit():
+    if address == "auto":
         return
+    if address.startswith(("http://", "https://")):
+        raise InputError(
+            f"{given} {address}: that is a dashboard's address, for optimag submit; needed HOST:PORT of a running Ray "
+            f"head, as ray start --head prints it (port 6379 by default)"
+        )
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
+        raise InputError(
+            f"{given} {address}: needed HOST:PORT of a running Ray head, as ray start --head prints it, "
+            f"such as {host or address}:6379; or none to train on this machine alone"
+        )
     try:
-        socket.create_connection((host, int(port)), timeout=_KNOCK_S).close()
-    except OSError as error:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_S).close()
+    except (OSError, UnicodeError) as error:
         raise InputError(
             f"nothing answers at {address} ({error}); give the address of a running Ray head, as ray start --head "
             f"prints it, or none to train on this machine alone"
