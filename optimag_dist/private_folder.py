@@ -58,8 +58,7 @@ def _make(place: str) -> Path:
         descriptor = _lock(folder)
         if descriptor is not None:
             break
-    owner = os.getpid()
-    atexit.register(lambda: os.getpid() == owner and _remove(folder))
+    atexit.register(_remove, folder, os.getpid())
     return folder
 
 
@@ -91,7 +90,9 @@ def _remove_what_is_left(place: Path) -> None:
                 os.close(descriptor)
 
 
-def _remove(folder: Path) -> None:
+def _remove(folder: Path, owner: int) -> None:
+    if os.getpid() != owner:
+        return  # forked from it
     for _ in range(_TRIES):
         shutil.rmtree(folder, ignore_errors=True)
         if not folder.exists():

@@ -2,7 +2,9 @@
 
 import json
 import os
+import socket
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -64,3 +66,54 @@ def test_too_large_is_told_with_the_largest_names(recipe: Path, tmp_path: Path) 
     with pytest.raises(InputError, match=r"more than the 1 MiB that Ray takes; largest: table.csv \(2.9 MiB\)"):
         write_package(load_job(recipe), tmp_path / "a.zip", max_bytes=2**20)
     assert not (tmp_path / "a.zip").exists()
+
+
+def test_links_are_followed_within_the_jobs_own_files(recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "files/linked").symlink_to("sub")
+    (tmp_path / "files/linked.yaml").symlink_to(tmp_path / "files/a.yaml")
+    write_package(load_job(recipe), tmp_path / "a.zip")
+    assert _names(tmp_path / "a.zip") == [STEPS_FILE, "a.yaml", "linked/b.sh", "linked.yaml", "sub/b.sh"]
+    with zipfile.ZipFile(tmp_path / "a.zip") as made:
+        assert made.read("linked/b.sh") == b"sub/b.sh"
+
+
+def _link(target: str) -> Callable[[Path], None]:
+    return lambda place: place.symlink_to(target)
+
+
+def _socket(place: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(place))
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (_link("/etc"), "a link out of the job's own files, to /etc"),
+        (_link("../secret.txt"), "a link out of the job's own files"),
+        (_link("."), "a link to a folder that it lies in"),
+        (_link("../files/sub/.."), "a link to a folder that it lies in"),
+        (_link("runs/x"), "a link to runs/x, which is left out"),
+        (_link(".env"), "a link to .env, which is left out"),
+        (_link("nowhere"), "a link to nothing"),
+        (_link("odd"), "a link to nothing"),
+        (os.mkfifo, "a socket, a pipe or a device"),
+        (_socket, "a socket, a pipe or a device"),
+    ],
+)
+def test_what_cannot_travel_is_told_unless_it_is_excluded(
+    make: Callable[[Path], None], words: str, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "secret.txt").touch()
+    monkeypatch.chdir(tmp_path / "files")  # a socket's path must be short
+    make(Path("odd"))
+    with pytest.raises(InputError, match=rf"files/odd: ({words}).*excludes: \[odd\]"):
+        write_package(load_job(recipe), tmp_path / "a.zip")
+    write_package(load_job(recipe, ["excludes=['*.bin', odd]"]), tmp_path / "a.zip")
+    assert _names(tmp_path / "a.zip") == [STEPS_FILE, "a.yaml", "sub/b.sh"]
+
+
+def test_a_name_that_is_not_utf8_is_told(recipe: Path, tmp_path: Path) -> None:
+    Path(os.fsdecode(os.fsencode(tmp_path / "files") + b"/caf\xe9")).touch()
+    with pytest.raises(InputError, match="a name that is not UTF-8"):
+        write_package(load_job(recipe), tmp_path / "a.zip")
