@@ -349,25 +349,35 @@ def tune(
 ) -> None:
     """Search hyperparameters: trials of several workers each, all on one store and its PPR."""
     from optimag_dist.tune.options import load_sweep
-    from optimag_dist.tune.results import best, pareto_front, ranked
+    from optimag_dist.tune.results import ENDED, best, pareto_front, ranked
+    from optimag_dist.tune.space import num_trials
     from optimag_dist.tune.sweep import run_sweep
     from optimag_dist.tune.view import trials_table
 
     run, options = load_sweep(config, space, overrides or [])
     resume = resume or (resume_if_there and (run.directory / "space.yaml").exists())
+    words = ["optimag", "tune", str(config), str(space), *(overrides or []), "--resume"]
+    again = shlex.join([*words, *(["--address", address] if address else [])])
     try:
         rows = run_sweep(run, options, resume=resume, address=address)
     except KeyboardInterrupt:
-        words = ["optimag", "tune", str(config), str(space), *(overrides or []), "--resume"]
-        again = shlex.join([*words, *(["--address", address] if address else [])])
-        fail(f"interrupted; trials and checkpoints are kept in {run.directory}; go on with: {again}", 130)
+        found = run.directory / "best"
+        so_far = f"the best so far is in {found}" if found.is_dir() else "no trial has finished yet"
+        kept = f"trials and checkpoints are kept in {run.directory}"
+        fail(f"interrupted; {kept}; {so_far}; go on with: {again}", 130)
     front = pareto_front(rows, options) if len(options.metrics) > 1 else None
     console().print(trials_table(ranked(rows, options), options, front))
     _report(run.directory)
     say(f"trials:      {run.directory / 'trials.parquet'}")
+    if diverged := [row.trial for row in rows if row.status == "diverged"]:
+        say(f"diverged:    {', '.join(diverged)}; they are in no comparison")
+    ended, planned = sum(row.status in ENDED for row in rows), num_trials(options)
+    if ended < planned:
+        say(f"over time:   {ended} of {planned} trials have ended; go on with: {again}")
     winner = best(rows, options)
     if winner is None:
-        reason = next((row.error for row in rows if row.error), "all were stopped")
+        over = f"search.time_budget_s={options.search.time_budget_s} is over"
+        reason = next((row.error for row in rows if row.error), over if ended < planned else "all were stopped")
         fail(f"no trial has finished: {reason}", 1)
     say(f"best:        {winner.trial}; train it again with: optimag train {run.directory / 'best' / 'config.yaml'}")
 

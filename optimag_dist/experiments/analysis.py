@@ -31,6 +31,7 @@ class Row:
         advantage: of kept mass over the better of the other two ways, paired by seed; None likewise.
         seconds: of training, or of judging, per seed.
         tuned: key → value that tuning chose.
+        diverged: how many fits are left out of all that, as they did.
     """
 
     study: str
@@ -44,6 +45,7 @@ class Row:
     advantage: Interval | None
     seconds: Interval
     tuned: Mapping[str, Any]
+    diverged: int = 0
 
     @property
     def judged_by(self) -> str | None:
@@ -95,13 +97,17 @@ def _row(
     compared_with: str | None,
     against: Sequence[Mapping[str, Any]],
 ) -> Row:
+    # A column that no fit has is not in the table.
+    lost = sum(fit.get("diverged") is not None for fit in fits)
+    tuned = {k.removeprefix("tuned/"): v for k, v in fits[0].items() if k.startswith("tuned/") and v is not None}
+    fits = [fit for fit in fits if fit.get("diverged") is None]
+    against = [fit for fit in against if fit.get("diverged") is None]
     columns = columns_of(fits)
     base = {fit["seed"]: fit for fit in against} if columns[:1] == columns_of(against)[:1] else {}
     gaps = [fit[key] - base[fit["seed"]][key] for key in columns[:1] for fit in fits if fit["seed"] in base]
     areas = {way: [fit[f"auc/{way}"] for fit in fits if _has_area(fit, way)] for way in WAYS}
     judged = [fit for fit in fits if all(_has_area(fit, way) for way in WAYS)]
     lead = [fit[f"auc/{KEPT}"] - max(fit[f"auc/{MISMATCH}"], fit[f"auc/{NEIGHBOURS}"]) for fit in judged]
-    tuned = {k.removeprefix("tuned/"): v for k, v in fits[0].items() if k.startswith("tuned/") and v is not None}
     return Row(
         study=study,
         graph=graph,
@@ -114,6 +120,7 @@ def _row(
         advantage=mean_interval(lead) if lead else None,
         seconds=mean_interval([fit["seconds"] for fit in fits]),
         tuned=tuned,
+        diverged=lost,
     )
 
 
@@ -146,6 +153,9 @@ def findings(rows: Sequence[Row]) -> list[str]:
                 f"{measure.show_difference(row.difference)}{measure.of_difference}, {row.difference.n} seeds."
             )
     silent = len(compared) - len(said)
+    lost = [f"{row.diverged} of {row.arm} on {row.graph}{where(row)}" for row in rows if row.diverged]
+    if lost:
+        said.append(f"Fits that diverged are in no mean and no difference: {'; '.join(lost)}.")
     if compared:
         said.append(f"{silent} of {len(compared)} comparisons show no difference: their intervals include 0.")
     if len(compared) > 3:

@@ -9,7 +9,7 @@
 Everything that has ended is kept: the same command goes on where it stopped.
 """
 
-import json
+import math
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -46,7 +46,7 @@ from optimag_dist.store import GraphStore, ingest, split_links
 from optimag_dist.tasks import decisive_of
 from optimag_dist.tasks.metrics import metric_of
 from optimag_dist.train.doors import refuse_second
-from optimag_dist.train.log import read_records
+from optimag_dist.train.log import read_records, read_result
 from optimag_dist.train.options import RunConfig
 from optimag_dist.tune.options import VARIANT, Distribution, SweepOptions, metrics_of
 from optimag_dist.tune.space import draw
@@ -55,6 +55,8 @@ from optimag_dist.tune.trial import trial_directory
 from optimag_dist.types import InputError, RunError
 
 Say = Callable[[str], None]
+# Of a fit's result.
+_NOT_FOR_TABLES = ("variant", "advice", "fingerprint", "store")
 # Of the points that tuning draws: the same for every arm.
 _TUNING_SEED = 7
 
@@ -215,10 +217,10 @@ def _at(setting: Setting) -> dict[str, Any]:
 
 
 def _result(directory: Path) -> dict[str, Any]:
-    """A fit's result, and the seconds it spent in training epochs."""
-    result = json.loads((directory / "result.json").read_text(encoding="utf-8"))
+    """A fit's result, or that it diverged, and the seconds it spent in training epochs."""
+    result = read_result(directory) or {}
     seconds = sum(record["seconds"] for record in read_records(directory / "metrics.jsonl"))
-    return {key: value for key, value in result.items() if key not in ("variant", "advice")} | {"seconds": seconds}
+    return {key: value for key, value in result.items() if key not in _NOT_FOR_TABLES} | {"seconds": seconds}
 
 
 class _Judge:
@@ -261,7 +263,9 @@ def _tuned(
 
 
 def _validation(result: Mapping[str, Any]) -> float:
-    """What a fit's early stopping went by; greater is better."""
+    """What a fit's early stopping went by; greater is better, and anything is better than to diverge."""
+    if "diverged" in result:
+        return -math.inf
     figure = decisive_figure(result)
     return metric_of(figure).sign * float(result[f"val/{figure}"])
 
@@ -314,12 +318,12 @@ def _fit_cells(
         metrics=metrics_of(figures.pop()) if len(figures) == 1 else {"seconds": "min"},
     )
     fits = [[trial_directory(run, f"{i:03d}") / f"seed-{seed}" for seed in seeds] for i in range(len(cells))]
-    if all((fit / "result.json").exists() for trial in fits for fit in trial):
+    if all(read_result(fit) is not None for trial in fits for fit in trial):
         return fits
     # Tune would not repeat a trial that it knows to have ended, whatever is left of it; fits know that themselves.
     shutil.rmtree(directory / "tune", ignore_errors=True)
     rows = run_sweep(run, sweep, resume=(directory / "space.yaml").exists(), address=place.address)
-    failed = [row for row in rows if row.status != "finished"]
+    failed = [row for row in rows if row.status not in ("finished", "diverged")]
     if failed:
         raise RunError(
             f"{directory}: trial {failed[0].trial} {failed[0].status}: {failed[0].error}; run it again to go on"

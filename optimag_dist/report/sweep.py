@@ -64,7 +64,9 @@ def _pair(sweep: Sweep, by_importance: list[str]) -> tuple[Axis, ...]:
 
 
 def _facts(sweep: Sweep) -> dict[str, str]:
-    counts = {status: sweep.count(status) for status in ("finished", "stopped", "failed", "running", "pending")}
+    counts = {
+        status: sweep.count(status) for status in ("finished", "stopped", "diverged", "failed", "running", "pending")
+    }
     said = [f"{number} {status}" for status, number in counts.items() if number]
     seconds = sum(trial.seconds for trial in sweep.trials)
     return {

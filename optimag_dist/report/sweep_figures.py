@@ -89,7 +89,7 @@ def parallel_coordinates(sweep: Sweep) -> Drawing | None:
     colours, norm = _colours(sweep, trials)
     reached = [trial.metrics[metric] for trial in trials]
     axes = [*sweep.axes, Axis(metric, "linear", min(reached), max(reached))]
-    failed = [trial for trial in sweep.trials if trial.status == "failed"]
+    failed = [trial for trial in sweep.trials if trial.status in ("failed", "diverged")]
 
     def draw() -> Figure:
         figure = Figure(figsize=(9.4, 4.6), layout="constrained")
@@ -267,7 +267,7 @@ def _draw_points(
             zorder=3,
         )
     for trial in sweep.trials:
-        if trial.status == "failed":
+        if trial.status in ("failed", "diverged"):
             axis.scatter(*_places(x, y, trial), s=36, marker="x", color=ink, linewidth=1.2, zorder=3)
     for each, scale, limit in ((x, axis.set_xscale, axis.set_xlim), (y, axis.set_yscale, axis.set_ylim)):
         if each.scale != "levels":

@@ -76,6 +76,16 @@ def write_result(path: Path, result: Mapping[str, Any]) -> None:
         temporary.write_text(json.dumps(result, indent=2), encoding="utf-8")
 
 
+def in_one_line(result: Mapping[str, Any]) -> str:
+    """What a fit ended with, the figure it goes by first; or that, and why, it did not."""
+    if "diverged" in result:
+        return f"diverged: {result['diverged']}"
+    decisive = f"test/{result.get('decisive')}"
+    tested = sorted((name for name in result if name.startswith("test/")), key=lambda name: name != decisive)
+    figures = [f"{name.removeprefix('test/')} {result[name]:.3f}" for name in tested]
+    return "  ".join([*figures, f"epoch {result['best_epoch'] + 1}/{result['epochs']}"])
+
+
 def read_records(path: Path) -> list[dict[str, Any]]:
     """The epochs in a ``metrics.jsonl``; a last line cut short by a kill is left out."""
     if not path.exists():

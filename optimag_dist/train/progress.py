@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from optimag_dist.console import console as plain_console
+from optimag_dist.train.log import in_one_line
 from optimag_dist.train.watch import Beat
 from optimag_dist.types import InputError
 
@@ -145,24 +146,14 @@ class ProgressView:
             self.say(line)
         for result in finished:
             self._seen += 1
-            if "diverged" in result:
-                self.say(
-                    f"{self._seen:>3}/{self._num_fits}  {result['variant']:<14} seed {result['seed']:<2}  diverged: "
-                    f"{result['diverged']}"
-                )
-                continue
-            decisive = f"test/{result.get('decisive')}"
-            tested = sorted((name for name in result if name.startswith("test/")), key=lambda name: name != decisive)
-            metrics = "  ".join(f"{name.removeprefix('test/')} {result[name]:.3f}" for name in tested)
-            self._bars.console.print(
-                f"  {self._seen:>3}/{self._num_fits}  {result['variant']:<14} seed {result['seed']:<2}  {metrics}  "
-                f"epoch {result['best_epoch'] + 1}/{result['epochs']}",
-                soft_wrap=True,
+            self.say(
+                f"{self._seen:>3}/{self._num_fits}  {result['variant']:<14} seed {result['seed']:<2}  "
+                f"{in_one_line(result)}"
             )
-            for advice in filter(None, result["advice"].split("\n")):
+            for advice in filter(None, result.get("advice", "").split("\n")):
                 if advice not in self._told:
                     self._told.add(advice)
-                    self._bars.console.print(f"           {advice}", soft_wrap=True)
+                    self.say(f"         {advice}")
         self._bars.update(fits, completed=self._seen, note="")
         if current:
             record = current["record"]

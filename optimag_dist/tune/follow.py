@@ -21,7 +21,8 @@ _REDRAW_S = 0.5
 class Follower(tune.Callback):
     """Holds the rows of the trials that there are so far; also keeps the scheduler's memory for a resumed sweep.
 
-    Set ``interrupted`` to have the sweep end at its next step.
+    Set ``interrupted`` to have the sweep end at its next step. When ``search.time_budget_s`` is over it ends, too:
+    Tune's own budget ends trials for good, so that nothing would go on with them.
     """
 
     def __init__(self, plan: TrialPlan, view: SweepView, scheduler: TrialScheduler) -> None:
@@ -29,6 +30,7 @@ class Follower(tune.Callback):
         self._values: dict[str, Point] = {}
         self._ended: dict[str, str] = {}
         self._drawn = 0.0
+        self._began = time.monotonic()
         self.rows: list[TrialRow] = []
         self.interrupted = False
 
@@ -43,9 +45,15 @@ class Follower(tune.Callback):
             trial.max_failures = 0
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        if self.interrupted:
+        if self.interrupted or self.over_time:
             raise InterruptedError("the sweep is left")
         self.follow(trials)
+
+    @property
+    def over_time(self) -> bool:
+        """Whether the sweep has taken the time it is given."""
+        budget = self._plan.options.search.time_budget_s
+        return budget is not None and time.monotonic() - self._began > budget
 
     def follow(self, trials: list[Trial]) -> None:
         """The table is written whenever a trial has ended, the view drawn a few times a second."""
@@ -72,7 +80,8 @@ class Follower(tune.Callback):
             point=point,
             values=self._values[name],
             metrics={metric: last[metric] for metric in self._plan.options.metrics if metric in last},
-            error=last.get("error", _last_error(trial)) if trial.status == Trial.ERROR else None,
+            error=last.get("error", _last_error(trial)) if trial.status == Trial.ERROR else last.get("diverged"),
+            fits=last.get("fits", {}),
         )
 
     def _values_at(self, point: Point) -> Point:
@@ -92,7 +101,7 @@ def _status(trial: Trial, last: dict[str, Any]) -> Status:
     if trial.status == Trial.ERROR:
         return "failed"
     if trial.status == Trial.TERMINATED:
-        return "finished" if last.get("finished") else "stopped"
+        return "diverged" if last.get("diverged") else "finished" if last.get("finished") else "stopped"
     return "running" if trial.status == Trial.RUNNING else "pending"
 
 

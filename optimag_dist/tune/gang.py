@@ -19,7 +19,7 @@ from optimag_dist.sampling import GraphRows
 from optimag_dist.storage import AnyPath
 from optimag_dist.store import GraphStore
 from optimag_dist.telemetry import TrackingOptions
-from optimag_dist.train.fit import Fit, Worker, run_fit
+from optimag_dist.train.fit import Fit, Worker, try_fit
 from optimag_dist.train.guard import kill_worker
 from optimag_dist.train.host import Wish
 from optimag_dist.train.log import read_records
@@ -129,7 +129,7 @@ class GangWorker:
                 ppr = self._priors.get(fit.config.ppr) if fit.config.needs_ppr else None
                 try:
                     with telling(host, fit, self._rank, run=self._crew.sweep, tracking=self._crew.tracking) as told:
-                        result = run_fit(fit, self._store, ppr, worker, told, self._crew.rows)
+                        result = try_fit(fit, self._store, ppr, worker, told, self._crew.rows)
                 except InputError as error:
                     return str(error)
                 if result is None:

@@ -79,12 +79,15 @@ class SearchOptions(Options):
     trials: how many; default 16, for a grid all combinations.
     seed: of the draws.
     concurrency: trials at a time; default: as many as the cluster has room for.
+    time_budget_s: seconds after which no trial goes on or begins; of those that have ended the best is kept. Counts
+        anew with --resume, which goes on from there.
     """
 
     method: Literal["random", "grid", "tpe"] = "random"
     trials: int | None = Field(None, ge=1)
     seed: int = Field(0, ge=0)
     concurrency: int | None = Field(None, ge=1)
+    time_budget_s: float | None = Field(None, gt=0, allow_inf_nan=False)
 
 
 class SchedulerOptions(Options):

@@ -3,7 +3,8 @@
 import json
 import math
 import shutil
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,11 +14,14 @@ import pyarrow.parquet as pq
 from optimag_dist.files import atomic
 from optimag_dist.options import dump_options
 from optimag_dist.train.fit import Fit
+from optimag_dist.train.log import read_result
 from optimag_dist.train.options import RunConfig
 from optimag_dist.tune.options import SweepOptions
 from optimag_dist.tune.space import Point
 
-Status = Literal["pending", "running", "finished", "stopped", "failed"]
+Status = Literal["pending", "running", "finished", "stopped", "diverged", "failed"]
+
+ENDED: tuple[Status, ...] = ("finished", "stopped", "diverged", "failed")
 
 
 @dataclass(frozen=True)
@@ -26,13 +30,15 @@ class TrialRow:
 
     Attributes:
         trial: its name, and its directory's.
-        status: ``stopped`` by the scheduler, ``failed`` for good, or as the word says.
+        status: ``stopped`` by the scheduler, ``diverged`` in at least one seed, ``failed`` for
+            good, or as the word says.
         epochs: trained, over all seeds.
         seconds: of training, over all seeds.
         point: searched key → value as it was drawn.
         values: the same as the trial has them, for tables.
         metrics: metric → value so far; missing before the first report.
-        error: why it failed.
+        error: why it failed or diverged.
+        fits: seed → what its fit ended with, in one line.
     """
 
     trial: str
@@ -43,6 +49,7 @@ class TrialRow:
     values: Point
     metrics: dict[str, float]
     error: str | None
+    fits: Mapping[int, str] = field(default_factory=dict)
 
 
 def write_table(rows: list[TrialRow], options: SweepOptions, path: Path) -> None:
@@ -68,9 +75,10 @@ def _of_one_type(values: list[Any]) -> list[Any]:
 
 
 def ranked(rows: list[TrialRow], options: SweepOptions) -> list[TrialRow]:
-    """The trials that have a value of the first metric, best first; of equal ones the first comes first."""
+    """The trials that have a value of the first metric, best first; of equal ones the first comes first. One that has
+    diverged has none that counts."""
     name, mode = next(iter(options.metrics.items()))
-    known = [row for row in rows if not math.isnan(row.metrics.get(name, math.nan))]
+    known = [row for row in rows if row.status != "diverged" and not math.isnan(row.metrics.get(name, math.nan))]
     return sorted(known, key=lambda row: row.metrics[name], reverse=mode == "max")
 
 
@@ -102,11 +110,16 @@ def export_best(row: TrialRow, config: RunConfig, fits: list[Fit], directory: Pa
             "seeds": config.seeds,
         }
     )
+    # Beside it first: those of an earlier best must not be mixed with these.
+    made = directory.with_name(f".{directory.name}.partial")
+    shutil.rmtree(made, ignore_errors=True)
     for fit in fits:
-        with atomic(directory / f"seed-{fit.seed}" / "model.pt") as temporary:
+        with atomic(made / f"seed-{fit.seed}" / "model.pt") as temporary:
             shutil.copyfile(fit.directory / "model.pt", temporary)
-    dump_options(run, directory / "config.yaml")
-    results = {fit.seed: json.loads((fit.directory / "result.json").read_text(encoding="utf-8")) for fit in fits}
-    summary = {"trial": row.trial, "values": row.values, "metrics": row.metrics, "fits": list(results.values())}
-    with atomic(directory / "result.json") as temporary:
+    dump_options(run, made / "config.yaml")
+    results = [read_result(fit.directory) for fit in fits]
+    summary = {"trial": row.trial, "values": row.values, "metrics": row.metrics, "fits": results}
+    with atomic(made / "result.json") as temporary:
         temporary.write_text(json.dumps(summary, indent=2), encoding="utf-8")
+    shutil.rmtree(directory, ignore_errors=True)
+    made.rename(directory)

@@ -33,6 +33,11 @@ class Score:
         return len(self.results) == len(self._seeds)
 
     @property
+    def diverged(self) -> str | None:
+        """Of fits that have diverged, the first one's words."""
+        return next((result["diverged"] for result in self.results.values() if "diverged" in result), None)
+
+    @property
     def clock(self) -> int:
         """The position by which trials are compared: the same seed and epoch for all that are at the same.
 
@@ -50,11 +55,12 @@ class Score:
 
     def metrics(self, names: list[str]) -> dict[str, float]:
         """``val/...``: of each fit's best validated epoch, the mean over the fits so far; ``seconds``: of all epochs.
-        NaN before the first validation."""
+        NaN before the first validation, and from when a fit has diverged: what it had reached is worth nothing."""
         values = {name: [self._best(seed).get(name, float("nan")) for seed in self._records] for name in names}
         metrics = {name: sum(v) / len(v) if v else float("nan") for name, v in values.items()}
         seconds = sum(r["seconds"] for records in self._records.values() for r in records.values())
-        return {name: seconds if name == "seconds" else value for name, value in metrics.items()}
+        lost = self.diverged is not None
+        return {n: seconds if n == "seconds" else float("nan") if lost else value for n, value in metrics.items()}
 
     def _best(self, seed: int) -> dict[str, Any]:
         sign = metric_of(self._decisive).sign

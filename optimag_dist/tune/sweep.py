@@ -51,7 +51,8 @@ def run_sweep(
 
     Returns:
         How the trials ended, as in ``trials.parquet`` of ``config.directory``; beside it are ``config.yaml``,
-        ``space.yaml``, ``trials/<trial>/seed-<seed>/``, and ``best/`` if any trial has finished.
+        ``space.yaml``, ``trials/<trial>/seed-<seed>/``, and ``best/`` if any trial has finished. When the sweep is
+        interrupted the table and the best so far are there, too.
 
     Raises:
         InputError: configuration, space and store do not fit together, the directory is in the way or cannot be
@@ -94,12 +95,7 @@ def _run_sweep(config: RunConfig, options: SweepOptions, resume: bool, address: 
             start_timeout_s=train.start_timeout_s,
             stall_timeout_s=train.stall_timeout_s,
         )
-        rows = _search(TrialPlan(config, options, crew), points)
-    write_table(rows, options, config.directory / "trials.parquet")
-    winner = best(rows, options)
-    if winner is not None:
-        export_best(winner, config, plan_fits(config, winner.trial, winner.point), config.directory / "best")
-    return rows
+        return _search(TrialPlan(config, options, crew), points)
 
 
 def _check(config: RunConfig, options: SweepOptions, store: GraphStore, points: list[Point]) -> None:
@@ -146,7 +142,7 @@ def _check_directory(config: RunConfig, options: SweepOptions, resume: bool) -> 
             f"{directory}/config.yaml: the sweep was started with another configuration; resume with the same one, or "
             f"choose another name=..."
         )
-    if load_options(SweepOptions, directory / "space.yaml") != options:
+    if _what_is_searched(load_options(SweepOptions, directory / "space.yaml")) != _what_is_searched(options):
         raise InputError(
             f"{directory}/space.yaml: the sweep was started with another space; resume with the same one, or choose "
             f"another name=..."
@@ -167,6 +163,11 @@ def _what_decides(config: RunConfig) -> dict[str, Any]:
     return config.model_dump(mode="json", exclude={"train": set(HOW_IT_RUNS), "out": True})
 
 
+def _what_is_searched(options: SweepOptions) -> dict[str, Any]:
+    """Of a sweep's options, all but how long it may take and how much of it runs at a time."""
+    return options.model_dump(mode="json", exclude={"search": {"time_budget_s", "concurrency"}})
+
+
 def _search(plan: TrialPlan, points: list[Point] | None) -> list[TrialRow]:
     config, options, crew = plan.config, plan.options, plan.crew
     state = config.directory / _STATE
@@ -175,7 +176,7 @@ def _search(plan: TrialPlan, points: list[Point] | None) -> list[TrialRow]:
     # An empty first bundle: the trial's own actor only waits, and needs no CPU that its workers could use.
     places = tune.PlacementGroupFactory([{}, *[crew.bundle] * crew.workers], strategy="PACK")
     scheduler = make_scheduler(options, _last_epoch(config))
-    with SweepView(options, num_trials(options)) as view:
+    with SweepView(options, num_trials(options), len(config.seeds)) as view:
         follower = Follower(plan, view, scheduler)
 
         def run() -> None:
@@ -196,8 +197,25 @@ def _search(plan: TrialPlan, points: list[Point] | None) -> list[TrialRow]:
             # Where there was nothing left to do there was no step either.
             follower.follow(analysis.trials)
 
-        _on_a_thread(run, interrupt=lambda: setattr(follower, "interrupted", True))
+        try:
+            _on_a_thread(run, interrupt=lambda: setattr(follower, "interrupted", True))
+        except InterruptedError:
+            if not follower.over_time:
+                raise
+        finally:
+            # However it ends: what has been found until then is of use.
+            _keep(follower.rows, config, options)
     return follower.rows
+
+
+def _keep(rows: list[TrialRow], config: RunConfig, options: SweepOptions) -> None:
+    """The table of the trials, and the best of them."""
+    if not rows:
+        return
+    write_table(rows, options, config.directory / "trials.parquet")
+    winner = best(rows, options)
+    if winner is not None:
+        export_best(winner, config, plan_fits(config, winner.trial, winner.point), config.directory / "best")
 
 
 def quieten() -> None:

@@ -10,6 +10,7 @@ from ray import tune
 
 from optimag_dist.tasks import decisive_of
 from optimag_dist.train.fit import Fit
+from optimag_dist.train.log import in_one_line
 from optimag_dist.train.options import RunConfig
 from optimag_dist.tune.gang import Crew, Gang, GangError, News
 from optimag_dist.tune.options import SweepOptions
@@ -135,7 +136,9 @@ class SweepTrial(tune.Trainable):
             "epoch": score.clock,
             "epochs": score.epochs,
             **score.metrics(["seconds", *self._plan.options.metrics]),
-            "finished": score.finished,
+            "fits": {seed: in_one_line(result) for seed, result in score.results.items()},
+            "finished": score.finished and score.diverged is None,
+            "diverged": score.diverged,
             "done": score.finished,
         }
 

@@ -7,17 +7,22 @@ from rich.live import Live
 from rich.table import Table
 
 from optimag_dist.console import console as plain_console
-from optimag_dist.tune.options import SweepOptions
-from optimag_dist.tune.results import TrialRow, ranked
-
-_ENDED = ("finished", "stopped", "failed")
+from optimag_dist.tune.options import VARIANT, SweepOptions
+from optimag_dist.tune.results import ENDED, TrialRow, ranked
 
 
 class SweepView:
-    """Shows the rows it is given until the ``with`` block ends."""
+    """Shows the rows it is given until the ``with`` block ends.
 
-    def __init__(self, options: SweepOptions, total: int, console: Console | None = None) -> None:
-        self._options, self._total = options, total
+    Args:
+        total: trials.
+        seeds: of each; where there are several, every fit that has ended is a line of its own.
+        console: where to draw; default is standard output.
+    """
+
+    def __init__(self, options: SweepOptions, total: int, seeds: int = 1, console: Console | None = None) -> None:
+        self._options, self._total, self._seeds = options, total, seeds
+        self._told_fits: set[tuple[str, int]] = set()
         self._console = console or plain_console()
         self._live = Live(console=self._console, transient=True, refresh_per_second=2)
         self._told: set[str] = set()
@@ -40,7 +45,7 @@ class SweepView:
             # Above the prompt there is room for so many rows.
             room = max(3, self._console.height - 8)
             shown = [r for r in rows if r.status == "running"] + ranked(
-                [r for r in rows if r.status in _ENDED], self._options
+                [r for r in rows if r.status in ENDED], self._options
             )
             table = trials_table(shown[:room], self._options)
             table.caption = f"{self._counts(rows)}  {cluster}"
@@ -50,7 +55,13 @@ class SweepView:
             self._cluster = cluster
             self._say(f"  {cluster}")
         for row in rows:
-            if row.status in _ENDED and row.trial not in self._told:
+            for seed, line in row.fits.items():
+                if self._seeds > 1 and (row.trial, seed) not in self._told_fits:
+                    self._told_fits.add((row.trial, seed))
+                    number = f"{len(self._told_fits):>3}/{self._total * self._seeds}"
+                    named = row.values.get(VARIANT) or row.trial
+                    self._say(f"  {number}  {named}  seed {seed:<2}  {line}")
+            if row.status in ENDED and row.trial not in self._told:
                 self._told.add(row.trial)
                 values = "  ".join(f"{key}={_short(value)}" for key, value in row.values.items())
                 metrics = "  ".join(f"{name} {_short(value)}" for name, value in row.metrics.items())
@@ -64,9 +75,9 @@ class SweepView:
         self._console.print(line, soft_wrap=True)
 
     def _counts(self, rows: list[TrialRow]) -> str:
-        counts = {s: sum(row.status == s for row in rows) for s in ("running", *_ENDED)}
+        counts = {s: sum(row.status == s for row in rows) for s in ("running", *ENDED)}
         pending = self._total - sum(counts.values())
-        return ", ".join(f"{number} {status}" for status, number in {**counts, "pending": pending}.items())
+        return ", ".join(f"{number} {status}" for status, number in {**counts, "pending": pending}.items() if number)
 
 
 def trials_table(rows: list[TrialRow], options: SweepOptions, front: list[TrialRow] | None = None) -> Table:

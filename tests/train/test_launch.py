@@ -16,33 +16,7 @@ from optimag_dist.train.launch import launch, plan_fits
 from optimag_dist.train.options import RunConfig
 from optimag_dist.types import Diverged, InputError, RunError
 
-# A model that learns for two epochs of one step each, and then does not.
-LOST = """
-import torch
-from torch import nn
-from optimag_dist.types import Diverged
-
-class Lost(nn.Module):
-    passes_messages = False
-
-    def __init__(self, modalities, width, hidden, num_layers, dropout, steps):
-        super().__init__()
-        self.linear = nn.Linear(modalities * width, hidden)
-        self.left = steps
-
-    def forward(self, x, blocks, degrees):
-        if self.training:
-            self.left -= 1
-        if self.left < 0:
-            raise Diverged("loss nan at step 2; lower train.lr")
-        return self.linear(x)
-"""
-
-
-def lost(folder: Path) -> dict:
-    """Changes to a variant that make it diverge."""
-    (folder / "lost.py").write_text(LOST)
-    return {"model.backbone": f"{folder / 'lost.py'}:Lost", "model.backbone_settings": {"steps": 12}}
+from ..diverging import lost
 
 
 def _config(recipe: dict, **changes: object) -> RunConfig:

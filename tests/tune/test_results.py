@@ -49,6 +49,15 @@ def test_a_score_is_of_each_seeds_best_epoch_and_counts_epochs_told_twice_once()
     assert score.finished
 
 
+def test_a_score_is_worth_nothing_once_a_fit_has_diverged() -> None:
+    score = Score((0, 1), epochs=10, decisive="accuracy")
+    score.epoch(0, _epoch(0, 0.9))
+    score.result(0, {"diverged": "loss nan"})
+    metrics = score.metrics(["val/accuracy", "seconds"])
+    assert math.isnan(metrics["val/accuracy"])
+    assert (metrics["seconds"], score.diverged, score.finished) == (2.0, "loss nan", False)
+
+
 def test_a_score_is_of_the_epochs_that_the_task_goes_by() -> None:
     records = [{"epoch": e, "seconds": 1.0, "val/nll": n, "val/mrr": m} for e, n, m in ((0, 3.0, 0.1), (1, 2.0, 0.3))]
     records += [{"epoch": 2, "seconds": 1.0, "val/nll": 2.5, "val/mrr": 0.5}, {"epoch": 3, "seconds": 1.0}]

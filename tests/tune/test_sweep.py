@@ -1,5 +1,7 @@
 """Whole sweeps on the test run's Ray, of trials that take a second."""
 
+import _thread
+import json
 import os
 import re
 import signal
@@ -20,6 +22,8 @@ from optimag_dist.train.options import RunConfig
 from optimag_dist.tune.options import SweepOptions
 from optimag_dist.tune.sweep import run_sweep
 from optimag_dist.types import InputError
+
+from ..diverging import lost
 
 SPACE = {"regulariser.alpha": {"uniform": [0.1, 0.9]}, "ppr.teleport": {"choice": [0.15, 0.3]}}
 
@@ -78,6 +82,56 @@ def test_trials_of_two_workers_take_turns_and_share_priors(recipe: dict, ray_ses
     (config.directory / "tune").chmod(0o770)
     with pytest.raises(InputError, match="others can write to this directory"):
         run_sweep(config, options, resume=True)
+
+
+def test_a_trial_that_diverges_is_never_the_best_and_every_fit_is_told(
+    recipe: dict, ray_session: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    variants = {"lost": lost(tmp_path), "plain": {"train.epochs": 2}}
+    # Seconds: the diverged one would be the best.
+    recipe |= {"variants": variants, "seeds": [0, 1], "regulariser": {"weight": 0}}
+    options = _options({"variant": {"grid": ["lost", "plain"]}}, search={"method": "grid"}, metrics={"seconds": "min"})
+    rows = run_sweep(_config(recipe, workers=1, epochs=30), options)
+    assert [row.status for row in rows] == ["diverged", "finished"]
+    assert rows[0].error == "loss nan at step 2; lower train.lr"
+    summary = json.loads((Path(recipe["out"]) / "toy" / "best" / "result.json").read_text())
+    assert (summary["trial"], len(summary["fits"])) == ("001", 2)
+    said = capsys.readouterr().out
+    for line in ("lost  seed 0   diverged: loss nan", "lost  seed 1   diverged", "plain  seed 1   accuracy 0."):
+        assert line in said
+    assert "4/4" in said
+
+
+def test_what_is_over_time_is_stopped_and_the_rest_goes_on_later(recipe: dict, ray_session: None) -> None:
+    config = _config(recipe, workers=1, epochs=20)
+    options = _options({"train.lr": {"grid": [0.01, 0.02]}}, search={"method": "grid", "concurrency": 1})
+    brief = options.model_copy(update={"search": options.search.model_copy(update={"time_budget_s": 1})})
+    assert {row.status for row in run_sweep(config, brief)} <= {"running", "pending"}
+    assert not (config.directory / "best").exists()
+    assert _no_placement_group_is_left()
+    rows = run_sweep(config, options, resume=True)
+    assert [(row.trial, row.status) for row in rows] == [("000", "finished"), ("001", "finished")]
+
+
+@pytest.mark.cluster
+def test_an_interrupt_leaves_the_best_so_far(recipe: dict, ray_session: None) -> None:
+    """Ctrl-C comes while the second trial is on its way."""
+    variants = {"quick": {"train.epochs": 2}, "endless": {"train.epochs": 100_000}}
+    config = _config({**recipe, "variants": variants}, workers=1, patience=100_000)
+    options = _options({"variant": {"grid": ["quick", "endless"]}}, search={"method": "grid", "concurrency": 1})
+    on_its_way = config.directory / "trials" / "001" / "seed-0" / "metrics.jsonl"
+
+    def interrupt() -> None:
+        while not on_its_way.exists():
+            time.sleep(0.05)
+        _thread.interrupt_main()
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(config, options)
+    assert json.loads((config.directory / "best" / "result.json").read_text())["trial"] == "000"
+    assert _same(_weights(config.directory / "best" / "seed-0"), _weights(config.directory / "trials/000/seed-0"))
+    assert _no_placement_group_is_left()
 
 
 @pytest.mark.parametrize(
