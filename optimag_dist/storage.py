@@ -200,11 +200,12 @@ def local_copy(place: RemotePath, check: Callable[[Path], object]) -> Path:
     """A directory's files, copied to this host's cache; named by its manifest, so that each content is copied once.
 
     Only files directly in it are taken, and the manifest (``meta.json``, written last by who made it) must be among
-    them. Of several processes on a host one copies and the others wait.
+    them. Of several processes on a host one copies and the others wait. A copy that was damaged since is made anew.
 
     Args:
         place: the directory.
-        check: raises :class:`InputError` for a directory that is not whole; asked before the copy is used.
+        check: raises :class:`InputError` for a directory whose content is not what its manifest says; asked each time
+            before the copy is used.
 
     Raises:
         InputError: there is none, half of one, or no room; or it was replaced while it was copied.
@@ -215,11 +216,13 @@ def local_copy(place: RemotePath, check: Callable[[Path], object]) -> Path:
         raise InputError(f"{place}: needed a directory that was written to its end, found {what} (no {MANIFEST})")
     manifest = (place / MANIFEST).read()
     copy = _entry(manifest) / "copy"
-    if copy.is_dir():
+    if _is_whole(copy, check):
         return copy
     with sole_writer(copy.parent):
-        if copy.is_dir():
+        if _is_whole(copy, check):
             return copy
+        # Whoever has mapped the damaged one keeps what it has.
+        shutil.rmtree(copy, ignore_errors=True)
         needed, free = sum(files.values()), shutil.disk_usage(copy.parent).free
         if needed > free:
             raise InputError(
@@ -232,9 +235,22 @@ def local_copy(place: RemotePath, check: Callable[[Path], object]) -> Path:
         _fetch_all(place, half, files)
         if (place / MANIFEST).read() != manifest:
             raise InputError(f"{place}: was replaced while it was copied; run the command again")
-        check(half)
+        try:
+            check(half)
+        except InputError as error:
+            raise InputError(f"{place}: what was copied from there cannot be used: {error}") from error
         half.rename(copy)
     return copy
+
+
+def _is_whole(copy: Path, check: Callable[[Path], object]) -> bool:
+    try:
+        if copy.is_dir():
+            check(copy)
+            return True
+    except InputError:
+        pass
+    return False
 
 
 def adopt(made: Path, place: RemotePath) -> None:
@@ -244,7 +260,7 @@ def adopt(made: Path, place: RemotePath) -> None:
         if name == MANIFEST:
             (place / name).unlink()
     files = sorted(file for file in made.iterdir() if file.is_file() and not file.name.startswith("."))
-    with _bar(f"sending {place.name}", sum(file.stat().st_size for file in files)) as advance:
+    with byte_bar(f"sending {place.name}", sum(file.stat().st_size for file in files)) as advance:
         for file in sorted(files, key=lambda file: file.name == MANIFEST):
             (place / file.name).publish(file)
             advance(file.stat().st_size)
@@ -572,14 +588,14 @@ def _scratch() -> Iterator[Path]:
 
 
 def _fetch_all(place: RemotePath, target: Path, files: Mapping[str, int]) -> None:
-    with _bar(f"copying {place.name}", sum(files.values())) as advance, ThreadPoolExecutor(_STREAMS) as threads:
+    with byte_bar(f"copying {place.name}", sum(files.values())) as advance, ThreadPoolExecutor(_STREAMS) as threads:
         for fetched in [threads.submit((place / name).fetch, target / name, advance) for name in files]:
             fetched.result()
 
 
 @contextlib.contextmanager
-def _bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar over bytes on standard error, nothing where that is no terminal."""
+def byte_bar(title: str, total: int, *, wanted: bool = True) -> Iterator[Callable[[int], None]]:
+    """A bar over bytes on standard error, nothing where that is no terminal or the bar not ``wanted``."""
     err = console(stderr=True)
     columns = (
         TextColumn("{task.description}", markup=False),
@@ -588,6 +604,6 @@ def _bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
+    with Progress(*columns, console=err, transient=True, disable=not (wanted and err.is_terminal)) as bar:
         task = bar.add_task(title, total=total)
         yield lambda size: bar.advance(task, size)

@@ -30,13 +30,15 @@ from optimag_dist.ray_session import ensure_ray, task_device
 from optimag_dist.sampling.pictures import bad_picture_error
 from optimag_dist.storage import MANIFEST, AnyPath, RemotePath, located
 from optimag_dist.store import GraphStore
-from optimag_dist.store.add_modality import add_modality, check_modality_name, notes
+from optimag_dist.store.add_modality import add_modality, check_modality_name
 from optimag_dist.store.layout import Modality, check_replaceable
 from optimag_dist.store.progress_bar import progress_bar
 from optimag_dist.store.staging import holds, make_remote, publish, staging
+from optimag_dist.store.writer import digest_of
 from optimag_dist.types import InputError, RunError
 
 _KEY = "optimag_encode"
+_DIGEST = b"digest"
 _NAMED = 5
 
 
@@ -134,7 +136,8 @@ def _made(place: AnyPath, job: Job) -> GraphStore | None:
         standing = GraphStore.open(place)
     except InputError:
         return None
-    return standing if notes(standing, job.modality.name).get(_KEY) == job.key else None
+    name = job.modality.name
+    return standing if name in standing.modalities and standing.notes(name).get(_KEY) == job.key else None
 
 
 def _make(job: Job, target: Path, *, overwrite: bool, progress: bool, say: Callable[[str], None]) -> GraphStore:
@@ -173,7 +176,7 @@ def _part(folder: Path, block: int) -> Path:
 
 def _compute(job: Job, folder: Path, progress: bool) -> None:
     """Make the parts that are not in ``folder`` yet."""
-    missing = [block for block in range(job.num_blocks) if not _part(folder, block).is_file()]
+    missing = [block for block in range(job.num_blocks) if not _is_whole(job, folder, block)]
     if not missing:
         return
     ensure_ray()
@@ -238,10 +241,22 @@ class _Encode:
 
 
 def _to_bytes(batch: pa.RecordBatch) -> bytes:
+    batch = batch.replace_schema_metadata({_DIGEST: digest_of([batch])})
     stream = pa.BufferOutputStream()
     with pa.ipc.new_file(stream, batch.schema) as file:
         file.write_batch(batch)
     return stream.getvalue().to_pybytes()
+
+
+def _is_whole(job: Job, folder: Path, block: int) -> bool:
+    """Whether a part is there and holds what was computed."""
+    try:
+        batch = _read(folder, block)
+        batch.validate(full=True)
+        recorded = (batch.schema.metadata or {}).get(_DIGEST)
+        return batch.num_rows == len(job.nodes(block)) and recorded == digest_of([batch]).encode()
+    except (OSError, pa.ArrowException, LookupError, ValueError, MemoryError):
+        return False
 
 
 def _read(folder: Path, block: int) -> pa.RecordBatch:

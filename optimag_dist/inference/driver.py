@@ -27,7 +27,7 @@ from optimag_dist.inference.options import EmbedOptions, PredictOptions
 from optimag_dist.inference.parts import Parts
 from optimag_dist.inference.trained import TrainedModel
 from optimag_dist.ray_session import completed, ensure_ray, task_device, task_slots
-from optimag_dist.storage import AnyPath, is_file, on_this_host, sole_user
+from optimag_dist.storage import AnyPath, on_this_host, sole_user
 from optimag_dist.store import GraphStore
 from optimag_dist.types import InputError
 
@@ -57,10 +57,6 @@ class Job:
     def block(self, index: int) -> np.ndarray:
         rows = self.parts.rows(index)
         return np.arange(rows.start, rows.stop) if self.nodes is None else self.nodes[rows.start : rows.stop]
-
-    def output(self, stage: int, index: int) -> AnyPath:
-        last = stage == self.stages - 1
-        return self.parts.part(index) if last else self.parts.activations(stage, index)
 
 
 def infer(
@@ -177,7 +173,7 @@ def _missing(job: Job) -> list[list[int]]:
     missing[-1] = [index for index in parts if not job.parts.has_part(index)]
     for stage in range(job.stages - 2, -1, -1):
         if missing[stage + 1]:
-            missing[stage] = [index for index in parts if not is_file(job.output(stage, index))]
+            missing[stage] = [index for index in parts if not job.parts.has_activations(stage, index)]
     return missing
 
 

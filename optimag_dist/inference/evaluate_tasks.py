@@ -129,7 +129,7 @@ def _head(trained: TrainedModel, name: str, task: Task[Any]) -> TaskHead:
     head = task.head(trained.model)
     try:
         head.load_state_dict(trained.heads[name])
-    except RuntimeError as error:
+    except (RuntimeError, LookupError, TypeError, AttributeError) as error:
         raise InputError(
             f"{trained.location}: its weights do not fit the task as it is asked for; change only keys that make no "
             f"other weights: {error}"

@@ -1,10 +1,12 @@
 """What inference leaves in its directory: Parquet parts in order, and ``_meta.json``, written last.
 
-part-000000.parquet …   rows of consecutive nodes; the schema's metadata names the job they belong to
-.layers/                what one layer hands to the next while the job runs
+part-000000.parquet …   rows of consecutive nodes; the schema's metadata names the job they belong to, and has a digest
+.layers/                what one layer hands to the next while the job runs; a checksum stands at a file's end
+
+What is kept of a run that was cut short is verified before it is used, on this host; of remote files this is left to
+where they lie.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +16,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from optimag_dist.files import atomic
+from optimag_dist.integrity import MappedFile, checksum, parse_record, verified_once, write_record
 from optimag_dist.storage import AnyPath, is_file, opened, remove, remove_tree, to_write
+from optimag_dist.store.writer import digest_of
 from optimag_dist.types import InputError
 
 # The underscore hides it from readers that take the directory for one table.
 META = "_meta.json"
 _KEY = b"optimag_job"
+_DIGEST = b"optimag_digest"
+_SEAL = len(checksum(b""))
 
 
 @dataclass(frozen=True)
@@ -53,13 +59,26 @@ class Parts:
         return self.path / ".layers" / self.key / f"{layer}-{index:06d}.npy"
 
     def write_part(self, index: int, table: pa.Table) -> None:
+        notes = {_KEY: self.key.encode(), _DIGEST: digest_of(table.combine_chunks().to_batches())}
         with to_write(self.part(index)) as file, atomic(file) as temporary:
-            pq.write_table(table.replace_schema_metadata({_KEY: self.key.encode()}), temporary)
+            pq.write_table(table.replace_schema_metadata(notes), temporary)
 
     def write_activations(self, layer: int, index: int, values: np.ndarray) -> None:
         place = self.activations(layer, index)
-        with to_write(place) as target, atomic(target) as temporary, temporary.open("wb") as file:
-            np.save(file, values)
+        with to_write(place) as target, atomic(target) as temporary:
+            with temporary.open("wb") as file:
+                np.save(file, values)
+            seal = MappedFile(temporary, None, "").checksum()
+            with temporary.open("ab") as file:
+                file.write(seal.encode())
+
+    def has_activations(self, layer: int, index: int) -> bool:
+        """Whether they are there and whole."""
+        place = self.activations(layer, index)
+        if not isinstance(place, Path) or not is_file(place):
+            return is_file(place)
+        content = memoryview(MappedFile(place, None, "").buffer)
+        return checksum(content[:-_SEAL]).encode() == bytes(content[-_SEAL:])
 
     def drop_activations(self, layer: int) -> None:
         for index in range(self.num_parts):
@@ -78,9 +97,26 @@ class Parts:
                 footer = pq.read_metadata(file)
         except (pa.ArrowException, OSError):
             return False
-        if (footer.metadata or {}).get(_KEY) != self.key.encode():
+        notes = footer.metadata or {}
+        if notes.get(_KEY) != self.key.encode():
             raise self.foreign(self.part(index))
-        return footer.num_rows == len(self.rows(index))
+        return footer.num_rows == len(self.rows(index)) and self._is_whole(self.part(index), notes.get(_DIGEST))
+
+    def _is_whole(self, part: AnyPath, digest: bytes | None) -> bool:
+        """Whether a part holds what was written; what an older program wrote without a digest can only be read."""
+        if not isinstance(part, Path):
+            return True
+
+        def verify() -> None:
+            found = digest_of(pq.read_table(part).combine_chunks().to_batches())
+            if digest is not None and found.encode() != digest:
+                raise InputError(f"{part}: damaged")
+
+        try:
+            verified_once([part.stat()], f"digest {digest!r}", verify)
+        except (InputError, pa.ArrowException, OSError, ValueError, LookupError, MemoryError):
+            return False
+        return True
 
     def finished(self) -> bool:
         """Whether ``_meta.json`` says that all is there, and it is.
@@ -95,8 +131,8 @@ class Parts:
             return False
         try:
             with opened(file) as text:
-                key = json.loads(text.read())["key"]
-        except (ValueError, KeyError, TypeError, OSError) as error:
+                key = parse_record(text.read())["key"]
+        except (ValueError, KeyError, RecursionError, OSError) as error:
             raise InputError(f"{file}: not the description of embeddings or predictions; name another path") from error
         if key != self.key:
             raise self.foreign(file)
@@ -106,9 +142,8 @@ class Parts:
         """Remove what only the computation needed, and say that all is there."""
         remove_tree(self.path / ".layers")
         parts = [{"file": self.part(index).name, "rows": len(self.rows(index))} for index in range(self.num_parts)]
-        with to_write(self.path / META) as file, atomic(file) as temporary:
-            text = json.dumps({"key": self.key, "rows": self.num_rows, "parts": parts, **record}, indent=2)
-            temporary.write_text(text, encoding="utf-8")
+        with to_write(self.path / META) as file:
+            write_record(file, {"key": self.key, "rows": self.num_rows, "parts": parts, **record})
 
     def foreign(self, file: AnyPath) -> InputError:
         return InputError(

@@ -123,7 +123,7 @@ class TrainedModel:
             InputError: it was trained on other tasks only.
         """
         head = ClassifierHead(self.model, len(self.classes))
-        head.load_state_dict(self.heads[self._classification])
+        checkpoint.put(head, self.heads.get(self._classification), f"{self.path}: the weights of its classifier")
         return head.to(next(self.model.parameters()).device).eval()
 
     @property
@@ -186,9 +186,17 @@ def _read(path: AnyPath, device: torch.device) -> tuple[AnyPath, Path, dict[str,
         raise _no_model(path)
     file = on_this_host(location)
     state = checkpoint.load(file, device)
-    kind = isinstance(state, dict) and state.keys() >= {"model", "heads", "config", "widths", "classes", "store"}
-    if not kind:
+    if not state.keys() >= {"model", "heads", "config", "widths", "classes", "store"}:
         raise InputError(f"{file}: not a trained model (checkpoint.pt holds an unfinished fit); give its model.pt")
+    sound = (
+        all(isinstance(state[name], dict) for name in ("model", "heads", "config", "widths"))
+        and all(isinstance(name, str) and isinstance(width, int) for name, width in state["widths"].items())
+        and isinstance(state["classes"], list | tuple)
+        and all(isinstance(name, str) for name in (*state["classes"], state["store"]))
+        and isinstance(state.get("seed"), int | None)
+    )
+    if not sound:
+        raise InputError(f"{file}: not a trained model of this program, or damaged; train again")
     return location, file, state, validate_options(VariantConfig, state["config"], source=f"{file}, config")
 
 
@@ -204,8 +212,5 @@ def _no_model(path: AnyPath) -> InputError:
 
 def _build(file: Path, state: dict[str, Any], config: VariantConfig) -> MultimodalModel:
     model = MultimodalModel(state["widths"], len(config.sampling.fanouts), config.model, state.get("kinds"))
-    try:
-        model.load_state_dict(state["model"])
-    except RuntimeError as error:
-        raise InputError(f"{file}: its weights do not fit its own configuration; train again: {error}") from error
+    checkpoint.put(model, state["model"], f"{file}: its weights")
     return model

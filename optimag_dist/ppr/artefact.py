@@ -10,17 +10,51 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from pydantic import Field, model_validator
 
-from optimag_dist.files import atomic
-from optimag_dist.ppr.block import PPRBlock, block_name, read_block
+from optimag_dist.integrity import read_record, verified_once, write_record
+from optimag_dist.options import Options, validate_options
+from optimag_dist.ppr.block import BlockRecord, PPRBlock, block_name, read_block
 from optimag_dist.ppr.gather import copy_rows, fill_submatrix, row_sizes
 from optimag_dist.ppr.options import PPROptions
 from optimag_dist.ppr.topk import check_node_ids
-from optimag_dist.storage import AnyPath, RemotePath, file_sizes, local_copy, located, to_write
+from optimag_dist.storage import AnyPath, RemotePath, byte_bar, local_copy, located, to_write
+from optimag_dist.store.layout import Hex
 from optimag_dist.types import InputError
 
 FORMAT_VERSION = 2
 META_NAME = "meta.json"
+_RERUN = "rerun `optimag ppr`"
+# What takes less than about a second shows no bar.
+_LARGE = 1 << 30
+
+
+class ArtefactMeta(Options):
+    """``meta.json``.
+
+    Attributes:
+        format: version of the format.
+        key: see :func:`artefact_key`.
+        graph_hash: of the symmetrised graph.
+        num_nodes: n.
+        options: teleport, eps, k and block size.
+        blocks: one record per file.
+    """
+
+    format: int
+    key: Hex
+    graph_hash: Hex
+    num_nodes: int = Field(ge=1, lt=2**31)
+    options: PPROptions
+    blocks: tuple[BlockRecord, ...]
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "ArtefactMeta":
+        if self.key != artefact_key(self.graph_hash, self.options):
+            raise ValueError("its key is not that of its graph and options")
+        if len(self.blocks) != -(-self.num_nodes // self.options.block_size):
+            raise ValueError(f"{len(self.blocks)} blocks do not hold {self.num_nodes} nodes")
+        return self
 
 
 def artefact_key(graph_hash: str, options: PPROptions) -> str:
@@ -77,56 +111,55 @@ class PPRArtefact:
         """Map a finished artefact; one at a URI is copied to this host's cache, once.
 
         Raises:
-            InputError: nothing there, unfinished, of another format, or a block is missing, truncated or foreign.
-                (Changed numbers within a block are found by :meth:`verify`, which reads everything.)
+            InputError: nothing there, unfinished, of another format, or damaged. What the blocks hold is verified once
+                for each user and host.
         """
         location = located(path)
         path = local_copy(location, PPRArtefact.open) if isinstance(location, RemotePath) else location.absolute()
-        try:
-            meta = json.loads((path / META_NAME).read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        file = path / META_NAME
+        if not file.is_file():
             state = "is unfinished" if path.is_dir() else "does not exist"
-            raise InputError(f"{path}: PPR artefact {state} (no {META_NAME}); run `optimag ppr`") from None
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path / META_NAME}: not readable ({error}); rerun `optimag ppr`") from error
-        version = meta.get("format") if isinstance(meta, dict) else None
+            raise InputError(f"{path}: PPR artefact {state} (no {META_NAME}); run `optimag ppr`")
+        record = read_record(file, _RERUN)
+        version = record.get("format")
         if version != FORMAT_VERSION:
-            raise InputError(
-                f"{path}: PPR format {version!r}; this version reads {FORMAT_VERSION}; rerun `optimag ppr`"
-            )
-        options = PPROptions.model_validate(meta["options"])
+            raise InputError(f"{path}: PPR format {version!r}; this version reads {FORMAT_VERSION}; {_RERUN}")
+        meta = validate_options(ArtefactMeta, record, source=f"{file}: damaged, {_RERUN}")
         blocks: list[PPRBlock] = []
-        for index, entry in enumerate(meta["blocks"]):
-            file = path / block_name(index)
-            size = file.stat().st_size if file.is_file() else None
-            if size != entry["bytes"]:
-                came = "is missing" if size is None else f"has {size} bytes"
-                raise InputError(f"{file}: needed {entry['bytes']} bytes, the file {came}; rerun `optimag ppr`")
-            block = read_block(file)
-            expected_rows = min(options.block_size, meta["num_nodes"] - index * options.block_size)
-            if (block.key, block.checksum, block.num_rows) != (meta["key"], entry["sha256"], expected_rows):
-                raise InputError(f"{file}: is not the block that {META_NAME} lists; rerun `optimag ppr`")
+        size = meta.options.block_size
+        for index, entry in enumerate(meta.blocks):
+            block = read_block(path / block_name(index), entry.bytes)
+            first, num_rows = index * size, min(size, meta.num_nodes - index * size)
+            found = block.key, block.digest, block.first_node, block.num_rows
+            if found != (meta.key, entry.sha256, first, num_rows):
+                raise InputError(f"{block.file.path}: is not the block that {META_NAME} lists; {_RERUN}")
             blocks.append(block)
-        return PPRArtefact(
-            path, meta["num_nodes"], options, meta["graph_hash"], meta["key"], blocks, location.absolute()
-        )
+
+        def verify() -> None:
+            num_bytes = sum(entry.bytes for entry in meta.blocks)
+            with byte_bar(f"checking PPR {meta.key[:8]}", num_bytes, wanted=num_bytes > _LARGE) as advance:
+                for block, entry in zip(blocks, meta.blocks, strict=True):
+                    block.verify(meta.num_nodes, entry)
+                    advance(entry.bytes)
+
+        verified_once([block.file.state for block in blocks], meta.model_dump_json(), verify)
+        return PPRArtefact(path, meta.num_nodes, meta.options, meta.graph_hash, meta.key, blocks, location.absolute())
 
     @staticmethod
-    def finish(path: AnyPath, num_nodes: int, options: PPROptions, graph_hash: str, checksums: Sequence[str]) -> None:
-        """Declare the blocks in ``path`` a finished artefact."""
-        sizes = file_sizes(path)
+    def finish(
+        path: AnyPath, num_nodes: int, options: PPROptions, graph_hash: str, blocks: Sequence[BlockRecord]
+    ) -> None:
+        """Declare the ``blocks`` in ``path`` a finished artefact."""
         meta = {
             "format": FORMAT_VERSION,
             "key": artefact_key(graph_hash, options),
             "graph_hash": graph_hash,
             "num_nodes": num_nodes,
             "options": options.model_dump(mode="json", include={"teleport", "eps", "k", "block_size"}),
-            "blocks": [
-                {"bytes": sizes[block_name(index)], "sha256": checksum} for index, checksum in enumerate(checksums)
-            ],
+            "blocks": [block.model_dump(mode="json") for block in blocks],
         }
-        with to_write(path / META_NAME) as file, atomic(file) as temporary:
-            temporary.write_text(json.dumps(meta, indent=1), encoding="utf-8")
+        with to_write(path / META_NAME) as file:
+            write_record(file, meta)
 
     def __reduce__(self) -> tuple[object, ...]:
         return PPRArtefact.open, (self.location,)
@@ -139,14 +172,13 @@ class PPRArtefact:
         )
 
     def verify(self) -> None:
-        """Compare every block with its checksum.
+        """Compare every block's numbers with their digest, whatever was verified before.
 
         Raises:
-            InputError: names the blocks whose numbers are not those that were written.
+            InputError: names the first block whose numbers are not those that were written.
         """
-        broken = [block_name(index) for index, block in enumerate(self._blocks) if not block.intact()]
-        if broken:
-            raise InputError(f"{self.path}: checksum does not fit in {', '.join(broken)}; rerun `optimag ppr`")
+        for block in self._blocks:
+            block.verify(self.num_nodes)
 
     def rows(self, node_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Stored rows of ``node_ids`` (N,), each falling in value.

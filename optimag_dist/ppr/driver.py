@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from optimag_dist.console import console, say
 from optimag_dist.ppr.artefact import META_NAME, PPRArtefact, artefact_key
-from optimag_dist.ppr.block import block_name, read_block, write_block
+from optimag_dist.ppr.block import BlockRecord, block_name, read_block, write_block
 from optimag_dist.ppr.options import PPROptions
 from optimag_dist.ppr.sharded import MB, ShardedPusher, Traffic, actor_bytes, requests
 from optimag_dist.ppr.topk import TopK, push_sources
@@ -76,7 +76,7 @@ class BlockReport:
 
     index: int
     rows: int
-    checksum: str
+    record: BlockRecord
     seconds: float
     cpu_seconds: float
     pushes: int
@@ -181,8 +181,8 @@ def compute_ppr(
         if finished is not None:
             return finished
         job = BlockJob(path, key, placement.num_nodes, options)
-        checksums = _reusable_blocks(job)
-        missing = [index for index in range(job.num_blocks) if index not in checksums]
+        records = _reusable_blocks(job)
+        missing = [index for index in range(job.num_blocks) if index not in records]
         # A damaged artefact is unfinished from here on, whatever its old list of blocks says.
         remove(path / META_NAME)
         ensure_ray()
@@ -194,7 +194,7 @@ def compute_ppr(
         ):
             metrics = PPRMetrics()
             for report in reports:
-                checksums[report.index] = report.checksum
+                records[report.index] = report.record
                 metrics.block(
                     nodes=report.rows,
                     pushes=report.pushes,
@@ -203,7 +203,7 @@ def compute_ppr(
                 )
                 advance(report)
         _drop_stale_files(job)
-        ordered = [checksums[index] for index in range(job.num_blocks)]
+        ordered = [records[index] for index in range(job.num_blocks)]
         PPRArtefact.finish(path, job.num_nodes, options, placement.graph_hash, ordered)
     return PPRArtefact.open(path)
 
@@ -314,9 +314,9 @@ def _compute_block(job: BlockJob, index: int, push: Callable[[np.ndarray], tuple
     nodes = job.nodes(index)
     rows, traffic = push(np.arange(nodes.start, nodes.stop, dtype=np.int64))
     with to_write(job.path / block_name(index)) as file:
-        checksum = write_block(file, job.key, nodes.start, rows.indptr, rows.indices, rows.values, rows.bounds)
+        record = write_block(file, job.key, nodes.start, rows.indptr, rows.indices, rows.values, rows.bounds)
     seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
-    return BlockReport(index, len(nodes), checksum, seconds, cpu_seconds, rows.pushes, rows.arcs, traffic)
+    return BlockReport(index, len(nodes), record, seconds, cpu_seconds, rows.pushes, rows.arcs, traffic)
 
 
 def _run_blocks(job: BlockJob, slots: Sequence[Slot], missing: list[int]) -> Generator[BlockReport, None, None]:
@@ -341,7 +341,6 @@ def _finished(path: AnyPath, key: str) -> PPRArtefact | None:
     try:
         artefact = PPRArtefact.open(path)
         if artefact.key == key:
-            artefact.verify()
             # This host may have its copy of a remote one from before a block was lost.
             if isinstance(path, RemotePath) and not file_sizes(artefact.path).items() <= path.files().items():
                 return None
@@ -355,27 +354,29 @@ def _finished(path: AnyPath, key: str) -> PPRArtefact | None:
     )
 
 
-def _reusable_blocks(job: BlockJob) -> dict[int, str]:
-    """Checksums of the sound blocks that are already there, by block number."""
-    checksums = {}
+def _reusable_blocks(job: BlockJob) -> dict[int, BlockRecord]:
+    """The sound blocks that are already there, by number."""
+    records = {}
     there = file_sizes(job.path)
     for index in range(job.num_blocks):
         if block_name(index) not in there:
             continue
-        try:
-            with to_read(job.path / block_name(index)) as file:
+        with to_read(job.path / block_name(index)) as file:
+            try:
                 block = read_block(file)
-        except InputError:
-            continue
-        if block.key != job.key:
-            raise InputError(
-                f"{job.path / block_name(index)}: belongs to the PPR of another graph or other options; "
-                "choose another path, or delete it"
-            )
-        nodes = job.nodes(index)
-        if (block.first_node, block.num_rows) == (nodes.start, len(nodes)) and block.intact():
-            checksums[index] = block.checksum
-    return checksums
+            except InputError:
+                continue
+            if not block.intact():
+                continue
+            if block.key != job.key:
+                raise InputError(
+                    f"{job.path / block_name(index)}: belongs to the PPR of another graph or other options; "
+                    "choose another path, or delete it"
+                )
+            nodes = job.nodes(index)
+            if (block.first_node, block.num_rows) == (nodes.start, len(nodes)):
+                records[index] = block.record()
+    return records
 
 
 def _drop_stale_files(job: BlockJob) -> None:

@@ -17,7 +17,7 @@ from pydantic import Field
 from optimag_dist.files import sole_writer
 from optimag_dist.options import Options
 from optimag_dist.ppr.artefact import META_NAME, PPRArtefact, artefact_key
-from optimag_dist.ppr.block import PPRBlock, block_name, read_block, write_block
+from optimag_dist.ppr.block import BlockRecord, PPRBlock, block_name, read_block, write_block
 from optimag_dist.ppr.drift import Drift, measure_drift
 from optimag_dist.ppr.driver import compute_ppr
 from optimag_dist.ppr.options import PPROptions
@@ -151,7 +151,6 @@ def _finished_artefacts(store: GraphStore, say: Callable[[str], None]) -> Iterat
             artefact = PPRArtefact.open(path)
             if artefact.graph_hash != digest:
                 raise InputError(f"{path}: is the PPR of another graph; move it out of the store's folder")
-            artefact.verify()
             artefacts.append(artefact)
         if not artefacts:
             say(f"{store.path}: holds no PPR artefact, only its edges change")
@@ -185,22 +184,22 @@ def _update(
     else:
         merged = [plan for plan in plans if 2 * len(plan.renew) <= plan.block.num_rows]
         whole = [plan for plan in plans if 2 * len(plan.renew) > plan.block.num_rows]
-    checksums = _merge_blocks(merged, new.topology, ppr, path, key, progress)
+    records = _merge_blocks(merged, new.topology, ppr, path, key, progress)
     if whole:
         renewed += sum(plan.block.num_rows - len(plan.renew) for plan in whole)
         # Finds the blocks above finished and makes the others, as of a run that was interrupted.
         compute_ppr(new, ppr, path, progress=progress)
     else:
-        PPRArtefact.finish(path, artefact.num_nodes, ppr, digest, checksums)
+        PPRArtefact.finish(path, artefact.num_nodes, ppr, digest, records)
     worst = PPRArtefact.open(path).bounds(np.arange(artefact.num_nodes)).max() / ppr.eps
     return ArtefactUpdate(path, artefact.num_nodes, renewed, float(worst), time.perf_counter() - started)
 
 
 def _merge_blocks(
     plans: list["_Plan"], topology: CSR, ppr: PPROptions, path: Path, key: str, progress: bool
-) -> list[str]:
-    """Push the rows to be renewed, write the blocks with them into ``path`` and return their checksums."""
-    checksums = []
+) -> list[BlockRecord]:
+    """Push the rows to be renewed, and write the blocks with them into ``path``."""
+    records = []
     num_rows = sum(len(plan.renew) for plan in plans)
     with progress_bar("PPR rows", num_rows) if progress else nullcontext(lambda rows: None) as advance:
         for group in _groups(plans):
@@ -210,10 +209,10 @@ def _merge_blocks(
             for plan in group:
                 first_node = plan.block.first_node
                 name = block_name(first_node // ppr.block_size)
-                checksums.append(write_block(path / name, key, first_node, *plan.merge(rows, first)))
+                records.append(write_block(path / name, key, first_node, *plan.merge(rows, first)))
                 first += len(plan.renew)
             advance(len(nodes))
-    return checksums
+    return records
 
 
 @dataclass(frozen=True)

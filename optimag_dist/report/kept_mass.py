@@ -131,7 +131,7 @@ def check_store(store: GraphStore, run: Run) -> None:
     for fit in run.finished:
         path = fit.directory / "model.pt"
         exported = (fit.directory / "kept_mass.parquet").exists()
-        if exported and path.exists() and checkpoint.load(path, torch.device("cpu"))["store"] != store.content_hash:
+        if exported and path.exists() and checkpoint.load(path, torch.device("cpu")).get("store") != store.content_hash:
             raise InputError(f"{store.path}: the store has changed since {fit.variant} seed {fit.seed} was trained")
 
 

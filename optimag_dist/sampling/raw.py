@@ -78,6 +78,9 @@ class RawRows:
         self._rows, self._store, self._encoders = rows, store, encoders
         self._readers = {name: make_reader(options, kinds[name]) for name, options in encoders.items()}
         self._known = {name: np.full(store.num_nodes, _UNKNOWN, np.uint8) for name in encoders}
+        # All of each is read in the end: verified now, and not bit by bit in every process.
+        for options in encoders.values():
+            store.has_attribute(options.attribute)
         self._lock = Lock()
         self.bad_pictures = {
             name: BadPictures(store, o.attribute, o.on_bad_picture, f"model.encoders.{name}.on_bad_picture")

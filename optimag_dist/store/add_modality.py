@@ -32,7 +32,7 @@ def add_modality(
         modality: takes the place of the one of its name, or comes last.
         blocks: (k, width) of the modality's dtype, finite, zeros in absent rows, and (k,) bool present; all nodes in
             order, cut anywhere.
-        made_from: notes that are kept in the modality's file, see :func:`notes`.
+        made_from: notes that are kept in the modality's file, see :meth:`GraphStore.notes`.
 
     Raises:
         InputError: no node has a value, or the store was replaced by another one meanwhile.
@@ -41,9 +41,7 @@ def add_modality(
     for name in meta.files:
         if name not in (NODES, modality.file):
             _link(store.path / name, directory / name)
-    with pa.memory_map(str(store.path / NODES)) as source:
-        nodes = pa.ipc.open_file(source).get_batch(0)
-        columns = dict(zip(nodes.schema.names, nodes.columns, strict=True))
+    columns = dict(store.node_columns)
     if read_meta(store.path).content_hash != store.content_hash:
         raise InputError(f"{store.path}: the store was replaced by another one while in use; start again")
     row = pa.list_(pa.from_numpy_dtype(modality.dtype), modality.width)
@@ -59,15 +57,6 @@ def add_modality(
     modalities = tuple({**store.modalities, modality.name: modality}.values())
     write_meta(directory, meta.model_copy(update={"modalities": modalities, "files": files}))
     return GraphStore.open(directory)
-
-
-def notes(store: GraphStore, name: str) -> dict[str, str]:
-    """What modality ``name`` was made from, as :func:`add_modality` was told; nothing where it was ingested."""
-    if name not in store.modalities:
-        return {}
-    with pa.memory_map(str(store.path / store.modalities[name].file)) as source:
-        metadata = pa.ipc.open_file(source).schema.metadata or {}
-    return {key.decode(): value.decode() for key, value in metadata.items()}
 
 
 def _in_batches(

@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from optimag_dist.store.arrow_map import needed_range
 from optimag_dist.store.layout import SPLITS, StoredFile
 from optimag_dist.store.writer import write_batches
 
+LINK_COLUMNS = {"part": pa.int8(), "source": pa.int64(), "target": pa.int64()}
 _VAL, _TEST = SPLITS.index("val"), SPLITS.index("test")
 
 
@@ -66,3 +68,19 @@ def read_links(batch: pa.RecordBatch) -> LinkSplit:
     queries = LinkQueries(sources, targets, negatives)
     num_val = int(np.searchsorted(batch.column("part").to_numpy(), _TEST))
     return LinkSplit(queries[:num_val], queries[num_val:])
+
+
+def check_links(batch: pa.RecordBatch, num_nodes: int) -> None:
+    """Raise ValueError unless ``batch`` holds queries about nodes, those for validation first."""
+    part = batch.column("part").to_numpy()
+    needed_range("column 'part'", part, _VAL, _TEST + 1)
+    if (part[1:] < part[:-1]).any():
+        raise ValueError("column 'part' does not ascend")
+    negatives = batch.column("negatives")
+    if not pa.types.is_fixed_size_list(negatives.type) or negatives.type.value_type != pa.int64():
+        raise ValueError(f"column 'negatives' is {negatives.type}, needed lists of int64")
+    for name, column in (("source", batch.column("source")), ("target", batch.column("target"))):
+        needed_range(f"column {name!r}", column.to_numpy(), 0, num_nodes)
+    needed_range("column 'negatives'", negatives.flatten().to_numpy(zero_copy_only=True), 0, num_nodes)
+    if negatives.null_count:
+        raise ValueError("column 'negatives' has nulls")

@@ -121,7 +121,7 @@ def ingest(
             classes=None if labels is None else labels.classes,
             has_split=split is not None,
             attributes={name: attribute.kind for name, attribute in source.attributes.items()},
-            files={name: StoredFile(size=file.size, digest=file.digest) for name, file in files.items()},
+            files={name: file.plain() for name, file in files.items()},
         )
         if fingerprint(source.inputs, source.settings) != made_from:
             raise InputError(f"{source_path}: one of its files was changed while it was read; run the command again")

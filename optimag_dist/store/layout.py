@@ -1,28 +1,32 @@
 """What a graph store looks like on disk.
 
-meta.json                 counts, names and widths, sizes and digests of the files, content hash
+meta.json                 counts, names and widths; of each file its size, checksums and a digest; content hash
 nodes.arrow               one row per node: id, [label], [split], "present:<modality>" each
 topology.arrow            one list column whose offsets and values are the in-CSR
 modality-<name>.arrow     fixed-size lists, BATCH_ROWS rows per record batch
 attribute-<name>.arrow    raw text or bytes, ATTRIBUTE_ROWS rows per record batch
 links.arrow               if links are held out: one row per query, val then test: part, source, target, negatives
+
+Version 1 had no checksums. Its files are compared with their digests, which takes longer and reads all of a file.
 """
 
 import hashlib
 import json
-import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from pathlib import Path
-from typing import Final, Literal, TypeAlias
+from typing import Annotated, Final, Literal, TypeAlias
 
-import numpy as np
+from pydantic import Field, StringConstraints, model_validator
 
+from optimag_dist.integrity import read_record, write_record
 from optimag_dist.options import Options, validate_options
 from optimag_dist.types import InputError
 
 FORMAT: Final = "optimag-store"
-VERSION = 1
+VERSION = 2
+READABLE_VERSIONS = (1, 2)
 META = "meta.json"
 NODES = "nodes.arrow"
 TOPOLOGY = "topology.arrow"
@@ -30,6 +34,7 @@ LINKS = "links.arrow"
 # Names of all but ``meta.json``.
 STORE_FILES = (NODES, TOPOLOGY, LINKS, "modality-*.arrow", "attribute-*.arrow")
 SPLITS = ("train", "val", "test")
+AGAIN = "run optimag ingest again, overwriting it, or copy it anew from where it is whole"
 
 # Rows per record batch: one batch of 1,280 float32 features is 84 MB, and ten million nodes are 610 batches.
 BATCH_ROWS = 16_384
@@ -41,6 +46,10 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
 
 
 StoredDtype: TypeAlias = Literal["float16", "float32"]
+#: Becomes part of a file's name.
+FileName: TypeAlias = Annotated[str, StringConstraints(pattern=r"^[^/\\\x00-\x1f]{1,200}$")]
+Hex: TypeAlias = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32,64}$")]
+Count: TypeAlias = Annotated[int, Field(ge=0, lt=2**62)]
 
 
 class Modality(Options):
@@ -52,8 +61,8 @@ class Modality(Options):
         dtype: how they are stored.
     """
 
-    name: str
-    width: int
+    name: FileName
+    width: int = Field(ge=1, lt=2**31)
     dtype: StoredDtype
 
     @property
@@ -62,10 +71,30 @@ class Modality(Options):
 
 
 class StoredFile(Options):
-    """Size in bytes, to recognise a truncated file cheaply, and digest of the content."""
+    """What was written.
 
-    size: int
-    digest: str
+    Attributes:
+        size: in bytes.
+        digest: of the content, however the bytes lie.
+        segments: (end, checksum) of the parts of an Arrow file one after the other: what stands before the first record
+            batch, each batch, the footer. None in files that version 1 wrote.
+    """
+
+    size: Count
+    digest: Hex
+    segments: tuple[tuple[Count, Hex], ...] | None = None
+
+    def plain(self) -> "StoredFile":
+        """This alone of a record that knows more."""
+        return StoredFile(size=self.size, digest=self.digest, segments=self.segments)
+
+    @model_validator(mode="after")
+    def _covers_all(self) -> "StoredFile":
+        if self.segments is not None:
+            ends = [0, *(end for end, _ in self.segments)]
+            if len(ends) < 3 or ends[-1] != self.size or any(a > b for a, b in pairwise(ends)):
+                raise ValueError("the segments do not cover the file")
+        return self
 
 
 class StoreMeta(Options):
@@ -74,15 +103,22 @@ class StoreMeta(Options):
     format: Literal["optimag-store"] = FORMAT
     version: int = VERSION
     name: str
-    num_nodes: int
-    num_arcs: int
+    num_nodes: int = Field(ge=1, lt=2**62)
+    num_arcs: Count
     directed: bool
     id_type: Literal["int64", "string"]
     modalities: tuple[Modality, ...]
     classes: tuple[str, ...] | None
     has_split: bool
-    attributes: dict[str, Literal["text", "image"]]
+    attributes: dict[FileName, Literal["text", "image"]]
     files: dict[str, StoredFile]
+
+    @model_validator(mode="after")
+    def _names_its_files(self) -> "StoreMeta":
+        needed = {NODES, TOPOLOGY, *(m.file for m in self.modalities), *map(attribute_file, self.attributes)}
+        if strange := sorted((self.files.keys() ^ needed) - {LINKS}):
+            raise ValueError(f"its list of files and its entries do not fit together: {strange[0]!r}")
+        return self
 
     @property
     def content_hash(self) -> str:
@@ -118,11 +154,8 @@ def old_store(target: Path) -> Path:
 
 
 def write_meta(directory: Path, meta: StoreMeta) -> None:
-    record = {"content_hash": meta.content_hash, **meta.model_dump(mode="json")}
-    with (directory / META).open("w", encoding="utf-8") as file:
-        json.dump(record, file, indent=2, ensure_ascii=False)
-        file.flush()
-        os.fsync(file.fileno())
+    record = {"content_hash": meta.content_hash, **meta.model_dump(mode="json"), "version": VERSION}
+    write_record(directory / META, record)
 
 
 def read_meta(directory: Path) -> StoreMeta:
@@ -131,7 +164,6 @@ def read_meta(directory: Path) -> StoreMeta:
     Raises:
         InputError: no store, another format version, or a file missing or of another size than recorded.
     """
-    again = "run optimag ingest again, overwriting it"
     if not directory.exists():
         left = old_store(directory)
         hint = (
@@ -142,22 +174,20 @@ def read_meta(directory: Path) -> StoreMeta:
         raise InputError(f"{directory}: no such graph store; make one with optimag ingest{hint}")
     path = directory / META
     if not path.is_file():
-        raise InputError(f"{directory}: not a graph store, or half of one (no {META}); {again}")
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path}: damaged ({error}); {again}") from error
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
-        raise InputError(f"{path}: not the description of a graph store; {again}")
-    if record.get("version") != VERSION:
+        raise InputError(f"{directory}: not a graph store, or half of one (no {META}); {AGAIN}")
+    record = read_record(path, AGAIN)
+    if record.get("format") != FORMAT:
+        raise InputError(f"{path}: not the description of a graph store; {AGAIN}")
+    if record.get("version") not in READABLE_VERSIONS:
         raise InputError(
-            f"{path}: written in format version {record.get('version')}, this program reads version {VERSION}; {again}"
+            f"{path}: written in format version {record.get('version')}, this program reads version "
+            f"{', '.join(map(str, READABLE_VERSIONS))}; {AGAIN}"
         )
     recorded_hash = record.pop("content_hash", None)
     meta = validate_options(StoreMeta, record, source=str(path))
     if recorded_hash != meta.content_hash:
-        raise InputError(f"{path}: damaged (its content hash does not match its own entries); {again}")
-    check_sizes(directory, meta.files, f": half a store; {again}")
+        raise InputError(f"{path}: damaged (its content hash does not match its own entries); {AGAIN}")
+    check_sizes(directory, meta.files, f": half a store; {AGAIN}")
     return meta
 
 
@@ -168,19 +198,6 @@ def check_sizes(directory: Path, files: Mapping[str, StoredFile], remedy: str) -
         if size != file.size:
             found = "is missing" if size is None else f"has {size:,} bytes"
             raise InputError(f"{directory / name}: {found}, needed {file.size:,}{remedy}")
-
-
-def flat_batches(batches: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Arrays of one mapped file as one, for kernels that read them where they lie.
-
-    Returns:
-        The part of the map that holds them, flat; and (batches,) int64: where in it each begins.
-    """
-    first, size = batches[0], batches[0].itemsize
-    starts = np.array([(batch.ctypes.data - first.ctypes.data) // size for batch in batches], np.int64)
-    # All lie in one map, which the view of the first one keeps alive.
-    flat = np.lib.stride_tricks.as_strided(first, (int(starts[-1]) + batches[-1].size,), (size,), writeable=False)
-    return flat, starts
 
 
 def check_replaceable(target: Path) -> None:

@@ -22,7 +22,8 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 
 from optimag_dist.console import console
-from optimag_dist.files import atomic, sole_writer
+from optimag_dist.files import sole_writer
+from optimag_dist.integrity import write_record
 from optimag_dist.jit import jit
 from optimag_dist.options import Options
 from optimag_dist.store.layout import BATCH_ROWS, META
@@ -86,8 +87,7 @@ def partition_store(store: GraphStore, options: PartitionOptions, *, progress: b
                 part = assign(graph, options.parts, method, options.seed, report)
                 target.mkdir()
                 meta = _write(target, store, graph, part, method, options, report)
-            with atomic(target / META) as temporary:
-                temporary.write_text(json.dumps(meta.model_dump(mode="json"), indent=1), encoding="utf-8")
+            write_record(target / META, meta.model_dump(mode="json"))
         except BaseException:
             shutil.rmtree(target, ignore_errors=True)
             raise

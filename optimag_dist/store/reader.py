@@ -1,8 +1,8 @@
 """The graph store as the rest of the program sees it: memory-mapped, read-only, opened by path."""
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
-from functools import cached_property, partial
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from optimag_dist.storage import AnyPath, RemotePath, local_copy, located
-from optimag_dist.store.held_out import LinkSplit, read_links
+from optimag_dist.store.arrow_map import ArrowMap, check_rows, needed_range
+from optimag_dist.store.held_out import LINK_COLUMNS, LinkSplit, check_links, read_links
 from optimag_dist.store.layout import (
+    AGAIN,
     ATTRIBUTE_ROWS,
     BATCH_ROWS,
     LINKS,
@@ -22,19 +24,18 @@ from optimag_dist.store.layout import (
     Modality,
     StoreMeta,
     attribute_file,
-    flat_batches,
     read_meta,
 )
-from optimag_dist.store.writer import is_intact
 from optimag_dist.types import CSR, InputError
 
 
 class GraphStore:
     """A multimodal attributed graph on disk. Open it with :meth:`open`.
 
-    Opening maps files and reads nothing; arrays handed out are read-only views of the maps unless said otherwise.
-    Pickles as its location, so that it may travel to other processes for nothing; another host copies a remote one to
-    its own cache.
+    Opening maps files and reads nothing; arrays handed out are read-only views of the maps unless said otherwise. What
+    is read is verified before, once for each file, user and host (:mod:`optimag_dist.integrity`), and every method
+    raises ``InputError`` where a file it reads is damaged. Pickles as its location, so that it may travel to other
+    processes for nothing; another host copies a remote one to its own cache.
 
     Attributes:
         location: absolute path of the directory, or the URI it was opened by.
@@ -62,9 +63,7 @@ class GraphStore:
         self.attributes: Mapping[str, str] = dict(meta.attributes)
         self._meta = meta
         # Mapped now, not when first used: by then another store may stand at this path.
-        self._maps = {file: pa.memory_map(str(path / file)) for file in meta.files}
-        self._features: dict[str, list[np.ndarray]] = {}
-        self._attribute_files: dict[str, pa.RecordBatchFileReader] = {}
+        self._maps = {file: self._map(file) for file in meta.files}
 
     @classmethod
     def open(cls, path: str | AnyPath) -> "GraphStore":
@@ -75,8 +74,7 @@ class GraphStore:
         """
         place = located(path)
         if isinstance(place, RemotePath):
-            local = local_copy(place, read_meta)
-            return cls(local, read_meta(local), place)
+            return cls(local := local_copy(place, _check_copy), read_meta(local), place)
         local = place.resolve()
         return cls(local, read_meta(local))
 
@@ -92,8 +90,7 @@ class GraphStore:
 
         indptr (n + 1,) int64; indices (m,) int32 (int64 from 2³¹ nodes on).
         """
-        rows = self._reader(TOPOLOGY).get_batch(0).column(0)
-        return CSR(rows.offsets.to_numpy(), rows.values.to_numpy())
+        return _csr(self._maps[TOPOLOGY].batches()[0])
 
     @cached_property
     def labels(self) -> np.ndarray | None:
@@ -108,7 +105,7 @@ class GraphStore:
     @cached_property
     def links(self) -> LinkSplit | None:
         """Links held out of the topology, to be predicted; None when none are (``optimag split`` holds some out)."""
-        return read_links(self._reader(LINKS).get_batch(0)) if LINKS in self._maps else None
+        return read_links(self._maps[LINKS].batches()[0]) if LINKS in self._maps else None
 
     def present(self, modality: str) -> np.ndarray:
         """(n,) bool: whether the node has a value in ``modality``."""
@@ -125,13 +122,13 @@ class GraphStore:
         """
         record = self._modality(modality)
         node_ids = self._checked(node_ids)
-        batches = self._feature_batches(record)
+        file = self._maps[record.file]
         out = np.empty((len(node_ids), record.width), dtype=record.dtype)
         order = np.argsort(node_ids // BATCH_ROWS, kind="stable")
         number, local = np.divmod(node_ids[order], BATCH_ROWS)
         cuts = [*np.flatnonzero(np.diff(number, prepend=-1)), len(order)]
         for start, stop in itertools.pairwise(cuts):
-            out[order[start:stop]] = batches[number[start]][local[start:stop]]
+            out[order[start:stop]] = file.matrix(record.name, int(number[start]))[local[start:stop]]
         return out
 
     def feature_file(self, modality: str) -> tuple[np.ndarray, np.ndarray]:
@@ -141,7 +138,13 @@ class GraphStore:
             The part of the mapped file that holds them, flat, of the stored dtype; and (batches,) int64: where in it
             each batch of ``BATCH_ROWS`` rows begins.
         """
-        return flat_batches(self._feature_batches(self._modality(modality)))
+        record = self._modality(modality)
+        return self._maps[record.file].flat(record.name)
+
+    @property
+    def node_columns(self) -> Mapping[str, pa.Array]:
+        """Name → column of ``nodes.arrow``."""
+        return dict(zip(self._nodes.schema.names, self._nodes.columns, strict=True))
 
     @property
     def id_column(self) -> pa.Array:
@@ -181,25 +184,36 @@ class GraphStore:
 
     def attribute(self, name: str, node_ids: np.ndarray) -> list[Any]:
         """Attribute ``name`` of ``node_ids`` ((k,) int64): str (text) or bytes (image), None where there is none."""
-        file = self._attribute_reader(name)
+        file = self._attribute_file(name)
         places = (divmod(int(node), ATTRIBUTE_ROWS) for node in self._checked(node_ids))
-        return [file.get_batch(batch).column(0)[row].as_py() for batch, row in places]
+        return [file.batch(batch).column(0)[row].as_py() for batch, row in places]
 
     def has_attribute(self, name: str) -> np.ndarray:
-        """(n,) bool: whether the node's attribute ``name`` is there and not empty; reads none of the values."""
-        file = self._attribute_reader(name)
-        lengths = (pc.binary_length(file.get_batch(i).column(0)) for i in range(file.num_record_batches))
+        """(n,) bool: whether the node's attribute ``name`` is there and not empty; verifies the values of all."""
+        lengths = (pc.binary_length(batch.column(0)) for batch in self._attribute_file(name).batches())
         return np.concatenate([length.fill_null(0).to_numpy() > 0 for length in lengths])
 
     def verify(self) -> None:
-        """Read everything once and compare it with the recorded digests.
+        """Read everything and compare it with the recorded checksums and digests, whatever was verified before.
 
         Raises:
             InputError: a file's content has changed since it was written.
         """
-        for name, stored in self._meta.files.items():
-            if not is_intact(partial(self._batches, name), stored):
-                raise InputError(f"{self.path / name}: damaged (its content is not what was written); ingest again")
+        for file in self._maps.values():
+            file.verify()
+
+    def verify_once(self) -> None:
+        """Verify every file that has not been verified on this host, as reading all of it does.
+
+        Raises:
+            InputError: a file's content has changed since it was written.
+        """
+        for file in self._maps.values():
+            file.verify_once()
+
+    def notes(self, modality: str) -> dict[str, str]:
+        """What the file of ``modality`` says it was made from; nothing where it was ingested."""
+        return self._maps[self._modality(modality).file].metadata()
 
     def summary(self) -> str:
         """A few lines for people: counts, missing values, classes, split sizes, held-out links."""
@@ -231,40 +245,74 @@ class GraphStore:
 
     @cached_property
     def _nodes(self) -> pa.RecordBatch:
-        return self._reader(NODES).get_batch(0)
+        return self._maps[NODES].batches()[0]
 
-    def _reader(self, file: str) -> pa.RecordBatchFileReader:
-        return pa.ipc.open_file(self._maps[file])
+    def _map(self, file: str) -> ArrowMap:
+        path, stored, n = self.path / file, self._meta.files[file], self.num_nodes
+        if file == NODES:
+            bounds = f"{len(self.classes)} classes"
+            return ArrowMap(path, stored, self._node_columns(), n, None, AGAIN, check=self._check_nodes, bounds=bounds)
+        if file == TOPOLOGY:
+            kind = pa.large_list(pa.int32() if n < 2**31 else pa.int64())
+            bounds = f"{self.num_arcs} arcs"
+            return ArrowMap(path, stored, {"sources": kind}, n, None, AGAIN, check=self._check_topology, bounds=bounds)
+        if file == LINKS:
+            bounds = f"{n} nodes"
+            return ArrowMap(path, stored, LINK_COLUMNS, None, None, AGAIN, check=self._check_links, bounds=bounds)
+        for modality in self.modalities.values():
+            if file == modality.file:
+                row = pa.list_(pa.from_numpy_dtype(np.dtype(modality.dtype)), modality.width)
+                return ArrowMap(path, stored, {modality.name: row}, n, BATCH_ROWS, AGAIN)
+        name = next(name for name in self.attributes if file == attribute_file(name))
+        kind = pa.large_string() if self.attributes[name] == "text" else pa.large_binary()
+        return ArrowMap(path, stored, {name: kind}, n, ATTRIBUTE_ROWS, AGAIN, nulls=True)
 
-    def _batches(self, file: str) -> Iterator[pa.RecordBatch]:
-        reader = self._reader(file)
-        return (reader.get_batch(index) for index in range(reader.num_record_batches))
+    def _node_columns(self) -> dict[str, pa.DataType]:
+        columns = {"id": pa.int64() if self.has_integer_ids else pa.large_string()}
+        if self._meta.classes is not None:
+            columns["label"] = pa.int32()
+        if self._meta.has_split:
+            columns["split"] = pa.int8()
+        return columns | {f"present:{name}": pa.uint8() for name in self.modalities}
 
-    def _attribute_reader(self, name: str) -> pa.RecordBatchFileReader:
+    def _check_nodes(self, batches: Sequence[pa.RecordBatch]) -> None:
+        limits = {"label": (-1, len(self.classes)), "split": (-1, len(SPLITS))}
+        for name in self._node_columns().keys() - {"id"}:
+            needed_range(f"column {name!r}", batches[0].column(name).to_numpy(), *limits.get(name, (0, 2)))
+
+    def _check_topology(self, batches: Sequence[pa.RecordBatch]) -> None:
+        topology = _csr(batches[0])
+        if topology.num_arcs != self.num_arcs:
+            raise ValueError(f"{topology.num_arcs} arcs, needed {self.num_arcs}")
+        check_rows(topology, self.num_nodes)
+
+    def _check_links(self, batches: Sequence[pa.RecordBatch]) -> None:
+        check_links(batches[0], self.num_nodes)
+
+    def _attribute_file(self, name: str) -> ArrowMap:
         if name not in self.attributes:
             raise InputError(f"{self.path}: no attribute {name!r}; it has {', '.join(self.attributes) or 'none'}")
-        if name not in self._attribute_files:
-            self._attribute_files[name] = self._reader(attribute_file(name))
-        return self._attribute_files[name]
+        return self._maps[attribute_file(name)]
 
     def _modality(self, name: str) -> Modality:
         if name not in self.modalities:
             raise InputError(f"{self.path}: no modality {name!r}; it has {', '.join(self.modalities)}")
         return self.modalities[name]
 
-    def _feature_batches(self, modality: Modality) -> list[np.ndarray]:
-        if modality.name not in self._features:
-            self._features[modality.name] = [
-                batch.column(0).flatten().to_numpy(zero_copy_only=True).reshape(-1, modality.width)
-                for batch in self._batches(modality.file)
-            ]
-        return self._features[modality.name]
-
     def _checked(self, node_ids: np.ndarray) -> np.ndarray:
         node_ids = np.asarray(node_ids, dtype=np.int64)
         if len(node_ids) and not (node_ids.min() >= 0 and node_ids.max() < self.num_nodes):
             raise IndexError(f"node ids must lie in 0 … {self.num_nodes - 1}, got {node_ids.min()} … {node_ids.max()}")
         return node_ids
+
+
+def _csr(batch: pa.RecordBatch) -> CSR:
+    rows = batch.column(0)
+    return CSR(rows.offsets.to_numpy(), rows.values.to_numpy())
+
+
+def _check_copy(path: Path) -> None:
+    GraphStore(path, read_meta(path)).verify_once()
 
 
 def _reopen(path: AnyPath, content_hash: str) -> GraphStore:

@@ -3,28 +3,34 @@
 assignment.arrow            per node its part (uint16), its row within the part (int32) and its degree (int32)
 shard-00007.arrow           per node of part 7 its global id (int32, ascending) and its neighbours (list of global ids)
 shard-00007.<modality>.arrow  the features of the same nodes and where they are present, BATCH_ROWS rows per batch
-meta.json                   written last: what it is a partition of, how good it is, sizes and digests of the files
+meta.json                   written last: what it is a partition of, how good it is; sizes and checksums of the files
+
+Version 1 had no checksums.
 
 The graph is the undirected one that PPR runs on, whatever the store holds.
 """
 
-import json
-from functools import cached_property, partial
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Final, Literal
 
 import numpy as np
 import pyarrow as pa
+from pydantic import Field, model_validator
 
+from optimag_dist.integrity import read_record
 from optimag_dist.jit import jit
 from optimag_dist.options import Options, validate_options
-from optimag_dist.store.layout import META, Modality, StoredFile, check_sizes, flat_batches
-from optimag_dist.store.writer import is_intact
+from optimag_dist.store.arrow_map import ArrowMap, check_rows, needed_range
+from optimag_dist.store.layout import BATCH_ROWS, META, Count, Modality, StoredFile, check_sizes
 from optimag_dist.types import CSR, InputError
 
 FORMAT: Final = "optimag-partition"
-VERSION = 1
+VERSION = 2
+READABLE_VERSIONS = (1, 2)
 ASSIGNMENT = "assignment.arrow"
+_AGAIN = "run `optimag partition` again"
 
 
 class PartitionMeta(Options):
@@ -44,17 +50,31 @@ class PartitionMeta(Options):
     format: Literal["optimag-partition"] = FORMAT
     version: int = VERSION
     method: Literal["metis", "streaming", "hash"]
-    parts: int
+    parts: int = Field(ge=1, le=65535)
     seed: int
     store_hash: str
     graph_hash: str
-    num_nodes: int
-    num_arcs: int
+    num_nodes: int = Field(ge=1, lt=2**31)
+    num_arcs: Count
     edge_cut: float
-    part_nodes: tuple[int, ...]
-    part_arcs: tuple[int, ...]
+    part_nodes: tuple[Count, ...]
+    part_arcs: tuple[Count, ...]
     modalities: tuple[Modality, ...]
     files: dict[str, StoredFile]
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "PartitionMeta":
+        for what, counts, total in (
+            ("nodes", self.part_nodes, self.num_nodes),
+            ("arcs", self.part_arcs, self.num_arcs),
+        ):
+            if len(counts) != self.parts or sum(counts) != total:
+                raise ValueError(f"the {what} of its parts do not add up")
+        shards = {shard_file(part) for part in range(self.parts)}
+        features = {feature_file(part, m.name) for part in range(self.parts) for m in self.modalities}
+        if strange := sorted(self.files.keys() ^ ({ASSIGNMENT} | shards | features)):
+            raise ValueError(f"its list of files and its entries do not fit together: {strange[0]!r}")
+        return self
 
 
 def shard_file(part: int) -> str:
@@ -79,16 +99,10 @@ class Shard:
         self.rows = CSR(neighbours.offsets.to_numpy(), neighbours.values.to_numpy())
 
 
-class _ShardFeatures:
-    """One modality of one part: ``flat`` and ``starts`` of :func:`flat_batches`, and ``present`` (s,) bool."""
-
-    def __init__(self, batches: list[pa.RecordBatch]) -> None:
-        self.flat, self.starts = flat_batches([batch.column("features").flatten().to_numpy() for batch in batches])
-        self.present = np.concatenate([batch.column("present").to_numpy().view(bool) for batch in batches])
-
-
 class Partition:
-    """A finished partition; files are mapped when they are first asked for. Pickles as its path.
+    """A finished partition; files are mapped, and verified, when they are first asked for. Pickles as its path.
+
+    Every method raises ``InputError`` where a file it reads is damaged.
 
     Attributes:
         path: absolute path of the directory.
@@ -98,8 +112,11 @@ class Partition:
     def __init__(self, path: Path, meta: PartitionMeta) -> None:
         self.path = path
         self.meta = meta
+        self._again = f"delete {path} and {_AGAIN}"
+        self._maps: dict[str, ArrowMap] = {}
         self._shards: dict[int, Shard] = {}
-        self._shard_features: dict[tuple[int, str], _ShardFeatures] = {}
+        self._features: dict[tuple[int, str], tuple[np.ndarray, np.ndarray]] = {}
+        self._present: dict[tuple[int, str], np.ndarray] = {}
 
     @classmethod
     def open(cls, path: str | Path) -> "Partition":
@@ -110,34 +127,30 @@ class Partition:
         """
         path = Path(path).absolute()
         file = path / META
-        again = "run `optimag partition` again"
-        try:
-            record = json.loads(file.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        if not file.is_file():
             state = "unfinished partition" if path.is_dir() else "no such partition"
-            raise InputError(f"{path}: {state} (no {META}); {again}") from None
-        except (OSError, ValueError) as error:
-            raise InputError(f"{file}: damaged ({error}); {again}") from error
-        if not isinstance(record, dict) or (record.get("format"), record.get("version")) != (FORMAT, VERSION):
-            raise InputError(f"{file}: not a partition of format version {VERSION}; {again}")
+            raise InputError(f"{path}: {state} (no {META}); {_AGAIN}")
+        record = read_record(file, f"delete {path} and {_AGAIN}")
+        if record.get("format") != FORMAT or record.get("version") not in READABLE_VERSIONS:
+            raise InputError(f"{file}: not a partition of format version {VERSION}; {_AGAIN}")
         meta = validate_options(PartitionMeta, record, source=str(file))
-        check_sizes(path, meta.files, f"; delete {path} and {again}")
+        check_sizes(path, meta.files, f"; delete {path} and {_AGAIN}")
         return cls(path, meta)
 
     def __reduce__(self) -> tuple[object, ...]:
         return Partition.open, (self.path,)
 
     def verify(self) -> None:
-        """Read everything once and compare it with the recorded digests.
+        """Read everything and compare it with what was recorded, whatever was verified before.
 
         Raises:
             InputError: names the first file whose content has changed.
         """
-        for name, stored in self.meta.files.items():
-            if not is_intact(partial(_batches, self.path / name), stored):
-                raise InputError(
-                    f"{self.path / name}: damaged (its content is not what was written); delete the folder"
-                )
+        for file in (self._assignment_file, *map(self._shard_file, range(self.meta.parts))):
+            file.verify()
+        for part in range(self.meta.parts):
+            for modality in self.modalities:
+                self._feature_file(part, modality).verify()
 
     @property
     def part(self) -> np.ndarray:
@@ -157,7 +170,7 @@ class Partition:
     def shard(self, part: int) -> Shard:
         """The shard of ``part``, mapped once."""
         if part not in self._shards:
-            self._shards[part] = Shard(_batches(self.path / shard_file(part))[0])
+            self._shards[part] = Shard(self._shard_file(part).batches()[0])
         return self._shards[part]
 
     def rows(self, node_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -188,32 +201,83 @@ class Partition:
             The part of the mapped file that holds them, flat, of the stored dtype; and (batches,) int64: where in it
             each batch of ``BATCH_ROWS`` rows begins.
         """
-        shard = self._features(part, modality)
-        return shard.flat, shard.starts
+        if (part, modality) not in self._features:
+            self._features[part, modality] = self._feature_file(part, modality).flat("features")
+        return self._features[part, modality]
 
     def present(self, part: int, modality: str) -> np.ndarray:
         """(s,) bool in shard order: whether the node has a value in ``modality``."""
-        return self._features(part, modality).present
+        if (part, modality) not in self._present:
+            batches = self._feature_file(part, modality).batches()
+            self._present[part, modality] = np.concatenate([_present(batch) for batch in batches])
+        return self._present[part, modality]
 
-    def _features(self, part: int, modality: str) -> "_ShardFeatures":
+    @cached_property
+    def _assignment(self) -> pa.RecordBatch:
+        return self._assignment_file.batches()[0]
+
+    @property
+    def _assignment_file(self) -> ArrowMap:
+        columns = {"part": pa.uint16(), "row": pa.int32(), "degree": pa.int32()}
+
+        def check(batches: Sequence[pa.RecordBatch]) -> None:
+            part, row, degree = (batches[0].column(name).to_numpy() for name in columns)
+            needed_range("column 'part'", part, 0, self.meta.parts)
+            if (row < 0).any() or (row >= np.array(self.meta.part_nodes)[part]).any():
+                raise ValueError("column 'row' has a row beyond its part's last")
+            needed_range("column 'degree'", degree, 0, self.meta.num_nodes)
+
+        return self._map(ASSIGNMENT, columns, self.meta.num_nodes, None, check)
+
+    def _shard_file(self, part: int) -> ArrowMap:
+        columns = {"node": pa.int32(), "neighbours": pa.large_list(pa.int32())}
+
+        def check(batches: Sequence[pa.RecordBatch]) -> None:
+            shard = Shard(batches[0])
+            needed_range("column 'node'", shard.nodes, 0, self.meta.num_nodes)
+            check_rows(shard.rows, self.meta.num_nodes)
+            # By degree room is made for a row, and by part and row it is found.
+            sizes = np.diff(shard.rows.indptr)
+            mine = (self.part[shard.nodes] == part) & (self.row[shard.nodes] == np.arange(len(shard.nodes)))
+            if not (mine & (self.degrees[shard.nodes] == sizes)).all():
+                raise ValueError(f"its nodes are not those that {ASSIGNMENT} lists")
+
+        return self._map(shard_file(part), columns, self.meta.part_nodes[part], None, check)
+
+    def _feature_file(self, part: int, modality: str) -> ArrowMap:
         if modality not in self.modalities:
             raise InputError(
                 f"{self.path}: its shards hold features of {', '.join(self.modalities) or 'no modality'}, not of "
                 f"{modality!r}; run `optimag partition` with features=true"
             )
-        if (part, modality) not in self._shard_features:
-            self._shard_features[part, modality] = _ShardFeatures(_batches(self.path / feature_file(part, modality)))
-        return self._shard_features[part, modality]
+        record = self.modalities[modality]
+        row = pa.list_(pa.from_numpy_dtype(np.dtype(record.dtype)), record.width)
 
-    @cached_property
-    def _assignment(self) -> pa.RecordBatch:
-        return _batches(self.path / ASSIGNMENT)[0]
+        def check(batches: Sequence[pa.RecordBatch]) -> None:
+            for batch in batches:
+                needed_range("column 'present'", batch.column("present").to_numpy(), 0, 2)
+
+        columns = {"features": row, "present": pa.uint8()}
+        return self._map(feature_file(part, modality), columns, self.meta.part_nodes[part], BATCH_ROWS, check)
+
+    def _map(
+        self,
+        name: str,
+        columns: dict[str, pa.DataType],
+        num_rows: int,
+        batch_rows: int | None,
+        check: Callable[[Sequence[pa.RecordBatch]], None],
+    ) -> ArrowMap:
+        if name not in self._maps:
+            path, stored, bounds = self.path / name, self.meta.files[name], self.meta.model_dump_json(exclude={"files"})
+            self._maps[name] = ArrowMap(
+                path, stored, columns, num_rows, batch_rows, self._again, check=check, bounds=bounds
+            )
+        return self._maps[name]
 
 
-def _batches(path: Path) -> list[pa.RecordBatch]:
-    with pa.memory_map(str(path)) as source:
-        reader = pa.ipc.open_file(source)
-        return [reader.get_batch(index) for index in range(reader.num_record_batches)]
+def _present(batch: pa.RecordBatch) -> np.ndarray:
+    return batch.column("present").to_numpy().view(bool)
 
 
 @jit(nogil=True)

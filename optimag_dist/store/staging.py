@@ -17,7 +17,8 @@ from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
 from pathlib import Path
 
-from optimag_dist.files import atomic, sync
+from optimag_dist.files import sync
+from optimag_dist.integrity import MappedFile, parse_record, read_record, write_record
 from optimag_dist.options import Options, validate_options
 from optimag_dist.storage import MANIFEST, RemotePath, adopt, sole_user, work_directory
 from optimag_dist.store.layout import STORE_FILES, VERSION, StoredFile, old_store
@@ -32,9 +33,11 @@ class FinishedFile(StoredFile):
 
     Attributes:
         facts: what else ``meta.json`` and the messages say of it.
+        beside: checksum of the file of the same name in the scratch folder; None where there is none.
     """
 
     facts: Mapping[str, int] = {}
+    beside: str | None = None
 
 
 class _Progress(Options):
@@ -61,10 +64,16 @@ class Staging:
 
     def finish(self, name: str, stored: StoredFile, **facts: int) -> FinishedFile:
         """Record that file ``name`` of the store is complete and on the disk."""
-        self.finished[name] = FinishedFile(size=stored.size, digest=stored.digest, facts=facts)
+        beside = self.scratch / name
+        self.finished[name] = FinishedFile(
+            size=stored.size,
+            digest=stored.digest,
+            segments=stored.segments,
+            facts=facts,
+            beside=_checksum_of(beside) if beside.is_file() else None,
+        )
         progress = _Progress(fingerprint=self._fingerprint, finished=self.finished)
-        with atomic(self.scratch / _PROGRESS) as temporary:
-            temporary.write_text(progress.model_dump_json(indent=2), encoding="utf-8")
+        write_record(self.scratch / _PROGRESS, progress.model_dump(mode="json"))
         return self.finished[name]
 
     def remove_unfinished(self) -> None:
@@ -81,13 +90,22 @@ class Staging:
     def _kept(self) -> dict[str, FinishedFile]:
         path = self.scratch / _PROGRESS
         try:
-            progress = validate_options(_Progress, json.loads(path.read_text(encoding="utf-8")), source=str(path))
-        except (OSError, ValueError):
+            progress = validate_options(_Progress, read_record(path, ""), source=str(path))
+        except InputError:
             return {}
         if progress.fingerprint != self._fingerprint:
             return {}
-        sizes = {path.name: path.stat().st_size for path in self.store.glob("*")}
-        return {name: file for name, file in progress.finished.items() if sizes.get(name) == file.size}
+        return {name: file for name, file in progress.finished.items() if self._is_whole(name, file)}
+
+    def _is_whole(self, name: str, file: FinishedFile) -> bool:
+        """Whether the bytes are those that were written: they are to be published as they are."""
+        if file.segments is None or "/" in name:
+            return False
+        try:
+            MappedFile(self.store / name, file.size, "").check(file.segments, range(len(file.segments)))
+            return file.beside is None or _checksum_of(self.scratch / name) == file.beside
+        except InputError:
+            return False
 
 
 def staging_bytes(target: Path) -> int:
@@ -221,9 +239,9 @@ def make_remote(
         if standing == made.content_hash:
             say(f"{place}: holds this very graph already; left as it is")
         elif standing is not None and not overwrite:
+            what = f"holds another graph (hash {standing[:16]})" if standing else "holds a damaged graph"
             raise InputError(
-                f"{place}: holds another graph (hash {standing[:16]}); name another folder, or ask for the old one to "
-                f"be overwritten (overwrite)"
+                f"{place}: {what}; name another folder, or ask for the old one to be overwritten (overwrite)"
             )
         else:
             adopt(made.path, place)
@@ -231,10 +249,15 @@ def make_remote(
 
 
 def _hash_of(place: RemotePath) -> str:
+    """The content hash of the store at ``place``, nothing where its description is damaged."""
     try:
-        return json.loads((place / MANIFEST).read())["content_hash"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{place / MANIFEST}: not the description of a graph store; name a new folder") from error
+        return str(parse_record((place / MANIFEST).read())["content_hash"])
+    except (ValueError, KeyError, RecursionError):
+        return ""
+
+
+def _checksum_of(file: Path) -> str:
+    return MappedFile(file, None, "").checksum()
 
 
 def _directory(target: Path) -> Path:

@@ -1,14 +1,15 @@
-"""Arrow files with a digest of their content."""
+"""Arrow files with checksums of their bytes and a digest of their content."""
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
 import pyarrow as pa
 
+from optimag_dist.integrity import Sealed
 from optimag_dist.store.layout import StoredFile
 from optimag_dist.types import CSR
 
@@ -16,7 +17,7 @@ from optimag_dist.types import CSR
 class ContentDigest:
     """sha256 of the values of record batches, the same however the rows are cut into batches.
 
-    Numbers, lists of numbers, strings and bytes; nulls are allowed in strings and bytes.
+    Numbers, lists of numbers, strings and bytes; nulls are allowed in all but numbers by themselves.
     """
 
     def __init__(self) -> None:
@@ -34,6 +35,8 @@ class ContentDigest:
 
     def _feed(self, name: str, array: pa.Array) -> None:
         kind = array.type
+        if pa.types.is_string(kind):
+            array, kind = array.cast(pa.large_string()), pa.large_string()
         if pa.types.is_large_string(kind) or pa.types.is_large_binary(kind):
             self._hash(f"{name}/valid", array.is_valid().to_numpy(zero_copy_only=False))
             array = array.fill_null("" if pa.types.is_large_string(kind) else b"")
@@ -46,12 +49,22 @@ class ContentDigest:
             self._hash(f"{name}/lengths", np.diff(array.offsets.to_numpy()))
             self._feed(f"{name}/values", array.flatten())
         elif pa.types.is_fixed_size_list(kind):
+            if array.null_count:
+                self._hash(f"{name}/valid", array.is_valid().to_numpy(zero_copy_only=False))
             self._feed(f"{name}/{kind.list_size}", array.flatten())
         else:
             self._hash(f"{name}/{kind}", array.to_numpy(zero_copy_only=True))
 
     def _hash(self, stream: str, values: np.ndarray) -> None:
         self._streams.setdefault(stream, hashlib.sha256()).update(np.ascontiguousarray(values).data.cast("B"))
+
+
+def digest_of(batches: Iterable[pa.RecordBatch]) -> str:
+    """:class:`ContentDigest` of all ``batches``."""
+    digest = ContentDigest()
+    for batch in batches:
+        digest.update(batch)
+    return digest.hexdigest()
 
 
 class ArrowFile:
@@ -64,7 +77,9 @@ class ArrowFile:
 
     def __enter__(self) -> "ArrowFile":
         self._file = self._path.open("wb")
-        self._writer = pa.ipc.new_file(self._file, self._schema)
+        self._sealed = Sealed(self._file)
+        self._writer = pa.ipc.new_file(self._sealed, self._schema)
+        self._sealed.cut()
         return self
 
     def __exit__(
@@ -72,6 +87,7 @@ class ArrowFile:
     ) -> None:
         with self._file:
             self._writer.close()
+            self._sealed.cut()
             self._file.flush()
             os.fsync(self._file.fileno())
 
@@ -80,10 +96,12 @@ class ArrowFile:
         batch = pa.record_batch(list(columns), schema=self._schema)
         self._digest.update(batch)
         self._writer.write_batch(batch)
+        self._sealed.cut()
 
     def stored(self) -> StoredFile:
         """What ``meta.json`` records of the finished file."""
-        return StoredFile(size=self._path.stat().st_size, digest=self._digest.hexdigest())
+        segments = tuple(self._sealed.segments)
+        return StoredFile(size=segments[-1][0], digest=self._digest.hexdigest(), segments=segments)
 
 
 def write_batches(path: Path, batches: Iterable[Mapping[str, pa.Array]]) -> StoredFile:
@@ -101,14 +119,3 @@ def write_topology(path: Path, topology: CSR) -> StoredFile:
     """Write an in-CSR as one list column whose offsets and values are its arrays."""
     rows = pa.LargeListArray.from_arrays(pa.array(topology.indptr), pa.array(topology.indices))
     return write_batches(path, [{"sources": rows}])
-
-
-def is_intact(batches: Callable[[], Iterable[pa.RecordBatch]], stored: StoredFile) -> bool:
-    """Whether what can be read of a file is what was written; reads all of it."""
-    digest = ContentDigest()
-    try:
-        for batch in batches():
-            digest.update(batch)
-    except (pa.ArrowException, OSError, ValueError):
-        return False
-    return digest.hexdigest() == stored.digest

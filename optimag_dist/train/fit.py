@@ -372,13 +372,16 @@ class _Fitting:
             return
         state = checkpoint.load(path, self._worker.device)
         _check_made_from(path, state, self._fit, self._store)
-        self._step_loss.load_state_dict(state["weights"])
-        self._optimiser.load_state_dict(state["optimiser"])
-        self.epoch, self._best = state["epoch"], state["best"]
-        self._evaluations_since_best = state["evaluations_since_best"]
-        self._advice = state["advice"]
-        if state["totals"] is not None:
-            self._totals = EpochTotals.restored(state["totals"], self._worker.rank, self._worker.world_size)
+        checkpoint.put(self._step_loss, state.get("weights"), f"{path}: its weights")
+        try:
+            self._optimiser.load_state_dict(state["optimiser"])
+            self.epoch, self._best = state["epoch"], state["best"]
+            self._evaluations_since_best = state["evaluations_since_best"]
+            self._advice = state["advice"]
+            if state["totals"] is not None:
+                self._totals = EpochTotals.restored(state["totals"], self._worker.rank, self._worker.world_size)
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise InputError(f"{path}: is not whole ({error!r}); delete {self._fit.directory} to start over") from error
 
     def _save(self) -> None:
         path = self._fit.directory / "checkpoint.pt"

@@ -25,7 +25,6 @@ from optimag_dist.models.encoder_networks import EFFICIENTNET
 from optimag_dist.models.pretrained import load_features, make_reader
 from optimag_dist.options import parse_options
 from optimag_dist.store import GraphStore, ingest
-from optimag_dist.store.add_modality import notes
 from optimag_dist.store.layout import BATCH_ROWS
 from optimag_dist.types import InputError, RunError
 
@@ -354,8 +353,8 @@ def test_what_has_ended_is_not_repeated(store: GraphStore, words: dict, here: li
     assert (out / "meta.json").stat().st_ino == inode
     assert here == []
     assert "already" in said[0]
-    assert notes(again, "words")["store"] == store.content_hash
-    assert notes(again, "facts") == notes(again, "none") == {}
+    assert again.notes("words")["store"] == store.content_hash
+    assert again.notes("facts") == {}
 
 
 def test_a_store_in_the_cloud(

@@ -191,8 +191,8 @@ def test_a_store_without_links_is_what_it_was_before_there_were_links(write_grap
     # Both were written down by the version before.
     assert store.content_hash == "c46f46400dd96465305c13b7272e368e4aacb1963b2a4e20682ece14a6dd939c"
     assert " ".join(sorted(json.loads((store.path / "meta.json").read_text()))) == (
-        "attributes classes content_hash directed files format has_split id_type modalities name num_arcs num_nodes "
-        "version"
+        "attributes checksum classes content_hash directed files format has_split id_type modalities name num_arcs "
+        "num_nodes version"
     )
     check_no_leak(store)
 

@@ -333,7 +333,7 @@ def test_half_a_store_is_refused(make, tmp_path, damage):
     else:
         changed = {
             "half meta": text[: len(text) // 2],
-            "version": text.replace('"version": 1', '"version": 2'),
+            "version": text.replace('"version": 2', '"version": 3'),
             "foreign": '{"format": "other"}',
             "edited": text.replace('"num_nodes": 3', '"num_nodes": 4'),
             "hash": text.replace('"content_hash": "', '"content_hash": "0'),

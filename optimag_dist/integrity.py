@@ -1,0 +1,296 @@
+"""Whether files on disk hold what was written to them.
+
+Who writes a file records checksums of its bytes, and who reads it compares them before the bytes are used. That is done
+once for each file, user and host: what has passed is remembered by the file's device, inode, size and times of change.
+
+$XDG_CACHE_HOME/optimag/verified/KEY    empty: somebody is at it, and holds its lock; not empty: has passed
+"""
+
+import fcntl
+import json
+import os
+import platform
+import stat
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import xxhash
+
+from optimag_dist.files import atomic
+from optimag_dist.storage import byte_bar, cache
+from optimag_dist.types import InputError
+
+# What has passed another version of the checks is checked again.
+_CHECKS = 1
+# The coarsest clock of a file system in use (FAT). A change so soon after another one may leave the time as it is.
+_SETTLED_NS = 2_000_000_000
+# Afterwards a file is verified again.
+_REMEMBERED_S = 180 * 24 * 3600
+# What takes less than about a second shows no bar.
+_LARGE = 1 << 30
+_CHUNK = 64 << 20
+_CHECKSUM = "checksum"
+
+_passed: set[str] = set()
+
+
+def checksum(data: Any) -> str:
+    """XXH3 of bytes-like ``data``: 32 hexadecimal digits. Tells damage, not a forger, who can compute it too."""
+    return xxhash.xxh3_128_hexdigest(data)
+
+
+class Sealed:
+    """A file to write to that sums up what passes through, in segments.
+
+    Attributes:
+        segments: (end, checksum) of each part between two calls of :meth:`cut`, the first one beginning at 0.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._sum = xxhash.xxh3_128()
+        self._size = 0
+        self.segments: list[tuple[int, str]] = []
+
+    closed = False
+
+    def write(self, data: Any) -> int:
+        self._sum.update(data)
+        written = self._file.write(data)
+        self._size += written
+        return written
+
+    def tell(self) -> int:
+        return self._size
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def cut(self) -> None:
+        """End a segment here."""
+        self.segments.append((self._size, self._sum.hexdigest()))
+        self._sum.reset()
+
+
+class MappedFile:
+    """A file mapped into memory. A file that takes its place at this path later does not change what is seen here.
+
+    Attributes:
+        path: of the file.
+        buffer: all of it, read-only.
+        state: of the file that is mapped.
+
+    Raises:
+        InputError: there is no such file, it cannot be read, or it has another size than ``size``; the message ends in
+            ``remedy``.
+    """
+
+    def __init__(self, path: Path, size: int | None, remedy: str) -> None:
+        self.path = path
+        self._remedy = remedy
+        self._sound: set[int] = set()
+        try:
+            self.buffer, self.state = _map(path)
+        except FileNotFoundError:
+            raise InputError(f"{path}: is missing; {remedy}") from None
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path}: cannot be read: {error}; {remedy}") from error
+        if size is not None and self.buffer.size != size:
+            raise InputError(f"{path}: has {self.buffer.size:,} bytes, needed {size:,}; {remedy}")
+
+    def damaged(self, what: object) -> InputError:
+        """The error that says so."""
+        return InputError(f"{self.path}: damaged ({what}); {self._remedy}")
+
+    def checksum(self) -> str:
+        """Of all bytes."""
+        return checksum(memoryview(self.buffer))
+
+    def forget(self) -> None:
+        """Have everything compared anew."""
+        self._sound.clear()
+
+    def check(self, segments: Sequence[tuple[int, str]], chosen: Sequence[int]) -> None:
+        """Compare the ``chosen`` ones of all ``segments`` with their checksums, each once.
+
+        Raises:
+            InputError: the bytes are not those that were written.
+        """
+        wanted = [index for index in chosen if index not in self._sound]
+        if not wanted:
+            return
+        begins = [0, *(end for end, _ in segments)]
+        num_bytes = sum(begins[index + 1] - begins[index] for index in wanted)
+        with byte_bar(f"checking {self.path.name}", num_bytes, wanted=num_bytes > _LARGE) as advance:
+            for index in wanted:
+                begin, (end, recorded) = begins[index], segments[index]
+                whole = xxhash.xxh3_128()
+                for at in range(begin, end, _CHUNK):
+                    part = self.buffer[at : min(at + _CHUNK, end)]
+                    whole.update(memoryview(part))
+                    advance(part.size)
+                if whole.hexdigest() != recorded:
+                    raise self.damaged(f"bytes {begin:,} to {end:,} are not what was written")
+                self._sound.add(index)
+
+
+def _map(path: Path) -> tuple[pa.Buffer, os.stat_result]:
+    while True:
+        before = os.stat(path)
+        if not stat.S_ISREG(before.st_mode):
+            raise ValueError("it is no regular file")
+        with pa.memory_map(str(path)) as file:
+            buffer = file.read_buffer(file.size())
+        # Another file may have taken its place between the two.
+        if _identity(before) == _identity(os.stat(path)):
+            return buffer, before
+
+
+def verified_once(files: Sequence[os.stat_result], expected: str, verify: Callable[[], None]) -> None:
+    """Call ``verify``, unless it has passed for these very files before: in this process, or by this user on this host.
+
+    Of several processes that ask at once one verifies and the others wait. Where there is no private directory to
+    remember it in (no home, a read-only one), every process verifies for itself.
+
+    Args:
+        files: as they were when they were opened.
+        expected: everything that ``verify`` compares them with.
+        verify: raises where they are not that.
+    """
+    if max(file.st_ctime_ns for file in files) > time.time_ns() - _SETTLED_NS:
+        # It may be changed once more and look the same.
+        return verify()
+    key = _key(files, expected)
+    if key in _passed:
+        return None
+    with _record(key) as record:
+        if not record.passed:
+            verify()
+            record.remember()
+    _passed.add(key)
+    return None
+
+
+def is_verified(files: Sequence[os.stat_result], expected: str) -> bool:
+    """Whether :func:`verified_once` would have nothing to do."""
+    key = _key(files, expected)
+    if key not in _passed and (folder := _records()) is not None:
+        with suppress(OSError):
+            if os.lstat(folder / key).st_size > 0:
+                _passed.add(key)
+    return key in _passed
+
+
+def write_record(path: Path, record: dict[str, Any]) -> None:
+    """Write ``record`` as JSON with a checksum of its own, whole or not at all."""
+    with atomic(path) as temporary:
+        text = json.dumps({_CHECKSUM: _sum_of(record), **record}, indent=2, ensure_ascii=False)
+        temporary.write_text(text, encoding="utf-8")
+
+
+def read_record(path: Path, remedy: str) -> dict[str, Any]:
+    """What :func:`write_record` wrote to ``path``, or an older program without the checksum.
+
+    Raises:
+        InputError: it cannot be read or is damaged; the message ends in ``remedy``.
+    """
+    try:
+        return parse_record(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: damaged ({error}); {remedy}") from error
+
+
+def parse_record(content: bytes) -> dict[str, Any]:
+    """:func:`read_record` of a file's content.
+
+    Raises:
+        ValueError: it is damaged.
+        RecursionError: likewise.
+    """
+    record = json.loads(content)
+    if not isinstance(record, dict):
+        raise ValueError("needed a mapping of keys to values")
+    recorded = record.pop(_CHECKSUM, None)
+    if recorded is not None and recorded != _sum_of(record):
+        raise ValueError("its content is not what was written")
+    return record
+
+
+def _sum_of(record: dict[str, Any]) -> str:
+    # As JSON gives it back: tuples are lists there, and numbers as keys are text.
+    return checksum(json.dumps(json.loads(json.dumps(record)), sort_keys=True).encode())
+
+
+def _key(files: Sequence[os.stat_result], expected: str) -> str:
+    what = [_CHECKS, platform.node(), [_identity(file) for file in files], expected]
+    return checksum(json.dumps(what).encode())
+
+
+def _identity(file: os.stat_result) -> tuple[int, ...]:
+    return file.st_dev, file.st_ino, file.st_size, file.st_mtime_ns, file.st_ctime_ns
+
+
+class _Record:
+    """What is remembered under one key."""
+
+    def __init__(self, descriptor: int | None) -> None:
+        self._descriptor = descriptor
+        self.passed = descriptor is not None and os.fstat(descriptor).st_size > 0
+
+    def remember(self) -> None:
+        if self._descriptor is not None:
+            # On a full disk it is not remembered.
+            with suppress(OSError):
+                os.write(self._descriptor, b"1")
+                self.passed = True
+
+
+@contextmanager
+def _record(key: str) -> Iterator[_Record]:
+    folder = _records()
+    descriptor = None
+    if folder is not None:
+        try:
+            descriptor = os.open(folder / key, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError:
+            if descriptor is not None:
+                os.close(descriptor)
+            descriptor = None
+    record = _Record(descriptor)
+    try:
+        yield record
+    finally:
+        if descriptor is not None and folder is not None:
+            if not record.passed:
+                with suppress(OSError):
+                    os.unlink(folder / key)
+            os.close(descriptor)
+
+
+def _records() -> Path | None:
+    try:
+        folder = cache() / "verified"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        state = os.lstat(folder)
+    except (OSError, RuntimeError):
+        return None
+    # What somebody else could have put there says nothing.
+    private = stat.S_ISDIR(state.st_mode) and state.st_uid == os.geteuid() and not state.st_mode & 0o077
+    if not private:
+        return None
+    _forget_old(folder)
+    return folder
+
+
+@lru_cache(maxsize=4)
+def _forget_old(folder: Path) -> None:
+    with suppress(OSError):
+        for entry in os.scandir(folder):
+            if entry.stat(follow_symlinks=False).st_mtime < time.time() - _REMEMBERED_S:
+                os.unlink(entry)
