@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -29,6 +28,10 @@ from optimag_dist.inference.trained import TrainedModel
 from optimag_dist.ray_session import completed, ensure_ray, task_device, task_slots
 from optimag_dist.storage import AnyPath, on_this_host, sole_user
 from optimag_dist.store import GraphStore
+from optimag_dist.store.bad_rows import shown
+from optimag_dist.store.edges import IdColumn
+from optimag_dist.store.ids import NodeIds
+from optimag_dist.store.tables import open_list
 from optimag_dist.types import InputError
 
 
@@ -130,31 +133,26 @@ def infer(
 
 
 def read_ids(path: Path, store: GraphStore) -> list[Any]:
-    """Users' ids from a file: column ``id`` of a ``.parquet``, otherwise a text file with one id per line.
+    """Users' ids from a file: column ``id`` of a table as ingest reads them, or a text file with one id per line.
 
     Raises:
-        InputError: no such file, no such column, no id in it, or a line that is no integer where the store's ids are.
+        InputError: no such file, no such column, no id in it, an empty or repeated one, or one that no node has (file
+            and row are named).
     """
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; needed a .parquet with a column 'id', or a text file of one id a line")
-    if path.suffix == ".parquet":
-        try:
-            ids = pq.read_table(path, columns=["id"]).column("id").to_pylist()
-        except (pa.ArrowException, KeyError, OSError) as error:
-            raise InputError(f"{path}: needed a Parquet file with a column 'id': {error}") from error
-    else:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        ids = [_integer(path, row, text) for row, text in enumerate(lines)] if store.has_integer_ids else lines
-    if not ids:
-        raise InputError(f"{path}: holds no ids; needed at least one")
-    return ids
-
-
-def _integer(path: Path, row: int, text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise InputError(f"{path}, line {row + 1}: {text!r} is no id; this store's are integers") from None
+    table = open_list(path, "id")
+    values = pa.concat_arrays(table.column("id").chunks)
+    column = IdColumn(table, "id", store.path, NodeIds(store.id_column), "correct it or drop the row")
+    nodes, _ = column.find(values, 0)
+    column.bad.raise_if_any()
+    column.unknown.raise_if_any()
+    _, firsts = np.unique(nodes, return_index=True)
+    column.bad.add(
+        "twice",
+        np.setdiff1d(np.arange(len(nodes)), firsts),
+        lambda row: f"{shown(values[row].as_py())} is listed in an earlier row too; list every id once",
+    )
+    column.bad.raise_if_any()
+    return store.ids(nodes)
 
 
 def _lookup(store: GraphStore, user_ids: Sequence[Any]) -> np.ndarray:
@@ -162,7 +160,7 @@ def _lookup(store: GraphStore, user_ids: Sequence[Any]) -> np.ndarray:
     distinct, first = np.unique(nodes, return_index=True)
     if len(distinct) < len(nodes):
         place = int(np.setdiff1d(np.arange(len(nodes)), first)[0])
-        raise InputError(f"nodes: {user_ids[place]!r} is listed again at row {place + 1}; list every id once")
+        raise InputError(f"nodes: {shown(user_ids[place])} is listed again at row {place + 1}; list every id once")
     return nodes
 
 

@@ -48,13 +48,7 @@ def row_table(artefact: PPRArtefact, store: GraphStore, user_id: str) -> Table:
             f"{artefact.path}: holds {artefact.num_nodes:,} nodes, {store.path} has {store.num_nodes:,}; "
             "give the store it was computed from"
         )
-    known: int | str = user_id
-    if store.has_integer_ids:
-        try:
-            known = int(user_id)
-        except ValueError:
-            raise InputError(f"--node {user_id}: the ids of {store.path} are integers") from None
-    node = store.lookup([known])
+    node = store.lookup([user_id], is_text=True)
     _, indices, values = artefact.rows(node)
     bound = float(artefact.bounds(node)[0])
     table = Table("rank", "id", "PPR", title=f"{user_id}: at most {bound:.3g} · degree below the exact value")

@@ -47,7 +47,7 @@ def add_modality(
     row = pa.list_(pa.from_numpy_dtype(modality.dtype), modality.width)
     present = []
     with ArrowFile(directory / modality.file, pa.schema([(modality.name, row)], dict(made_from))) as file:
-        for values, there in _in_batches(blocks, modality):
+        for values, there in in_batches(blocks, modality):
             file.write(pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), type=row))
             present.append(there)
     columns[f"present:{modality.name}"] = pa.array(np.concatenate(present).view(np.uint8))
@@ -59,13 +59,16 @@ def add_modality(
     return GraphStore.open(directory)
 
 
-def _in_batches(
+def in_batches(
     blocks: Iterable[tuple[np.ndarray, np.ndarray]], modality: Modality
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """``blocks`` cut anew into ``BATCH_ROWS`` rows, the last one shorter."""
+    """``blocks`` cut anew into ``BATCH_ROWS`` rows, the last one shorter; an array may be used again after it."""
     values, present = np.empty((BATCH_ROWS, modality.width), modality.dtype), np.empty(BATCH_ROWS, bool)
     filled = 0
     for block, there in blocks:
+        if filled == 0 and len(block) == BATCH_ROWS:
+            yield block, there
+            continue
         first = 0
         while first < len(block):
             count = min(len(block) - first, BATCH_ROWS - filled)

@@ -9,9 +9,26 @@ from typing import IO, Any, Protocol
 
 import numpy as np
 
+from optimag_dist.store.bad_rows import BadRows
 from optimag_dist.store.layout import BATCH_ROWS, StoredDtype
-from optimag_dist.store.tables import BadRows
 from optimag_dist.types import InputError
+
+# So many numbers of a modality are looked at together.
+_BLOCK_NUMBERS = 1 << 22
+
+
+def block_rows(width: int) -> int:
+    """Rows of ``width`` numbers that are read together, so that wide ones do not fill the memory."""
+    return max(1, min(BATCH_ROWS, _BLOCK_NUMBERS // max(width, 1)))
+
+
+def as_floats(numbers: np.ndarray) -> np.ndarray:
+    """``numbers`` as floats that hold every one of them exactly."""
+    if numbers.dtype.kind == "f":
+        return numbers
+    if numbers.dtype.itemsize == 8 and len(numbers) and max(-int(numbers.min()), int(numbers.max())) > 1 << 53:
+        return numbers.astype(np.longdouble)
+    return numbers.astype(np.float64)
 
 
 class RowSource(Protocol):
@@ -216,8 +233,8 @@ class ArrayFeatures:
         self._rows = rows
 
     def blocks(self) -> Iterator[np.ndarray]:
-        for block in self._rows.blocks(BATCH_ROWS):
-            yield block if block.dtype.kind == "f" else block.astype(np.float64)
+        for block in self._rows.blocks(block_rows(self.width)):
+            yield as_floats(block)
 
     def describe(self, position: int) -> tuple[str | None, str]:
         return None, f"column {position + 1} of {self.width}"

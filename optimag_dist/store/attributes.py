@@ -1,16 +1,23 @@
 """Raw text and pictures of the node table."""
 
-from collections.abc import Iterator
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 
+from optimag_dist.store.bad_rows import shown
 from optimag_dist.store.layout import ATTRIBUTE_ROWS
 from optimag_dist.store.schema import AttributeSource
-from optimag_dist.store.tables import BadRows, SourceTable
+from optimag_dist.store.tables import SourceTable
 from optimag_dist.types import InputError
+
+#: A larger file is no picture of a thing.
+MOST_PICTURE_BYTES = 64 << 20
 
 
 class AttributeColumn:
@@ -31,6 +38,7 @@ class AttributeColumn:
         """
         source, nodes = self._source, self._nodes
         bad = nodes.bad_rows(source.column)
+        pictures = _PictureFiles(self._folder, source.allow)
         first = 0
         for (array,) in nodes.blocks([source.column], ATTRIBUTE_ROWS):
             if source.kind == "text":
@@ -38,9 +46,54 @@ class AttributeColumn:
             elif source.kind == "image":
                 yield _bytes(array, nodes, source.column)
             else:
-                yield _pictures(_text(array, nodes, source.column), self._folder, first, bad)
+                contents: list[bytes | None] = []
+                for row, path in enumerate(_text(array, nodes, source.column).to_pylist(), start=first):
+                    contents.append(None)
+                    try:
+                        contents[-1] = pictures.read(path) if path else None
+                    except (OSError, ValueError) as error:
+                        reason = getattr(error, "strerror", None) or str(error)
+                        text = (
+                            f"the picture {shown(path, 200)} cannot be read: {reason}; correct the path or leave it "
+                            "empty"
+                        )
+                        bad.add("file", np.array([row]), lambda _, text=text: text)  # type: ignore[misc]
+                yield pa.array(contents, pa.large_binary())
             first += len(array)
         bad.raise_if_any()
+
+
+class _PictureFiles:
+    """Reads the files that a table names, which may come from anybody: no others than are meant to be read."""
+
+    def __init__(self, folder: Path, allow: Sequence[str]) -> None:
+        self._folder = folder
+        self._roots = [os.path.join(os.path.realpath(folder / root), "") for root in (".", *allow)]
+        self._real = lru_cache(1024)(os.path.realpath)
+
+    def read(self, path: str) -> bytes:
+        """The content of ``path``, relative to the folder.
+
+        Raises:
+            OSError: the system refuses.
+            ValueError: outside the folders, no regular file, or larger than a picture.
+        """
+        named = self._folder / path
+        real = os.path.join(self._real(str(named.parent)), named.name)
+        if named.name == ".." or os.path.islink(real):
+            real = os.path.realpath(named)
+        if not any(real.startswith(root) for root in self._roots):
+            raise ValueError(
+                f"it lies outside {self._roots[0]}; move it there, or name its folder in the attribute's 'allow'"
+            )
+        # A pipe would wait for somebody to write into it.
+        with open(real, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK | os.O_NOFOLLOW)) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise ValueError("it is no regular file")
+            content = file.read(MOST_PICTURE_BYTES + 1)
+        if len(content) > MOST_PICTURE_BYTES:
+            raise ValueError(f"it is larger than {MOST_PICTURE_BYTES >> 20} MB")
+        return content
 
 
 def _text(array: pa.Array, nodes: SourceTable, column: str) -> pa.Array:
@@ -57,20 +110,3 @@ def _bytes(array: pa.Array, nodes: SourceTable, column: str) -> pa.Array:
         f"{nodes.path}, column {column!r}, row 1: kind image needs a column of bytes, got {array.type}; "
         "for paths of picture files write kind: image_path"
     )
-
-
-def _pictures(paths: pa.Array, folder: Path, first: int, bad: BadRows) -> pa.Array:
-    pictures: list[bytes | None] = []
-    for row, path in enumerate(paths.to_pylist(), start=first):
-        picture = None
-        if path:
-            try:
-                picture = (folder / path).read_bytes()
-            except (OSError, ValueError) as error:
-                reason = getattr(error, "strerror", None) or str(error)
-                text = (
-                    f"the picture {str(folder / path)!r} cannot be read: {reason}; correct the path or leave it empty"
-                )
-                bad.add("file", np.array([row]), lambda _, text=text: text)  # type: ignore[misc]
-        pictures.append(picture)
-    return pa.array(pictures, pa.large_binary())

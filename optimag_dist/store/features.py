@@ -1,19 +1,23 @@
 """Feature rows of one modality from the user's files, block by block, and their validation."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from optimag_dist.store.arrays import ArrayFeatures, NpyRows
-from optimag_dist.store.layout import BATCH_ROWS, StoredDtype
+from optimag_dist.store.arrays import ArrayFeatures, NpyRows, as_floats, block_rows
+from optimag_dist.store.bad_rows import BadRows, shown
+from optimag_dist.store.layout import StoredDtype
 from optimag_dist.store.schema import ModalitySource
 from optimag_dist.store.source import FeatureReader
-from optimag_dist.store.tables import BadRows, SourceTable, cells
+from optimag_dist.store.tables import SourceTable, cells, null_rows
 from optimag_dist.types import InputError
+
+# Looked at together to find how wide a list is.
+_FIRST_ROWS = 256
 
 
 def open_features(name: str, source: ModalitySource, folder: Path, nodes: SourceTable) -> FeatureReader:
@@ -31,28 +35,42 @@ def open_features(name: str, source: ModalitySource, folder: Path, nodes: Source
     return _ListColumn(name, source.column, nodes, source.dtype)
 
 
-def checked_blocks(reader: FeatureReader) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def checked_blocks(reader: FeatureReader, noted: BadRows) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Blocks as they are stored: (rows, width) of the reader's dtype, zeros in absent rows, and (rows,) bool present.
+
+    ``noted`` is given what is doubtful and kept: rows of zeros, and numbers that the dtype changes by more than
+    rounding.
 
     Raises:
         InputError: after the last block, when a row was bad: partly NaN, infinite, beyond the dtype, or badly shaped.
     """
     dtype = reader.dtype
+    # Beyond it not every whole number is one of the dtype.
+    whole_to = 2.0 ** (np.finfo(dtype).nmant + 1)
+    ends = f"{dtype} ends at {float(np.finfo(dtype).max):.6g}"
+    too_large = f"{ends}; use dtype: float32 or scale it" if dtype == "float16" else f"{ends}; scale it"
     first = 0
     any_present = False
     for block in reader.blocks():
         nan, infinite = _nan_and_inf(block)
         absent = np.asarray(nan.all(axis=1))
-        _note(reader, "nan", nan & ~absent[:, None], block, first, "only a whole row of them means a missing value")
-        _note(reader, "inf", infinite, block, first, "features must be finite")
+        _note(reader, reader.bad, "nan", nan & ~absent[:, None], block, first, _NAN)
+        _note(reader, reader.bad, "inf", infinite, block, first, lambda _: "features must be finite")
         with np.errstate(over="ignore"):
             stored = np.array(block, dtype=dtype, order="C")
         if not np.can_cast(block.dtype, dtype):
-            limit = float(np.finfo(dtype).max)
-            remedy = (
-                f"{dtype} ends at {limit:.6g}; " + ("use dtype: float32 or " if dtype == "float16" else "") + "scale it"
+            _note(
+                reader, reader.bad, "overflow", _nan_and_inf(stored)[1] & ~infinite, block, first, lambda _: too_large
             )
-            _note(reader, "overflow", _nan_and_inf(stored)[1] & ~infinite, block, first, remedy)
+            if np.fmax.reduce(block, axis=None) >= whole_to or np.fmin.reduce(block, axis=None) <= -whole_to:
+                large = np.isfinite(stored) & (np.abs(block) >= whole_to)
+                rounded = large & (stored.astype(block.dtype) != block) & (np.trunc(block) == block)
+                _note(reader, noted, "rounded", rounded, block, first, lambda value: _rounded(value, dtype, whole_to))
+            vanished = (stored.view(f"u{stored.itemsize}") << 1 == 0) & (block != 0)
+            _note(reader, noted, "vanished", vanished, block, first, lambda _: f"which {dtype} keeps as 0; scale it")
+        zeros = np.flatnonzero((stored[:, 0] == 0) & ~absent)
+        zeros = zeros[~stored[zeros].any(axis=1)]
+        noted.add("zeros", zeros + first, lambda _: _ZEROS, "")
         stored[absent] = 0
         any_present |= not absent.all()
         first += len(block)
@@ -60,6 +78,24 @@ def checked_blocks(reader: FeatureReader) -> Iterator[tuple[np.ndarray, np.ndarr
     reader.bad.raise_if_any()
     if not any_present:
         raise _all_missing(reader.bad.file, reader.bad.column)
+
+
+_ZEROS = (
+    "every number is 0, which counts as a value that is there, though OptiMAG can compare it with no other; if it "
+    "means that there is none, leave the cell empty (in arrays: NaN)"
+)
+
+
+def _NAN(_: object) -> str:
+    return "only a whole row of them means a missing value"
+
+
+def _rounded(value: np.floating, dtype: StoredDtype, whole_to: float) -> str:
+    wider = "use dtype: float32, or " if dtype == "float16" else ""
+    return (
+        f"which becomes {int(np.dtype(dtype).type(value))}, since {dtype} holds whole numbers exactly only up to "
+        f"{whole_to:,.0f}; {wider}scale it, or split a code into columns"
+    )
 
 
 def _nan_and_inf(block: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -70,14 +106,23 @@ def _nan_and_inf(block: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return magnitude > 0x7C00, magnitude == 0x7C00
 
 
-def _note(reader: FeatureReader, kind: str, wrong: np.ndarray, block: np.ndarray, first: int, remedy: str) -> None:
+def _note(
+    reader: FeatureReader,
+    rows_of: BadRows,
+    kind: str,
+    wrong: np.ndarray,
+    block: np.ndarray,
+    first: int,
+    remedy: Callable[[np.floating], str],
+) -> None:
     rows = np.flatnonzero(wrong.any(axis=1))
     if len(rows) == 0:
         return
     position = int(np.flatnonzero(wrong[rows[0]])[0])
     column, words = reader.describe(position)
     value = block[rows[0], position]
-    reader.bad.add(kind, rows + first, lambda _: f"{words} is {value}; {remedy}", column)
+    number = int(value) if abs(value) < 1e20 and value == np.trunc(value) else value
+    rows_of.add(kind, rows + first, lambda _: f"{words} is {number}; {remedy(value)}", column)
 
 
 def _all_missing(file: Path, column: str) -> InputError:
@@ -97,7 +142,7 @@ class _NumberColumns:
 
     def blocks(self) -> Iterator[np.ndarray]:
         first = 0
-        for arrays in self._nodes.blocks(self._columns, BATCH_ROWS):
+        for arrays in self._nodes.blocks(self._columns, block_rows(self.width)):
             block = np.stack([self._numbers(a, c, first) for a, c in zip(arrays, self._columns, strict=True)], axis=1)
             first += len(block)
             yield block
@@ -110,7 +155,7 @@ class _NumberColumns:
             return self._parse(array, column, first)
         if not _is_number(array.type):
             raise InputError(f"{self._nodes.path}, column {column!r}: needed numbers, got {array.type}")
-        return _floating(pc.cast(array, pa.float64(), safe=False).to_numpy(zero_copy_only=False))
+        return _floats(array)
 
     def _parse(self, array: pa.Array, column: str, first: int) -> np.ndarray:
         try:
@@ -118,8 +163,12 @@ class _NumberColumns:
         except pa.ArrowInvalid:
             numbers = np.array([_number_or_none(text) for text in array.to_pylist()], dtype=object)
         wrong = np.array([number is None for number in numbers])
-        describe = lambda row: f"{cells(array)(row - first)!r} is not a number"  # noqa: E731
-        self.bad.add(f"text {column}", np.flatnonzero(wrong) + first, describe, column)
+        self.bad.add(
+            f"text {column}",
+            np.flatnonzero(wrong) + first,
+            lambda row: f"{shown(cells(array)(row - first))} is not a number; leave the cell empty if there is none",
+            column,
+        )
         return np.where(wrong, np.nan, numbers).astype(np.float64)
 
 
@@ -136,7 +185,7 @@ class _ListColumn:
 
     def blocks(self) -> Iterator[np.ndarray]:
         first = 0
-        for (array,) in self._nodes.blocks([self._column], BATCH_ROWS):
+        for (array,) in self._nodes.blocks([self._column], block_rows(self.width)):
             yield self._block(self._as_lists(array, first, self.bad), first)
             first += len(array)
 
@@ -147,7 +196,7 @@ class _ListColumn:
         # Its own collector: blocks() meets the same rows again.
         bad = self._nodes.bad_rows(self._column)
         first = 0
-        for (array,) in self._nodes.blocks([self._column], BATCH_ROWS):
+        for (array,) in self._nodes.blocks([self._column], _FIRST_ROWS):
             lengths = _lengths(self._as_lists(array, first, bad))
             filled = np.flatnonzero(lengths > 0)
             if len(filled):
@@ -179,7 +228,7 @@ class _ListColumn:
         bad.add(
             "text",
             np.array(wrong, dtype=np.int64) + first,
-            lambda row: f"{_short(texts[row - first])} is no list of numbers; write 0.1 0.2, 0.1;0.2 or [0.1, 0.2]",
+            lambda row: f"{shown(texts[row - first], 40)} is no list of numbers; write 0.1 0.2, 0.1;0.2 or [0.1, 0.2]",
         )
         return pa.array(lists, pa.list_(pa.float64()))
 
@@ -191,15 +240,12 @@ class _ListColumn:
             "width",
             wrong + first,
             lambda row: (
-                f"{lengths[row - first]} numbers, but row {self._width_row + 1} has {self.width}; "
+                f"{lengths[row - first]} numbers, but {self.bad.place(self._width_row)} has {self.width}; "
                 "all rows need the same width"
             ),
         )
         right = lengths == self.width
-        flat = lists.filter(pa.array(right)).flatten()
-        if not pa.types.is_floating(flat.type):
-            flat = pc.cast(flat, pa.float64(), safe=False)
-        numbers = flat.to_numpy(zero_copy_only=False).reshape(-1, self.width)
+        numbers = _floats(lists.filter(pa.array(right)).flatten()).reshape(-1, self.width)
         if right.all():
             return numbers
         block = np.full((len(lengths), self.width), np.nan, dtype=numbers.dtype)
@@ -207,8 +253,16 @@ class _ListColumn:
         return block
 
 
-def _floating(numbers: np.ndarray) -> np.ndarray:
-    return numbers if numbers.dtype.kind == "f" else numbers.astype(np.float64)
+def _floats(array: pa.Array) -> np.ndarray:
+    """The numbers of ``array``, NaN where there is none."""
+    if pa.types.is_floating(array.type):
+        return array.to_numpy(zero_copy_only=False)
+    if not pa.types.is_integer(array.type):
+        return pc.cast(array, pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+    numbers = as_floats(array.fill_null(0).to_numpy())
+    if array.null_count:
+        numbers[null_rows(array)] = np.nan
+    return numbers
 
 
 def _is_number(kind: pa.DataType) -> bool:
@@ -231,11 +285,18 @@ def _note_empty(lengths: np.ndarray, first: int, bad: BadRows) -> None:
     )
 
 
+def _number(text: str) -> float:
+    # Python reads more than others write: 1_000, and digits of any script.
+    if "_" in text or not text.isascii():
+        raise ValueError(text)
+    return float(text)
+
+
 def _number_or_none(text: str | None) -> float | None:
     if text is None:
         return float("nan")
     try:
-        return float(text)
+        return _number(text)
     except ValueError:
         return None
 
@@ -243,12 +304,11 @@ def _number_or_none(text: str | None) -> float | None:
 def _number_list(text: str) -> list[float] | None:
     text = text.strip()
     try:
-        if text.startswith("["):
-            return [float("nan") if number is None else float(number) for number in json.loads(text)]
-        return [float(number) for number in (text.split(";") if ";" in text else text.split())]
-    except (ValueError, TypeError):
+        if not text.startswith("["):
+            return [_number(number) for number in (text.split(";") if ";" in text else text.split())]
+        numbers = json.loads(text)
+        if any(isinstance(number, str) for number in numbers):
+            return None
+        return [float("nan") if number is None else float(number) for number in numbers]
+    except (ValueError, TypeError, OverflowError, RecursionError):
         return None
-
-
-def _short(text: str, length: int = 40) -> str:
-    return repr(text if len(text) <= length else text[: length - 1] + "…")

@@ -9,6 +9,7 @@ import pyarrow as pa
 from optimag_dist.files import sync
 from optimag_dist.storage import AnyPath, RemotePath, located
 from optimag_dist.store import needs
+from optimag_dist.store.add_modality import in_batches
 from optimag_dist.store.edges import NO_EDGES
 from optimag_dist.store.features import checked_blocks
 from optimag_dist.store.importers import open_source
@@ -79,6 +80,7 @@ def ingest(
     source = open_source(Path(source_path), overrides)
     for note in source.notes:
         say(note)
+    said = len(source.notes)
     made_from = fingerprint(source.inputs, source.settings)
     ids = source.ids()
     needed = needs.estimate(source, ids)
@@ -93,6 +95,8 @@ def ingest(
                 f"{source.edge_file}: dropped {topology.facts['self_loops']:,} self loops and "
                 f"{topology.facts['duplicates']:,} repeated edges"
             )
+        for note in source.notes[said:]:
+            say(note)
         columns: dict[str, pa.Array] = {"id": ids}
         if labels is not None:
             columns["label"] = pa.array(labels.codes)
@@ -103,7 +107,7 @@ def ingest(
         for name, features in source.modalities.items():
             modality = Modality(name=name, width=features.width, dtype=features.dtype)
             finished = stage.finished.get(modality.file)
-            files[modality.file] = finished or _write_modality(stage, modality, features, source.num_nodes)
+            files[modality.file] = finished or _write_modality(stage, modality, features, source.num_nodes, say)
             modalities.append(modality)
             columns[f"present:{name}"] = pa.array(np.fromfile(stage.scratch / modality.file, np.uint8))
         for name, attribute in source.attributes.items():
@@ -159,18 +163,23 @@ def _write_topology(stage: Staging, source: GraphSource, ids: pa.Array) -> Finis
     return finished
 
 
-def _write_modality(stage: Staging, modality: Modality, reader: FeatureReader, num_nodes: int) -> FinishedFile:
+def _write_modality(
+    stage: Staging, modality: Modality, reader: FeatureReader, num_nodes: int, say: Callable[[str], None]
+) -> FinishedFile:
     row = pa.list_(pa.from_numpy_dtype(modality.dtype), modality.width)
+    noted = reader.bad.emptied()
     with (
         ArrowFile(stage.store / modality.file, pa.schema([(modality.name, row)])) as file,
         (stage.scratch / modality.file).open("wb") as mask,
         progress_bar(f"modality {modality.name}", num_nodes) as advance,
     ):
-        for block, present in checked_blocks(reader):
+        for block, present in in_batches(checked_blocks(reader, noted), modality):
             file.write(pa.FixedSizeListArray.from_arrays(pa.array(block.reshape(-1)), type=row))
             mask.write(present.tobytes())
             advance(len(block))
     sync(stage.scratch / modality.file)
+    for sentence in noted.sentences():
+        say(f"modality {modality.name}: {sentence}")
     return stage.finish(modality.file, file.stored())
 
 

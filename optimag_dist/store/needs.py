@@ -9,7 +9,9 @@ import numpy as np
 import psutil
 import pyarrow as pa
 
-from optimag_dist.store.edges import BATCH_EDGES, is_counting
+from optimag_dist.store.arrays import block_rows
+from optimag_dist.store.edges import BATCH_EDGES
+from optimag_dist.store.ids import is_counting
 from optimag_dist.store.layout import BATCH_ROWS
 from optimag_dist.store.source import GraphSource
 from optimag_dist.store.topology import NODE_BYTES, WINDOW_ARCS
@@ -51,7 +53,11 @@ def estimate(source: GraphSource, ids: pa.Array) -> Needs:
     edges = NODE_BYTES * n + max(lookup, window) + 64 * min(m, BATCH_EDGES)
     # Ids and labels while they are checked.
     checks = (1 if pa.types.is_integer(ids.type) else 3) * ids.nbytes + 24 * n
-    blocks = max(5 * 8 * min(n, BATCH_ROWS) * reader.width for reader in source.modalities.values())
+    # One batch as it is stored, and several copies of the block of it that is checked.
+    blocks = max(
+        min(n, BATCH_ROWS) * widths[name] + 5 * 8 * min(n, block_rows(reader.width)) * reader.width
+        for name, reader in source.modalities.items()
+    )
     tables = sum(path.stat().st_size for path in source.inputs if path.suffix.lower() == ".parquet")
     held = _PROGRAM_BYTES + source.resident_bytes + min(tables, 1 << 30) + 2 * nodes
     # The pairs go before the topology is written, the indices after it.

@@ -4,11 +4,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from optimag_dist.store.bad_rows import BadRows, listed, shown
+from optimag_dist.store.ids import integers_if_plain, near_miss
 from optimag_dist.store.layout import SPLITS
 from optimag_dist.store.schema import NodeTable
 from optimag_dist.store.source import Labels
-from optimag_dist.store.tables import SourceTable, cells, integers_if_plain, null_rows
+from optimag_dist.store.tables import SourceTable, cells, null_rows
 from optimag_dist.types import InputError
+
+# What programs write for a value that is not there.
+_MISSING_WORDS = pa.array(["nan", "none", "null", "na", "n/a", "<na>", "nat", "#n/a"], pa.large_string())
 
 
 def read_ids(nodes: SourceTable, column: str) -> pa.Array:
@@ -25,7 +30,8 @@ def read_ids(nodes: SourceTable, column: str) -> pa.Array:
     bad.raise_if_any()
     if nodes.is_text:
         ids = integers_if_plain(ids)
-    key = pa.concat_arrays(_as_key(ids, nodes, column).chunks)
+    chunks = _as_key(ids, nodes, column)
+    key = pa.concat_arrays(chunks.chunks)
     if _all_different(key):
         return key
     codes = key.dictionary_encode().indices.to_numpy()
@@ -34,11 +40,28 @@ def read_ids(nodes: SourceTable, column: str) -> pa.Array:
 
     def describe(row: int) -> str:
         earlier = int(np.flatnonzero(codes == codes[row])[0])
-        return f"the id {key[row].as_py()!r} is a duplicate, row {earlier + 1} has it already; ids must be unique"
+        return (
+            f"the id {shown(key[row].as_py())} is a duplicate, {bad.place(earlier)} has it already; ids must be unique"
+        )
 
     bad.add("duplicate", repeats, describe)
     bad.raise_if_any()
     return key
+
+
+def note_missing_words(ids: pa.Array, noted: BadRows) -> None:
+    """Note ids that are what programs write for a value that is not there."""
+    if pa.types.is_large_string(ids.type):
+        noted.add(
+            "missing",
+            np.flatnonzero(missing_words(ids)),
+            lambda row: f"the id is the text {shown(ids[row].as_py())}; if it means that there is none, drop the row",
+        )
+
+
+def missing_words(texts: pa.ChunkedArray | pa.Array) -> np.ndarray:
+    """(k,) bool: where the text is a word for a missing value, such as ``nan``."""
+    return pc.is_in(pc.utf8_lower(texts), value_set=_MISSING_WORDS).to_numpy(zero_copy_only=False)
 
 
 def _all_different(key: pa.Array) -> bool:
@@ -66,7 +89,16 @@ def read_labels(nodes: SourceTable, schema: NodeTable) -> Labels | None:
     bad = nodes.bad_rows(column)
     if schema.classes is None:
         classes = names
-        if pa.types.is_integer(values.type):
+        if pa.types.is_large_string(values.type):
+            bad.add(
+                "missing",
+                np.flatnonzero(missing_words(values)),
+                lambda row: (
+                    f"the label is the text {shown(values[row].as_py())}: leave the cell empty if that means "
+                    "unlabelled, or list all labels under 'nodes.classes' if it is a class"
+                ),
+            )
+        if pa.types.is_signed_integer(values.type):
             # −1 is many people's "unlabelled", and some people's negative class: only the user knows.
             negative = np.flatnonzero(pc.less(values, 0).fill_null(False).to_numpy())
             bad.add(
@@ -85,7 +117,8 @@ def read_labels(nodes: SourceTable, schema: NodeTable) -> Labels | None:
             "class",
             np.flatnonzero(~inside.to_numpy()),
             lambda row: (
-                f"the label {str(values[row].as_py())!r} is not among 'nodes.classes' {classes}; "
+                f"the label {shown(label := str(values[row].as_py()))} is not among 'nodes.classes', "
+                f"{listed(classes)}{near_miss(label, pa.array(classes, pa.large_string()))}; "
                 "add it there (in quotes if YAML reads it as something else), or correct the cell"
             ),
         )
@@ -116,7 +149,7 @@ def read_split(nodes: SourceTable, column: str | None) -> np.ndarray | None:
     bad.add(
         "split",
         np.flatnonzero(pc.and_(found.is_null(), values.is_valid()).to_numpy()),
-        lambda row: f"the split {cells(values)(row)!r} is unknown; needed one of {', '.join(SPLITS)} or an empty cell",
+        lambda row: f"the split {shown(cells(values)(row))} is unknown; needed {', '.join(SPLITS)} or an empty cell",
     )
     bad.raise_if_any()
     return pc.fill_null(found, -1).to_numpy().astype(np.int8)
@@ -128,8 +161,11 @@ def _as_key(values: pa.ChunkedArray, table: SourceTable, column: str) -> pa.Chun
     if pa.types.is_integer(values.type):
         try:
             return values.cast(pa.int64())
-        except pa.ArrowInvalid as error:
-            raise InputError(f"{table.path}, column {column!r}: an id does not fit 64 bits; use strings") from error
+        except pa.ArrowInvalid:
+            bad = table.bad_rows(column)
+            beyond = np.flatnonzero(pc.greater(values, pa.scalar(np.iinfo(np.int64).max, values.type)).to_numpy())
+            bad.add("wide", beyond, lambda row: f"the id {values[row]} does not fit 64 bits; write ids as text")
+            bad.raise_if_any()
     raise InputError(
         f"{table.path}, column {column!r}: ids must be strings or integers, got {values.type}; cast the column"
     )
@@ -137,22 +173,20 @@ def _as_key(values: pa.ChunkedArray, table: SourceTable, column: str) -> pa.Chun
 
 def _labels_as_key(nodes: SourceTable, column: str) -> pa.ChunkedArray:
     values = nodes.column(column)
-    if pa.types.is_floating(values.type):
-        # pandas turns integers with gaps into floats; NaN is its empty cell.
-        values = pc.if_else(pc.is_nan(values), pa.scalar(None, values.type), values)
+    kind = str(values.type)
+    if pa.types.is_floating(values.type) or pa.types.is_decimal(values.type):
+        if pa.types.is_floating(values.type):
+            # pandas turns integers with gaps into floats; NaN is its empty cell.
+            values = pc.if_else(pc.is_nan(values), pa.scalar(None, values.type), values)
         try:
             return values.cast(pa.int64())
         except pa.ArrowInvalid:
-            kind = "numbers that are not whole"
+            kind = "numbers that are not whole, or do not fit 64 bits"
     elif pa.types.is_large_string(values.type):
         values = pc.if_else(pc.equal(values, ""), pa.scalar(None, values.type), values)
         return integers_if_plain(values) if nodes.is_text else values
-    elif pa.types.is_integer(values.type):
-        return values.cast(pa.int64())
-    elif pa.types.is_boolean(values.type) or pa.types.is_null(values.type):
+    elif pa.types.is_integer(values.type) or pa.types.is_boolean(values.type) or pa.types.is_null(values.type):
         return values
-    else:
-        kind = str(values.type)
     raise InputError(
         f"{nodes.path}, column {column!r}: labels must be strings, integers or booleans, got {kind}; cast the column"
     )

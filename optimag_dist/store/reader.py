@@ -12,7 +12,9 @@ import pyarrow.compute as pc
 
 from optimag_dist.storage import AnyPath, RemotePath, local_copy, located
 from optimag_dist.store.arrow_map import ArrowMap, check_rows, needed_range
+from optimag_dist.store.bad_rows import shown
 from optimag_dist.store.held_out import LINK_COLUMNS, LinkSplit, check_links, read_links
+from optimag_dist.store.ids import NodeIds
 from optimag_dist.store.layout import (
     AGAIN,
     ATTRIBUTE_ROWS,
@@ -160,27 +162,36 @@ class GraphStore:
         """The users' ids (all str or all int) of ``node_ids`` ((k,) int64)."""
         return self._nodes.column("id").take(pa.array(self._checked(node_ids))).to_pylist()
 
-    def lookup(self, user_ids: Iterable[Any]) -> np.ndarray:
+    def lookup(self, user_ids: Iterable[Any], *, is_text: bool = False) -> np.ndarray:
         """(k,) int64 node ids of the users' ids.
+
+        ``is_text`` tells that they come from where nothing has a type, such as a command line, so that an integer is
+        named by its digits.
 
         Raises:
             InputError: an id that no node has, or of another type than the store's.
         """
         user_ids = list(user_ids)
-        known = self._nodes.column("id")
+        if not user_ids:
+            return np.zeros(0, np.int64)
+        known = NodeIds(self.id_column)
         try:
-            wanted = pa.array(user_ids, known.type)
+            wanted = pa.array(user_ids)
+            found = known.find(wanted, is_text)
+            problem = f"got {wanted.type}"
         except (pa.ArrowException, OverflowError) as error:
-            kind = "integers" if self.has_integer_ids else "strings"
+            found, problem = None, str(error)
+        if found is None:
             raise InputError(
-                f"{self.path}: the ids of this store are {kind}, such as {known[0].as_py()!r}: {error}"
-            ) from error
-        found = pc.index_in(wanted, value_set=known)
-        missing = np.flatnonzero(found.is_null().to_numpy(zero_copy_only=False))
+                f"{self.path}: the ids of this store are {known.kind}, such as {shown(known.ids[0].as_py())}: {problem}"
+            )
+        positions, unknown = found
+        missing = np.flatnonzero(unknown)
         if len(missing):
             more = f" ({len(missing) - 1:,} more such ids)" if len(missing) > 1 else ""
-            raise InputError(f"{self.path}: no node has the id {user_ids[missing[0]]!r}{more}")
-        return found.to_numpy().astype(np.int64)
+            value = user_ids[missing[0]]
+            raise InputError(f"{self.path}: no node has the id {shown(value)}{more}{known.near_miss(value)}")
+        return positions
 
     def attribute(self, name: str, node_ids: np.ndarray) -> list[Any]:
         """Attribute ``name`` of ``node_ids`` ((k,) int64): str (text) or bytes (image), None where there is none."""

@@ -40,7 +40,7 @@ class EdgeChanges:
 
 
 def read_changes(path: str | Path, store: GraphStore) -> EdgeChanges:
-    """Read the changes of an undirected ``store`` from a Parquet or CSV file.
+    """Read the changes of an undirected ``store`` from a table.
 
     Its columns: ``source`` and ``target``, users' ids in either order, and ``op``, which is ``insert`` or ``delete``.
 
@@ -54,9 +54,7 @@ def read_changes(path: str | Path, store: GraphStore) -> EdgeChanges:
             f"{store.path}: the graph is directed, and changes are for undirected ones; change the edge table and "
             "ingest it again"
         )
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; needed a .parquet or .csv file of changes (source, target, op)")
-    columns = {"source": "source", "target": "target", "op": "op"}
+    columns = {f"the column {name} of changes": name for name in ("source", "target", "op")}
     table = open_table(path.parent, path.name, columns, "needed at least one edge to insert or delete")
     ends = EdgeTable(file=path.name, source="source", target="target")
     batches = list(endpoint_batches(table, ends, store.path, store.id_column))

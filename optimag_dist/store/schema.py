@@ -14,8 +14,8 @@ class NodeTable(Options):
     """Where the nodes stand; row order is the order of the dense ids.
 
     Attributes:
-        file: ``.parquet`` or ``.csv``, relative to the YAML file; a pattern such as ``part-*.parquet`` or a list of
-            files where there are several, which are read in sorted order or in that of the list.
+        file: ``.parquet``, ``.csv``, ``.tsv`` or ``.jsonl``, relative to the YAML file; where there are several, a
+            folder, a pattern such as ``part-*.parquet`` (both read in sorted order) or a list.
         id: column of the users' ids (strings or integers, any order, no duplicates).
         label: column of class labels (strings, integers or booleans); an empty cell means unlabelled.
         split: column with ``train``, ``val``, ``test`` or empty.
@@ -74,26 +74,36 @@ class AttributeSource(Options):
         column: column of the node table.
         kind: ``text``; ``image`` (the column holds the picture's bytes); ``image_path`` (the column holds paths of
             picture files, relative to the YAML file, which are read into the store).
+        allow: folders beside that of the YAML file, relative to it, in which such picture files may lie.
     """
 
     column: str
     kind: Literal["text", "image", "image_path"]
+    allow: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _only_paths_are_allowed(self) -> "AttributeSource":
+        if self.allow and self.kind != "image_path":
+            raise ValueError("'allow' names folders of picture files, so it needs kind: image_path")
+        return self
 
 
 class EdgeTable(Options):
     """Where the edges stand.
 
     Attributes:
-        file: ``.parquet`` or ``.csv``, relative to the YAML file; a pattern or a list as for the nodes.
+        file: as for the nodes.
         source: column of the node id an edge starts at.
         target: column of the node id it ends at.
         directed: whether source and target differ in meaning; otherwise every edge is stored both ways.
+        unknown: what becomes of an edge to or from an id that no node has: ``refuse`` or ``drop``.
     """
 
     file: TableFiles
     source: str
     target: str
     directed: bool = False
+    unknown: Literal["refuse", "drop"] = "refuse"
 
     @model_validator(mode="after")
     def _two_columns(self) -> "EdgeTable":

@@ -1,6 +1,6 @@
 """What ingest asks of a graph in somebody's files, whatever their layout."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -8,8 +8,8 @@ from typing import Literal, Protocol
 import numpy as np
 import pyarrow as pa
 
+from optimag_dist.store.bad_rows import BadRows
 from optimag_dist.store.layout import StoredDtype
-from optimag_dist.store.tables import BadRows
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,10 @@ class FeatureReader(Protocol):
     bad: BadRows
 
     def blocks(self) -> Iterator[np.ndarray]:
-        """(rows, width) floating blocks of ``BATCH_ROWS`` rows; absent rows are all NaN. Notes bad rows in ``bad``."""
+        """(rows, width) floating blocks of at most ``BATCH_ROWS`` rows, exact; absent rows are all NaN.
+
+        Notes bad rows in ``bad``.
+        """
         ...
 
     def describe(self, position: int) -> tuple[str | None, str]:
@@ -77,7 +80,7 @@ class GraphSource(Protocol):
         inputs: every file that is read.
         settings: what beside the files decides the result, as text.
         resident_bytes: what the source holds in memory while it is read, beside its ids.
-        notes: lines for people, such as what of the files is not used.
+        notes: sentences about what is dropped or doubtful, complete when everything has been read.
     """
 
     name: str
@@ -90,7 +93,11 @@ class GraphSource(Protocol):
     inputs: tuple[Path, ...]
     settings: str
     resident_bytes: int
-    notes: tuple[str, ...]
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What there is to say about the files; see above."""
+        ...
 
     def ids(self) -> pa.Array:
         """The users' ids, (n,) int64 or large_string."""

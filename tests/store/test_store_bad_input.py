@@ -215,10 +215,13 @@ def test_table_without_rows(write_graph, tmp_path, ending, which):
     [
         (b"", "empty"),
         (b"id,p\na,1\nb\nc,1,2\n", "row 2: 1 cells, but the header has 2.*1 more"),
-        (b"id,p\n\xff,1\n", "utf-8"),
-        (b"\xff\xfei\x00d\x00", "cannot be read"),
+        (b"id,p\na,1\n\xff,1\n", "line 3: the byte 0xff is not UTF-8"),
+        (b"\xff\xfei\x00d\x00", "no column 'p'.*columns here: 'id'"),
+        (b"i\x00d\x00,\x00p\x00\n\x00", "UTF-16 without a byte order mark"),
+        (b"\nid,p\na,1\n", "first line is blank"),
         (b"id,id,p\na,b,1\n", "column 'id' is there 2 times"),
-        (b"id;p\na;1\n", "no column 'id'.*columns here: 'id;p'"),
+        (b"id:p\na:1\n", "no column 'id'.*columns here: 'id:p'"),
+        (b"id;p\na;1;2\n", "row 1: 3 cells, but the header has 2; quote cells that hold a semicolon"),
     ],
 )
 def test_broken_csv(write_graph, tmp_path, content, needed):

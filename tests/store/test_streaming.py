@@ -86,7 +86,7 @@ def test_message_names_the_part_and_its_row(folder, ending):
     [
         ("none-*.parquet", "no file has such a name"),
         (["edges-0.parquet", "none.parquet"], "none.parquet: no such file"),
-        (["edges-0.parquet", "edges-1.csv"], "all files of a table of one kind"),
+        (["edges-0.parquet", "edges-1.csv"], r"edges-1\.csv: edges-0\.parquet is of another kind"),
         (["edges-0.parquet", "odd.parquet"], r"odd\.parquet, column 'src': holds large_string, but edges-0"),
         (["edges-0.parquet", "other.parquet"], r"other\.parquet: no column 'dst'"),
         ([], "edges.file"),

@@ -9,11 +9,11 @@ import numpy as np
 import pyarrow as pa
 
 from optimag_dist.store.arrays import ArrayFeatures, RowSource
+from optimag_dist.store.bad_rows import BadRows
 from optimag_dist.store.edges import BATCH_EDGES
 from optimag_dist.store.importers.options import ImportOptions
 from optimag_dist.store.layout import SPLITS, check_names
 from optimag_dist.store.source import AttributeReader, FeatureReader, Labels
-from optimag_dist.store.tables import BadRows
 from optimag_dist.types import InputError
 
 

@@ -9,10 +9,10 @@ import numpy as np
 
 from optimag_dist.dgl_package import import_dgl
 from optimag_dist.store.arrays import ArrayFeatures, ArrayRows
+from optimag_dist.store.bad_rows import reading
 from optimag_dist.store.importers.array_source import SPLIT_KEYS, ArraySource, labels_of, split_of
 from optimag_dist.store.importers.options import ImportOptions
 from optimag_dist.store.importers.torch_file import as_numpy, described
-from optimag_dist.store.tables import reading
 from optimag_dist.types import InputError
 
 # Little-endian, at the head of every file of dgl.save_graphs.

@@ -8,9 +8,10 @@ import pyarrow as pa
 import pyarrow.csv
 
 from optimag_dist.store.arrays import ArrayFeatures
+from optimag_dist.store.bad_rows import reading
 from optimag_dist.store.importers.array_source import ArraySource, labels_of, split_of
 from optimag_dist.store.importers.options import ImportOptions
-from optimag_dist.store.tables import null_rows, reading
+from optimag_dist.store.tables import null_rows
 from optimag_dist.types import InputError
 
 _EDGES = "edge.csv.gz"

@@ -10,7 +10,7 @@ from optimag_dist.options import load_options
 from optimag_dist.store.attributes import AttributeColumn
 from optimag_dist.store.edges import NO_EDGES, endpoint_batches
 from optimag_dist.store.features import open_features
-from optimag_dist.store.nodes import read_ids, read_labels, read_split
+from optimag_dist.store.nodes import note_missing_words, read_ids, read_labels, read_split
 from optimag_dist.store.schema import IngestSchema
 from optimag_dist.store.source import AttributeReader, FeatureReader, Labels
 from optimag_dist.store.tables import open_table
@@ -24,7 +24,6 @@ class TableSource:
     """
 
     resident_bytes = 0
-    notes: tuple[str, ...] = ()
 
     def __init__(self, path: Path, overrides: Sequence[str]) -> None:
         self._schema = schema = load_options(IngestSchema, path, overrides)
@@ -46,9 +45,21 @@ class TableSource:
         arrays = [folder / modality.file for modality in schema.modalities.values() if modality.file is not None]
         self.inputs: tuple[Path, ...] = (*self._nodes.files, *self._edges.files, *arrays)
         self.settings = schema.model_dump_json()
+        self.notes: list[str] = [
+            f"warning: column {column!r} is the label and among the features of modality {name!r}, so a model is given "
+            "what it is to predict; leave it out there"
+            for name, modality in schema.modalities.items()
+            for column in (modality.column, *(modality.columns or ()))
+            if column is not None and column == schema.nodes.label
+        ]
 
     def ids(self) -> pa.Array:
-        return read_ids(self._nodes, self._schema.nodes.id)
+        column = self._schema.nodes.id
+        ids = read_ids(self._nodes, column)
+        noted = self._nodes.bad_rows(column)
+        note_missing_words(ids, noted)
+        self.notes += [f"warning: {sentence}" for sentence in noted.sentences()]
+        return ids
 
     def labels(self) -> Labels | None:
         return read_labels(self._nodes, self._schema.nodes)
@@ -57,7 +68,7 @@ class TableSource:
         return read_split(self._nodes, self._schema.nodes.split)
 
     def edge_batches(self, ids: pa.Array) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        return endpoint_batches(self._edges, self._schema.edges, self._nodes.path, ids)
+        return endpoint_batches(self._edges, self._schema.edges, self._nodes.path, ids, self.notes)
 
 
 def _node_columns(schema: IngestSchema) -> dict[str, str]:

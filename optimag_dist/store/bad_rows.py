@@ -1,0 +1,96 @@
+"""What is wrong with a user's rows, told with file, column and row."""
+
+import csv
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from optimag_dist.types import InputError
+
+
+@dataclass
+class _Problem:
+    column: str
+    row: int
+    text: str
+    count: int
+
+
+class BadRows:
+    """Collects rows of one table by kind, to tell of the first one of each and how many follow.
+
+    Rows are counted from 0 here and from 1 in messages, the header of a CSV file not counted.
+
+    Args:
+        file: what the messages name.
+        column: default column of the messages.
+        locate: row of the whole table → the file it stands in and its row there, for tables of several files.
+    """
+
+    def __init__(self, file: Path, column: str, locate: Callable[[int], tuple[Path, int]] | None = None) -> None:
+        self.file = file
+        self.column = column
+        self._locate = locate or (lambda row: (file, row))
+        self._problems: dict[str, _Problem] = {}
+
+    def emptied(self) -> "BadRows":
+        """A collector of the same table and column that holds nothing yet."""
+        return BadRows(self.file, self.column, self._locate)
+
+    def add(self, kind: str, rows: np.ndarray, describe: Callable[[int], str], column: str | None = None) -> None:
+        """Note ``rows`` ((k,) ascending 0-based); ``describe(row)`` words the first one of its kind."""
+        if len(rows) == 0:
+            return
+        if kind in self._problems:
+            self._problems[kind].count += len(rows)
+        else:
+            first = int(rows[0])
+            self._problems[kind] = _Problem(
+                self.column if column is None else column, first, describe(first), len(rows)
+            )
+
+    def place(self, row: int) -> str:
+        """How to name ``row`` within a sentence about another row of the table."""
+        file, number = self._locate(row)
+        return f"row {number + 1}" if file == self.file else f"row {number + 1} of {file.name}"
+
+    def sentences(self) -> list[str]:
+        """One for each kind of row, the earliest first."""
+        return [self._sentence(problem) for problem in sorted(self._problems.values(), key=lambda each: each.row)]
+
+    def raise_if_any(self) -> None:
+        """Raise an ``InputError`` about the earliest bad row, if there is one."""
+        if self._problems:
+            raise InputError(self.sentences()[0])
+
+    def _sentence(self, problem: _Problem) -> str:
+        more = f" ({problem.count - 1:,} more such rows)" if problem.count > 1 else ""
+        column = f", column {problem.column!r}" if problem.column else ""
+        file, row = self._locate(problem.row)
+        return f"{file}{column}, row {row + 1}: {problem.text}{more}"
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn what Arrow and the system say about an unreadable file into an ``InputError`` that names it."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, UnicodeError, EOFError, zlib.error, csv.Error) as error:
+        raise InputError(f"{path}: cannot be read: {error}; write the file again or name another one") from error
+
+
+def shown(value: object, length: int = 60) -> str:
+    """``value`` as a message prints it: quoted if it is text, and cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= length else f"{text[: length - 1]}… ({len(text):,} characters)"
+
+
+def listed(values: "list[object] | tuple[object, ...] | list[str] | tuple[str, ...]", most: int = 20) -> str:
+    """``values`` as a message lists them, the first ``most`` of them."""
+    more = f" and {len(values) - most:,} more" if len(values) > most else ""
+    return ", ".join(map(shown, values[:most])) + more
