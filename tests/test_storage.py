@@ -242,6 +242,22 @@ def test_a_damaged_store_is_not_used(s3: S3, source: Path, cache_home: Path) -> 
         GraphStore.open(s3.uri("store"))
 
 
+@pytest.mark.parametrize("place", [100, -100])
+def test_a_damaged_copy_is_fetched_again(s3: S3, source: Path, cache_home: Path, place: int) -> None:
+    made = quiet_ingest(source, s3.uri("store"))
+    file, log = made.path / "topology.arrow", len(s3.log)
+    content = bytearray(file.read_bytes())
+    content[place] ^= 1
+    file.write_bytes(content)
+    again = GraphStore.open(s3.uri("store"))
+    again.verify()
+    assert s3.log[log:].count(("GET", "store/topology.arrow")) == 1
+    s3.objects["store/topology.arrow"] = bytes(content)
+    shutil.rmtree(cache_home)
+    with pytest.raises(InputError, match=r"store.*what was copied from there.*topology\.arrow: damaged"):
+        GraphStore.open(s3.uri("store"))
+
+
 # -- working copies ------------------------------------------------------------------------------------------------
 
 

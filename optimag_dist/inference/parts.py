@@ -25,6 +25,8 @@ from optimag_dist.types import InputError
 META = "_meta.json"
 _KEY = b"optimag_job"
 _DIGEST = b"optimag_digest"
+# What reading damaged Parquet ends in; InputError is a ValueError.
+_DAMAGE = (pa.ArrowException, OSError, ValueError, LookupError, MemoryError)
 _SEAL = len(checksum(b""))
 
 
@@ -95,7 +97,7 @@ class Parts:
         try:
             with opened(self.part(index)) as file:
                 footer = pq.read_metadata(file)
-        except (pa.ArrowException, OSError):
+        except _DAMAGE:
             return False
         notes = footer.metadata or {}
         if notes.get(_KEY) != self.key.encode():
@@ -114,7 +116,7 @@ class Parts:
 
         try:
             verified_once([part.stat()], f"digest {digest!r}", verify)
-        except (InputError, pa.ArrowException, OSError, ValueError, LookupError, MemoryError):
+        except _DAMAGE:
             return False
         return True
 

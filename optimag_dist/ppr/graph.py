@@ -1,8 +1,22 @@
 """The graph PPR runs on, checked at the door."""
 
+from typing import Any
+
 import numpy as np
 
 from optimag_dist.types import CSR, InputError
+
+
+def as_array(name: str, values: Any) -> np.ndarray:
+    """``values`` as an array.
+
+    Raises:
+        InputError: they cannot be one, such as lists of different lengths.
+    """
+    try:
+        return np.asarray(values)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise InputError(f"{name}: needed a vector of integers: {error}") from error
 
 
 def check_csr(indptr: np.ndarray, indices: np.ndarray) -> CSR:
@@ -12,7 +26,7 @@ def check_csr(indptr: np.ndarray, indices: np.ndarray) -> CSR:
         InputError: not integer vectors, no node, more than 2³¹ − 2 nodes, ``indptr`` not rising from 0 to m, or an
             index outside [0, n).
     """
-    indptr, indices = np.asarray(indptr), np.asarray(indices)
+    indptr, indices = as_array("indptr", indptr), as_array("indices", indices)
     for name, array in (("indptr", indptr), ("indices", indices)):
         # An empty list has numpy's default dtype, float64: no neighbours at all is a valid graph.
         if array.ndim != 1 or (array.dtype.kind not in "iu" and len(array)):

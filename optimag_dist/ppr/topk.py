@@ -3,11 +3,12 @@
 import itertools
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 import numpy as np
 from numba import config
 
-from optimag_dist.ppr.graph import check_csr
+from optimag_dist.ppr.graph import as_array, check_csr
 from optimag_dist.ppr.push import Workspace, push_top_k
 from optimag_dist.store.undirected import symmetrise
 from optimag_dist.types import CSR, InputError
@@ -79,13 +80,13 @@ def ppr_topk(
     Raises:
         InputError: an option outside its range, an inconsistent CSR, or a source that is no node.
     """
-    if not 0 < teleport < 1:
+    if not (isinstance(teleport, Real) and 0 < teleport < 1):
         raise InputError(f"teleport: needed a probability strictly between 0 and 1, got {teleport!r}")
-    if not 0 < eps < np.inf:
+    if not (isinstance(eps, Real) and 0 < eps < np.inf):
         raise InputError(f"eps: needed a positive number, got {eps!r}")
-    if k < 1:
+    if not (isinstance(k, Integral) and k >= 1):
         raise InputError(f"k: needed at least 1 entry per row, got {k!r}")
-    if num_threads is not None and num_threads < 1:
+    if num_threads is not None and not (isinstance(num_threads, Integral) and num_threads >= 1):
         raise InputError(f"num_threads: needed at least 1, got {num_threads!r}")
     csr = check_csr(indptr, indices)
     source_ids = check_node_ids(sources, csr.num_nodes, "sources")
@@ -101,7 +102,7 @@ def check_node_ids(node_ids: np.ndarray, num_nodes: int, name: str = "node_ids")
     Raises:
         InputError: not a vector of integers, or an entry outside [0, num_nodes).
     """
-    ids = np.asarray(node_ids)
+    ids = as_array(name, node_ids)
     if ids.ndim != 1 or (ids.dtype.kind not in "iu" and len(ids)):
         raise InputError(f"{name}: needed a vector of integer node ids, got {ids.dtype} of shape {ids.shape}")
     ids = ids.astype(np.int64, copy=False)

@@ -66,12 +66,11 @@ def put(module: nn.Module, weights: Any, what: str) -> None:
 
 
 def _verify(file: MappedFile) -> None:
-    content = memoryview(file.buffer)
-    comment = bytes(content[-_COMMENT_SIZE:])
-    if comment.startswith(_MARK):
-        damaged = comment != _MARK + checksum(content[: -_COMMENT_SIZE - 2]).encode()
-    else:
-        with zipfile.ZipFile(file.path) as archive:
+    with zipfile.ZipFile(file.path) as archive:
+        if archive.comment:
+            content = memoryview(file.buffer)[: -_COMMENT_SIZE - 2]
+            damaged = archive.comment != _MARK + checksum(content).encode()
+        else:
             damaged = archive.testzip() is not None
     if damaged:
         raise ValueError("its bytes are not what was written")

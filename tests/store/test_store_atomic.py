@@ -214,7 +214,8 @@ def test_killed_half_way_goes_on(make, tmp_path, capsys, place, part, kept):
     assert names(out.parent) == ["store"]
 
 
-def test_only_what_still_fits_is_kept(make, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("damaged", ["a byte less", "store/modality-m.arrow", "modality-m.arrow"])
+def test_only_what_still_fits_is_kept(make, tmp_path, monkeypatch, capsys, damaged):
     out = tmp_path / "out" / "store"
     partial = out.parent / ".store.partial"
 
@@ -231,9 +232,16 @@ def test_only_what_still_fits_is_kept(make, tmp_path, monkeypatch, capsys):
     interrupt(schema := make(number=5.0))  # other input: made anew
     (partial / "progress.json").write_text("{")
     interrupt(schema)
-    path = partial / "store" / "modality-m.arrow"
-    path.write_bytes(path.read_bytes()[:-1])
+    if damaged == "a byte less":
+        path = partial / "store" / "modality-m.arrow"
+        path.write_bytes(path.read_bytes()[:-1])
+    else:
+        # The mask of who has a value stands beside the store.
+        content = bytearray((partial / damaged).read_bytes())
+        content[len(content) // 2] ^= 1
+        (partial / damaged).write_bytes(content)
     store = ingest(schema, out)
+    assert store.present("m").tolist() == [True, False, True]
     assert "kept from an interrupted run: topology.arrow\n" in capsys.readouterr().out
     assert store.gather("m", np.array([0])).tolist() == [[5.0, 2.0]]
     assert names(out.parent) == ["store"]
