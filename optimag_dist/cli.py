@@ -69,6 +69,14 @@ app.add_typer(submit_app, name="submit")
 # click's own error, whichever click this typer comes with.
 _USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
 
+
+def path(given: str | Path) -> Path:
+    """A path on this machine, as an argument of a command."""
+    if not str(given) or "://" in str(given):
+        raise typer.BadParameter(f"{str(given)!r}: needed a path on this machine")
+    return Path(given).expanduser()
+
+
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the configuration.")]
 Store = Annotated[str, typer.Argument(help="Directory or URI of a graph store.")]
 Address = Annotated[str | None, typer.Option(help="Address of a running Ray cluster; default: an embedded one.")]
@@ -139,7 +147,7 @@ def data_list() -> None:
 @data_app.command("get")
 def data_get(
     name: Annotated[str, typer.Argument(help="A name from: optimag data list")],
-    out: Annotated[Path | None, typer.Option(help="Directory to make; default: data/NAME.")] = None,
+    out: Annotated[Path | None, typer.Option(parser=path, help="Directory to make; default: data/NAME.")] = None,
     if_missing: Annotated[bool, typer.Option("--if-missing", help="Leave a directory that is there as it is.")] = False,
 ) -> None:
     """Copy a graph's tables and its schema into a directory, ready for ``optimag ingest``."""
@@ -153,7 +161,7 @@ def data_get(
 
 @data_app.command("make")
 def data_make(
-    out: Annotated[Path, typer.Argument(help="Directory to make.")],
+    out: Annotated[Path, typer.Argument(parser=path, help="Directory to make.")],
     overrides: Overrides = None,
 ) -> None:
     """Make up a graph with known conflicts between modalities and graph.
@@ -170,7 +178,8 @@ def data_make(
 @app.command("ingest")
 def ingest_command(
     source: Annotated[
-        Path, typer.Argument(help="YAML file that describes tables, or npz, DGL, PyG, OGB, MAGB, MM-Graph.")
+        Path,
+        typer.Argument(parser=path, help="YAML file that describes tables, or npz, DGL, PyG, OGB, MAGB, MM-Graph."),
     ],
     store: Annotated[str, typer.Argument(help="Directory or URI of the graph store to make.")],
     overrides: Overrides = None,
@@ -187,7 +196,7 @@ def ingest_command(
 
 @app.command("partition")
 def partition_command(
-    store: Annotated[Path, typer.Argument(help="Directory of a graph store.")],
+    store: Annotated[Path, typer.Argument(parser=path, help="Directory of a graph store.")],
     overrides: Overrides = None,
 ) -> None:
     """Divide a store into self-contained shards (keys: parts, method, seed, features)."""
@@ -246,9 +255,11 @@ def ppr_compute(
 
 @ppr_app.command("inspect")
 def ppr_inspect(
-    artefact: Annotated[Path, typer.Argument(help="Directory of a PPR artefact, as optimag ppr prints it.")],
+    artefact: Annotated[
+        Path, typer.Argument(parser=path, help="Directory of a PPR artefact, as optimag ppr prints it.")
+    ],
     node: Annotated[str | None, typer.Option(help="Your id of a node whose row is shown; needs --store.")] = None,
-    store: Annotated[Path | None, typer.Option(help="The graph store the artefact belongs to.")] = None,
+    store: Annotated[Path | None, typer.Option(parser=path, help="The graph store the artefact belongs to.")] = None,
 ) -> None:
     """Check an artefact's numbers, say how good they are, and show a node's row."""
     from optimag_dist.ppr import PPRArtefact
@@ -267,9 +278,13 @@ def ppr_inspect(
 
 @ppr_app.command("update")
 def ppr_update(
-    store: Annotated[Path, typer.Argument(help="Directory of an undirected graph store.")],
-    edges: Annotated[Path, typer.Option(help="Parquet or CSV file: source, target, op (insert or delete).")],
-    out: Annotated[Path | None, typer.Option(help="Folder of the changed store; default: replace STORE.")] = None,
+    store: Annotated[Path, typer.Argument(parser=path, help="Directory of an undirected graph store.")],
+    edges: Annotated[
+        Path, typer.Option(parser=path, help="Parquet or CSV file: source, target, op (insert or delete).")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(parser=path, help="Folder of the changed store; default: replace STORE.")
+    ] = None,
     overrides: Overrides = None,
     address: Address = None,
 ) -> None:
@@ -321,7 +336,7 @@ def encode_command(
 
 @app.command()
 def train(
-    config: Annotated[Path, typer.Argument(help="YAML file of a run.")],
+    config: Annotated[Path, typer.Argument(parser=path, help="YAML file of a run.")],
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option(help="Go on with the run directory that is there.")] = False,
     resume_if_there: Annotated[bool, typer.Option("--resume-if-there", help="The same, or start the run.")] = False,
@@ -340,8 +355,10 @@ def train(
 
 @app.command()
 def tune(
-    config: Annotated[Path, typer.Argument(help="YAML file of a run.")],
-    space: Annotated[Path, typer.Argument(metavar="SPACE.yaml", help="What is searched, how, and by which metrics.")],
+    config: Annotated[Path, typer.Argument(parser=path, help="YAML file of a run.")],
+    space: Annotated[
+        Path, typer.Argument(parser=path, metavar="SPACE.yaml", help="What is searched, how, and by which metrics.")
+    ],
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option(help="Go on with the sweep that is there.")] = False,
     resume_if_there: Annotated[bool, typer.Option("--resume-if-there", help="The same, or start the sweep.")] = False,
@@ -384,7 +401,9 @@ def tune(
 
 Checkpoint = Annotated[str, typer.Argument(help="model.pt of a finished fit, or the fit's directory; path or URI.")]
 Parts = Annotated[str, typer.Argument(help="Directory or URI of the Parquet parts to make.")]
-NodeFile = Annotated[Path | None, typer.Option(help="Ids to do: a Parquet column 'id', or a text file of one a line.")]
+NodeFile = Annotated[
+    Path | None, typer.Option(parser=path, help="Ids to do: a Parquet column 'id', or a text file of one a line.")
+]
 
 
 @app.command()
@@ -514,9 +533,9 @@ def experiment(
     name: Annotated[str, typer.Argument(help="A recipe of jobs/experiments, such as conflicts; or a YAML file.")],
     overrides: Overrides = None,
     quick: Annotated[bool, typer.Option("--quick", help="A first look in a few minutes.")] = False,
-    out: Annotated[Path, typer.Option(help="Folder for the results; one that is there is gone on with.")] = Path(
-        "runs/experiments"
-    ),
+    out: Annotated[
+        Path, typer.Option(parser=path, help="Folder for the results; one that is there is gone on with.")
+    ] = Path("runs/experiments"),
     address: Address = None,
 ) -> None:
     """Repeat an experiment: fits over seeds as Ray Tune sweeps, results in Parquet, a report with pictures."""
@@ -538,8 +557,10 @@ def experiment(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Where the store and the runs go.")] = Path("runs"),
-    resume: Annotated[Path | None, typer.Option(help="Run directory of a demo that was interrupted.")] = None,
+    out: Annotated[Path, typer.Option(parser=path, help="Where the store and the runs go.")] = Path("runs"),
+    resume: Annotated[
+        Path | None, typer.Option(parser=path, help="Run directory of a demo that was interrupted.")
+    ] = None,
 ) -> None:
     """Train on the openmoji graph, with and without the graph and the regulariser: five seeds each, two workers."""
     from optimag_dist.datasets import dataset_schema
@@ -596,7 +617,7 @@ JobId = Annotated[str, typer.Argument(metavar="JOB", help="Id of a job, as optim
 
 @submit_app.command("run")
 def submit_run(
-    recipe: Annotated[Path, typer.Argument(metavar="JOB.yaml", help="Recipe of a job; jobs/ holds some.")],
+    recipe: Annotated[Path, typer.Argument(parser=path, metavar="JOB.yaml", help="Recipe of a job; jobs/ holds some.")],
     changes: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to its parameters and its steps.")
     ] = None,

@@ -196,7 +196,7 @@ def _answers_anyone(address: str) -> bool:
     """Whether the cluster answers without a token. Ray's own client waits for ever where nobody does."""
     try:
         return requests.get(f"{address}/api/version", timeout=_KNOCK_S).status_code == requests.codes.ok
-    except requests.RequestException as error:
+    except (requests.RequestException, ValueError) as error:
         raise InputError(
             f"nothing answers at {address} ({type(error).__name__}); give the address of the dashboard of a running "
             f"cluster, as ray start --head prints it, or --local to run the job here"
