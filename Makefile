@@ -28,8 +28,9 @@ demo: setup  ## train on a real graph with two workers and show what was learned
 lint: setup-dev  ## style, types and the order of imports
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
 
+# Two processes with a whole file of tests each in hand: more would start as many Ray sessions.
 test: lint  ## lint, then all tests but the slow ones
-	@$(BIN)/pytest
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
 test-slow: setup-dev  ## the tests that train for minutes
 	@$(BIN)/pytest -m "slow and not cluster"
