@@ -6,12 +6,14 @@ read them, and how to say what is wrong in the user's words: the file, the key, 
 
 import copy
 import difflib
+import re
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from optimag_dist.files import atomic
 from optimag_dist.types import InputError
@@ -27,6 +29,29 @@ class Options(BaseModel):
 
 # Letters of a value that a message repeats.
 _SHOWN = 200
+
+
+_LONGEST_NAME = 200
+
+
+def _names_folder(needed: str, pattern: re.Pattern[str], name: str) -> str:
+    if not pattern.fullmatch(name) or len(name.encode()) > _LONGEST_NAME:
+        raise ValueError(f"it names a folder: needed {needed}, and at most {_LONGEST_NAME} bytes")
+    return name
+
+
+#: Type of an option, or of a mapping's keys, that names a folder and is part of tables, messages and commands.
+FolderName = Annotated[
+    str,
+    AfterValidator(partial(_names_folder, "letters, digits and . _ + -, no dot first", re.compile(r"[\w+-][\w.+-]*"))),
+]
+#: One that people read alone: any text that can name a folder.
+FreeName = Annotated[
+    str,
+    AfterValidator(
+        partial(_names_folder, "a text without / and no dot first", re.compile(r"[^\x00-\x1f/.][^\x00-\x1f/]*"))
+    ),
+]
 
 OptionsT = TypeVar("OptionsT", bound=Options)
 

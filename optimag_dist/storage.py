@@ -172,14 +172,34 @@ AnyPath: TypeAlias = Path | RemotePath
 
 
 def located(place: str | AnyPath) -> AnyPath:
-    """What a user names: a URI of a file system as a :class:`RemotePath`, everything else as a path."""
-    if isinstance(place, Path | RemotePath):
+    """What a user names: a URI of a file system as a :class:`RemotePath`, everything else as an absolute path, in which
+    a leading ``~`` is a home.
+
+    Absolute, as it goes to processes in other working directories, and to libraries that take ``a:b`` for a URI.
+    """
+    if isinstance(place, RemotePath):
         return place
+    if isinstance(place, Path):
+        return local(place)
     if not isinstance(place, str):
         raise ValueError("needed a path or a URI such as s3://bucket/folder")
     if place.startswith("file://"):
-        return Path(unquote(urlsplit(place).path))
-    return RemotePath(place.rstrip("/")) if _SCHEME.match(place) else Path(place)
+        return local(unquote(urlsplit(place).path))
+    return RemotePath(place.rstrip("/")) if _SCHEME.match(place) else local(place)
+
+
+def local(place: str | Path) -> Path:
+    """A path of this host that a user names, absolute, with ``~`` written out.
+
+    Raises:
+        ValueError: it is empty, or holds a character that no path can.
+    """
+    if not str(place) or "\0" in str(place):
+        raise ValueError("needed a path, got an empty text or one with a NUL in it")
+    try:
+        return Path(place).expanduser().absolute()
+    except RuntimeError as error:
+        raise ValueError(f"{place}: {error}") from error
 
 
 #: Type of an option that holds a path or a URI; written to YAML without secrets.

@@ -126,6 +126,34 @@ def test_secrets_reach_neither_text_nor_files(uri: str, shown: str, tmp_path: Pa
     assert str(load_options(RunConfig, tmp_path / "config.yaml").store) == shown
 
 
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [("~/runs", "{home}/runs"), ("runs", "{here}/runs"), ("exp:1", "{here}/exp:1"), ("file:///a%20b", "/a b")],
+)
+def test_a_path_is_absolute_from_the_door_on(
+    said: str, meant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """pyarrow takes a:b for a URI, and workers have working directories of their own."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    expected = Path(meant.format(home=tmp_path / "home", here=tmp_path))
+    config = parse_options(RunConfig, ["name=run", f"store={said}", f"out={said}"], "test")
+    assert (config.store, config.out) == (expected, expected)
+    assert parse_options(RunConfig, ["name=run", "store=x"], "test").location == tmp_path / "runs" / "run"
+
+
+def test_a_home_is_written_out_where_shells_leave_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert CliRunner().invoke(app, ["data", "get", "openmoji", "--out=~/tables"]).exit_code == 0
+    assert (tmp_path / "home" / "tables" / "schema.yaml").is_file()
+
+
+@pytest.mark.parametrize("said", ["", "a\0b"])
+def test_what_is_no_path_is_refused(said: str) -> None:
+    with pytest.raises(ValueError, match="needed a path, got an empty text or one with a NUL in it"):
+        located(said)
+
+
 def test_a_uri_is_used_like_a_path() -> None:
     place = located("s3://bucket/a/?region=x")
     assert isinstance(place, RemotePath)
@@ -133,7 +161,7 @@ def test_a_uri_is_used_like_a_path() -> None:
     assert (place / "b c").name == "b c"
     assert (place / "b" / "c").parent == place / "b"
     assert located("file:///some/where%20else") == Path("/some/where else")
-    assert located("plain/path") == Path("plain/path")
+    assert located("plain/path") == Path("plain/path").absolute()
 
 
 @pytest.mark.parametrize("scheme", ["s3", "memory"])

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from optimag_dist.datasets import PlantedOptions, dataset_schema
-from optimag_dist.options import Options, apply_overrides, read_mapping, validate_options
+from optimag_dist.options import FolderName, FreeName, Options, apply_overrides, read_mapping, validate_options
 from optimag_dist.store import LinkSplitOptions
 from optimag_dist.train.options import VariantConfig, merge
 from optimag_dist.tune.options import Distribution
@@ -118,14 +118,14 @@ class ExperimentOptions(Options):
         quick: dotted key of the recipe → what takes its place, for a first look in a few minutes.
     """
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")
+    name: FolderName
     title: str
     question: str
     seeds: tuple[int, ...] = Field(min_length=1)
-    graphs: dict[str, GraphOptions] = Field(min_length=1)
+    graphs: dict[FreeName, GraphOptions] = Field(min_length=1)
     base: dict[str, Any] = Field(default_factory=dict)
     arms: dict[str, dict[str, Any]] = Field(min_length=1)
-    studies: dict[str, StudyOptions] = Field(min_length=1)
+    studies: dict[FreeName, StudyOptions] = Field(min_length=1)
     only: tuple[str, ...] = ()
     quick: dict[str, Any] = Field(default_factory=dict)
 
@@ -280,7 +280,7 @@ def source_of(graph: GraphOptions, folder: Path) -> Path | None:
     if graph.dataset is not None:
         return dataset_schema(graph.dataset)
     assert graph.source is not None
-    path = graph.source if graph.source.is_absolute() else folder / graph.source
+    path = folder / graph.source.expanduser()
     if path.exists():
         return path
     if graph.optional:

@@ -22,7 +22,7 @@ def load_class(path: str) -> type[nn.Module]:
         InputError: no such module or file, it cannot be imported, it has no such class, or that is no ``nn.Module``.
     """
     where, _, name = path.rpartition(":")
-    module = _from_file(path, Path(where)) if where.endswith(".py") else _from_module(path, where)
+    module = _from_file(path, Path(where).expanduser()) if where.endswith(".py") else _from_module(path, where)
     cls = getattr(module, name, None)
     if cls is None:
         names = [n for n, c in vars(module).items() if isinstance(c, type) and issubclass(c, nn.Module)]
@@ -39,7 +39,7 @@ def load_class(path: str) -> type[nn.Module]:
 def absolute(path: str) -> str:
     """``path`` for processes in other working directories: a file's path absolute, a module's as it is."""
     where, separator, name = path.rpartition(":")
-    return f"{Path(where).absolute()}{separator}{name}" if where.endswith(".py") else path
+    return f"{Path(where).expanduser().absolute()}{separator}{name}" if where.endswith(".py") else path
 
 
 def _from_module(path: str, where: str) -> ModuleType:

@@ -173,7 +173,7 @@ def compute_ppr(
         with _status("symmetrising and hashing the graph", progress):
             placement = _Replicated(store)
     key = artefact_key(placement.graph_hash, options)
-    path = located(out_path).absolute() if out_path is not None else store.location / "ppr" / key
+    path = located(out_path) if out_path is not None else store.location / "ppr" / key
     if isinstance(path, Path) and path.exists() and not path.is_dir():
         raise InputError(f"{path}: is a file; needed a directory for the PPR artefact, or a path that is still free")
     with sole_user(path):

@@ -1,12 +1,12 @@
 """Which experiment trackers a run tells of its fits."""
 
 import importlib.util
-from pathlib import Path
 from urllib.parse import urlsplit
 
 from pydantic import field_validator
 
 from optimag_dist.options import Options
+from optimag_dist.storage import local
 from optimag_dist.types import InputError
 
 # Field of the options → what is imported, and what is installed for it.
@@ -37,7 +37,7 @@ class TrackingOptions(Options):
                 "the URI holds a password, which would be saved with the run; leave it out and set "
                 "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
             )
-        return uri if ":" in uri else f"sqlite:///{Path(uri).absolute()}"
+        return uri if ":" in uri else f"sqlite:///{local(uri)}"
 
 
 def check_trackers(options: TrackingOptions) -> None:

@@ -94,13 +94,11 @@ def _launch(kept: RunConfig, config: RunConfig, run: Mirror, resume: bool, addre
     ensure_ray(address, num_cpus=max(len(os.sched_getaffinity(0)), options.workers * options.cpus_per_worker))
     use_gpu = use_gpus(options.workers, options.cpus_per_worker, options.device)
     prior_paths = _compute_priors(store, fits)
-    # Absolute, so that a report finds the store from any working directory.
-    saved = kept.model_copy(update={"store": kept.store.absolute(), "out": kept.out.absolute()})
-    dump_options(saved, config.directory / "config.yaml")
+    dump_options(kept, config.directory / "config.yaml")
     run.publish(config.directory / "config.yaml")
     run.flush()
     with shard_owners(store, options.owners if options.placement == "sharded" else 0) as rows:
-        results = _train(kept.location.absolute(), store, fits, prior_paths, rows, use_gpu, config.tracking)
+        results = _train(kept.location, store, fits, prior_paths, rows, use_gpu, config.tracking)
     run.fetch(worth_reporting)
     _write_tables(config.directory, fits, results)
     run.publish_all()
@@ -113,7 +111,7 @@ def plan_fits(config: RunConfig) -> list[Fit]:
     """Every variant with every seed, seeds outermost, so that a run cut short has whole comparisons."""
     variants = config.resolve()
     return [
-        Fit(name, seed, variant, (config.directory / name / f"seed-{seed}").absolute())
+        Fit(name, seed, variant, config.directory / name / f"seed-{seed}")
         for seed in config.seeds
         for name, variant in variants.items()
     ]

@@ -8,10 +8,10 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from optimag_dist.models import ModelOptions
-from optimag_dist.options import Options, validate_options
+from optimag_dist.options import FolderName, Options, validate_options
 from optimag_dist.ppr import PPROptions
 from optimag_dist.sampling import SamplingOptions
-from optimag_dist.storage import AnyPath, Location
+from optimag_dist.storage import AnyPath, Location, local
 from optimag_dist.tasks import AnyTask, NodeClassificationOptions, named
 from optimag_dist.telemetry import TrackingOptions
 from optimag_dist.types import InputError
@@ -27,6 +27,12 @@ HOW_IT_RUNS = (
     "start_timeout_s",
     "stall_timeout_s",
 )
+
+
+# A month: what waits for longer overflows in libraries.
+_LONGEST_S = 30 * 24 * 3600
+# Of a run's directory.
+_TAKEN = ("ray_train", "config.yaml", "report.html", "results.parquet", "metrics.parquet")
 
 
 class RegulariserOptions(Options):
@@ -54,10 +60,10 @@ class RegulariserOptions(Options):
     rho: float = Field(0.5, gt=0)
     agreement: float = Field(0.6, ge=0, allow_inf_nan=False)
     consistency: float = Field(0.0, ge=0, allow_inf_nan=False)
-    delta: float = Field(1e-5, gt=0)
+    delta: float = Field(1e-5, gt=0, allow_inf_nan=False)
     differentiate: bool = False
-    tau: float = Field(0.5, gt=0)
-    epsilon: float = Field(0.01, gt=0)
+    tau: float = Field(0.5, gt=0, allow_inf_nan=False)
+    epsilon: float = Field(0.01, gt=0, allow_inf_nan=False)
     prior: Literal["ppr", "identity"] = "ppr"
     n_outer: int = Field(5, ge=1)
     n_sinkhorn: int = Field(20, ge=1)
@@ -95,15 +101,15 @@ class TrainOptions(Options):
     cpus_per_worker: int = Field(1, ge=1)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     epochs: int = Field(100, ge=1)
-    lr: float = Field(3e-3, gt=0)
-    weight_decay: float = Field(1e-4, ge=0)
+    lr: float = Field(3e-3, gt=0, allow_inf_nan=False)
+    weight_decay: float = Field(1e-4, ge=0, allow_inf_nan=False)
     patience: int = Field(15, ge=1)
     eval_every: int = Field(1, ge=1)
     checkpoint_every: int = Field(10, ge=1)
-    checkpoint_every_s: float = Field(600, gt=0)
+    checkpoint_every_s: float = Field(600, gt=0, allow_inf_nan=False)
     max_failures: int = Field(1, ge=0)
-    start_timeout_s: float = Field(600, gt=0)
-    stall_timeout_s: float = Field(300, gt=0)
+    start_timeout_s: float = Field(600, gt=0, le=_LONGEST_S)
+    stall_timeout_s: float = Field(300, gt=0, le=_LONGEST_S)
     placement: Literal["replicated", "sharded"] = "replicated"
     owners: int = Field(2, ge=1)
     kept_mass: Literal["all", "none"] = "all"
@@ -153,26 +159,27 @@ class RunConfig(VariantConfig):
             first.
     """
 
-    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")
+    name: FolderName
     store: Location
-    out: Location = Path("runs")
+    # A function: the working directory is the one at the time.
+    out: Location = Field(default_factory=lambda: local("runs"))
     seeds: tuple[int, ...] = Field((0,), min_length=1)
     tracking: TrackingOptions = TrackingOptions()
-    variants: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    variants: dict[FolderName, dict[str, Any]] = Field(default_factory=dict)
     compare_to: dict[str, str] = Field(default_factory=dict)
 
     @field_validator("seeds")
     @classmethod
     def _usable_seeds(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
-        if len(set(seeds)) < len(seeds) or min(seeds) < 0:
-            raise ValueError("seeds must be distinct and not negative")
+        if len(set(seeds)) < len(seeds) or min(seeds) < 0 or max(seeds) >= 2**63:
+            raise ValueError("seeds must be distinct, not negative and below 2**63")
         return seeds
 
     @model_validator(mode="after")
     def _variants_fit(self) -> "RunConfig":
         for name in self.variants:
-            if not name.replace("-", "").replace("+", "").replace("_", "").replace(".", "").isalnum():
-                raise ValueError(f"variant name {name!r} must be letters, digits and -+_. (it names a directory)")
+            if name in _TAKEN:
+                raise ValueError(f"variants.{name}: a run has a file or folder of that name; choose another")
         for name in {*self.compare_to, *self.compare_to.values()}:
             if name not in self.variants:
                 raise ValueError(f"compare_to names {name!r}, which is none of the variants {list(self.variants)}")

@@ -1,5 +1,6 @@
 """A sweep's own YAML file: what is searched, how, by which metrics, and who is stopped early."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +21,7 @@ _ARGUMENTS = {
     "uniform": "[low, high]",
     "loguniform": "[low, high], both above 0",
     "quniform": "[low, high, step]",
-    "randint": "[low, high], of which high is not drawn itself",
+    "randint": "[low, high], whole numbers, of which high is not drawn itself",
     "choice": "a list of values",
     "grid": "a list of values",
 }
@@ -49,17 +50,23 @@ class Distribution(Options):
             raise ValueError(f"unknown distribution {kind!r}; known: {known}")
         if not isinstance(arguments, list | tuple) or not arguments:
             raise ValueError(f"{kind} needs {_ARGUMENTS[kind]}")
+        if kind == "grid" and len({repr(a) for a in arguments}) < len(arguments):
+            raise ValueError(f"grid lists a value twice, which would train it twice; got {list(arguments)}")
         if kind in ("choice", "grid"):
             return {"kind": kind, "arguments": tuple(arguments)}
         try:
             # YAML reads 1e-3 as text.
-            numbers = tuple(int(a) if kind == "randint" else float(a) for a in arguments)
-        except (TypeError, ValueError):
+            numbers = tuple(map(float, arguments))
+            if kind == "randint":
+                whole = tuple(map(int, numbers))
+                numbers = whole if whole == numbers else ()
+        except (TypeError, ValueError, OverflowError):
             numbers = ()
         low_to_high = len(numbers) == (3 if kind == "quniform" else 2) and numbers[0] < numbers[1]
+        low_to_high = low_to_high and all(map(math.isfinite, numbers))
         positive = {"loguniform": numbers[:1], "quniform": numbers[2:]}.get(kind, ())
         if not low_to_high or any(n <= 0 for n in positive):
-            raise ValueError(f"{kind} needs {_ARGUMENTS[kind]}, low below high")
+            raise ValueError(f"{kind} needs {_ARGUMENTS[kind]}, low below high, finite; got {list(arguments)}")
         return {"kind": kind, "arguments": numbers}
 
     @model_serializer
@@ -182,6 +189,8 @@ def load_sweep(config: Path, space: Path, overrides: Sequence[str]) -> tuple[Run
         if unknown:
             raise InputError(
                 f"{space}: {VARIANT} lists {unknown[0]!r}; {config} has {', '.join(run.variants) or 'no variants'}"
+                + " (YAML reads off, on, no and yes as true or false: put them in quotes)"
+                * isinstance(unknown[0], bool)
             )
     else:
         run = _around_one(run, options.variant, config, space)

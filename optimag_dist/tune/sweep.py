@@ -59,7 +59,6 @@ def run_sweep(
             resumed, or the cluster is too small for one trial.
         RunError: another process is at work on the sweep.
     """
-    config = config.model_copy(update={"store": config.store.absolute(), "out": config.out.absolute()})
     if not isinstance(config.out, Path):
         raise InputError(
             f"out={config.out}: a sweep's trials go on from their checkpoints on any host, so they are kept in a "
