@@ -26,7 +26,7 @@ from optimag_dist.encoding.block import BAD, PRESENT, BlockEncoder
 from optimag_dist.encoding.options import EncodeOptions
 from optimag_dist.files import atomic
 from optimag_dist.models.encoder_networks import digest
-from optimag_dist.ray_session import ensure_ray, task_device
+from optimag_dist.ray_session import ensure_ray, explained, task_device
 from optimag_dist.sampling.pictures import bad_picture_error
 from optimag_dist.storage import MANIFEST, AnyPath, RemotePath, located
 from optimag_dist.store import GraphStore
@@ -214,7 +214,8 @@ def _encoded(job: Job, blocks: list[int]) -> Iterator[tuple[int, bytes]]:
             yield row["block"], row["part"]
     except ray.exceptions.RayError as error:
         raise RunError(
-            f"encoding {job.modality.name!r} failed; what is finished is kept, and the same command goes on.\n{error}"
+            f"encoding {job.modality.name!r} failed; what is finished is kept, and the same command goes on.\n"
+            f"{explained(error) or error}"
         ) from error
     finally:
         log.setLevel(level)

@@ -2,13 +2,14 @@
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from ray import tune
+from ray.tune.experiment import Trial
 
 from optimag_dist.datasets import read_truth
 from optimag_dist.experiments.detection import KEPT, areas, kept_mass, without_transport
@@ -36,10 +37,23 @@ class Detection:
     seeds: tuple[int, ...]
 
 
-def run_detections(asked: Sequence[Detection], directory: Path) -> list[list[dict[str, Any]]]:
+class _Told(tune.Callback):
+    """A line for each detection that has ended."""
+
+    def __init__(self, ended: int, asked: int, say: Callable[[str], None]) -> None:
+        self._ended, self._asked, self._say = ended, asked, say
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self._ended += 1
+        self._say(f"    {self._ended}/{self._asked} cells")
+
+
+def run_detections(
+    asked: Sequence[Detection], directory: Path, say: Callable[[str], None]
+) -> list[list[dict[str, Any]]]:
     """A row per draw for each of ``asked``: ``seed``, ``seconds``, and the areas under the curve.
 
-    Those whose file is in ``directory`` are not repeated.
+    Those whose file is in ``directory`` are not repeated. ``say`` is told how many have ended.
 
     Raises:
         RunError: one has failed.
@@ -57,6 +71,7 @@ def run_detections(asked: Sequence[Detection], directory: Path) -> list[list[dic
             trial_dirname_creator=lambda trial: trial.trial_id,
             reuse_actors=True,
             raise_on_failed_trial=False,
+            callbacks=[_Told(len(asked) - len(missing), len(asked), say)],
             verbose=0,
         )
         lost = [number for number in missing if not files[number].exists()]

@@ -39,7 +39,7 @@ from optimag_dist.experiments.recipe import (
 from optimag_dist.files import atomic
 from optimag_dist.options import dump_options, load_options, validate_options
 from optimag_dist.ppr import PPROptions, compute_ppr
-from optimag_dist.ray_session import ensure_ray
+from optimag_dist.ray_session import ensure_ray, translated_ray_errors
 from optimag_dist.report.measure import decisive_figure
 from optimag_dist.storage import sole_user
 from optimag_dist.store import GraphStore, ingest, split_links
@@ -105,7 +105,8 @@ def run_experiment(
         RunError: a fit has failed for good, or another process is at work on the experiment.
     """
     place = Place((out / experiment.name).absolute(), recipes.absolute(), address)
-    with sole_user(place.directory, refuse_second):
+    go_on = "what has ended is kept: the same command goes on from there"
+    with sole_user(place.directory, refuse_second), translated_ray_errors(str(place.directory), go_on):
         _run(experiment, place, say)
     return place.directory
 
@@ -351,5 +352,5 @@ def _detect(
             priors = [Path(compute_ppr(GraphStore.open(store), config.ppr).path) for store in stores]
             asked.append(Detection(tuple(stores), tuple(priors), config, tuple(seeds)))
     say(f"  {len(asked)} cells of {len(seeds)} graphs")
-    answers = run_detections(asked, place.directory / "studies" / name)
+    answers = run_detections(asked, place.directory / "studies" / name, say)
     return [{**label, **row} for label, rows in zip(labels, answers, strict=True) for row in rows]

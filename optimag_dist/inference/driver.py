@@ -25,14 +25,14 @@ from optimag_dist.inference.forward import Activations, Forward
 from optimag_dist.inference.options import EmbedOptions, PredictOptions
 from optimag_dist.inference.parts import Parts
 from optimag_dist.inference.trained import TrainedModel
-from optimag_dist.ray_session import completed, ensure_ray, task_device, task_slots
+from optimag_dist.ray_session import completed, ensure_ray, explained, task_device, task_slots, translated_ray_errors
 from optimag_dist.storage import AnyPath, on_this_host, sole_user
 from optimag_dist.store import GraphStore
 from optimag_dist.store.bad_rows import shown
 from optimag_dist.store.edges import IdColumn
 from optimag_dist.store.ids import NodeIds
 from optimag_dist.store.tables import open_list
-from optimag_dist.types import InputError
+from optimag_dist.types import InputError, RunError
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def infer(
 
     Raises:
         InputError: checkpoint, store, ids and options do not fit together, or ``out`` holds something else.
-        RuntimeError: a block failed; names it. What was finished before stays and is reused by the next call.
+        RunError: a block failed; names it. What was finished before stays and is reused by the next call.
     """
     trained = TrainedModel.open(checkpoint, torch.device("cpu"))
     trained.check_store(store, allow_other=options.allow_other_store)
@@ -122,6 +122,7 @@ def infer(
         job = Job(trained.location, store, nodes, options, fanouts, stages, device, parts)
         missing = _missing(job)
         with (
+            translated_ray_errors(str(parts.path), "what is finished stays: the same command goes on"),
             _progress_bar(progress, kind, job, missing) as advance,
             closing(_run(job, missing)) as reports,
         ):
@@ -261,9 +262,12 @@ def _run(job: Job, missing: list[list[int]]) -> Generator[int, None, None]:
 def _failed(job: Job, stage: int, index: int, error: Exception) -> Exception:
     first, last = job.store.ids(job.block(index)[[0, -1]])
     where = f"block {index} of {job.parts.num_parts} (nodes {first!r} to {last!r}), stage {stage + 1} of {job.stages}"
-    text = f"{where} failed; what is finished stays in {job.parts.path}, the same command goes on.\n{error}"
-    cause = getattr(error, "cause", None)
-    return InputError(f"{where}: {cause}") if isinstance(cause, InputError) else RuntimeError(text)
+    ours = explained(error)
+    if isinstance(ours, InputError):
+        return InputError(f"{where}: {ours}")
+    return RunError(
+        f"{where} failed; what is finished stays in {job.parts.path}, the same command goes on.\n{ours or error}"
+    )
 
 
 @contextmanager

@@ -91,7 +91,7 @@ def evaluate(
 
     Raises:
         InputError: checkpoint, store and nodes do not fit together, or the fit's split is not known.
-        RuntimeError: as of :func:`infer`.
+        RunError: as of :func:`infer`.
     """
     trained = TrainedModel.open(checkpoint, torch.device("cpu"))
     trained.check_store(store, allow_other=options.allow_other_store)

@@ -24,13 +24,21 @@ from optimag_dist.ppr.block import BlockRecord, block_name, read_block, write_bl
 from optimag_dist.ppr.options import PPROptions
 from optimag_dist.ppr.sharded import MB, ShardedPusher, Traffic, actor_bytes, requests
 from optimag_dist.ppr.topk import TopK, push_sources
-from optimag_dist.ray_session import IN_FLIGHT, Slot, completed, ensure_ray, task_slots
+from optimag_dist.ray_session import (
+    IN_FLIGHT,
+    Slot,
+    completed,
+    ensure_ray,
+    explained,
+    task_slots,
+    translated_ray_errors,
+)
 from optimag_dist.storage import AnyPath, RemotePath, file_sizes, located, remove, sole_user, to_read, to_write
 from optimag_dist.store.partition import find_partition
 from optimag_dist.store.shards import Partition
 from optimag_dist.store.undirected import graph_hash, symmetrise
 from optimag_dist.telemetry.metrics import PPRMetrics
-from optimag_dist.types import CSR, InputError
+from optimag_dist.types import CSR, InputError, RunError
 
 # A block whose process dies is tried again this often; more than that, and the block itself is what kills it.
 _RETRIES = 3
@@ -158,7 +166,7 @@ def compute_ppr(
     Raises:
         InputError: ``out_path`` holds something else than (part of) this artefact, a sharded run has no partition to
             work on, or its row cache is too small for a source.
-        RuntimeError: a block failed; names it. Blocks finished before stay and are reused by the next call.
+        RunError: a block failed; names it. Blocks finished before stay and are reused by the next call.
     """
     totals = totals if totals is not None else RunTotals()
     placement: Placement
@@ -188,6 +196,7 @@ def compute_ppr(
         ensure_ray()
         # closing(): an interrupt between two reports must cancel the tasks too, not wait for a garbage collection.
         with (
+            translated_ray_errors(f"PPR in {path}", "finished blocks stay: the same command resumes"),
             placement.slots(job) as slots,
             _progress_bar(progress, job, len(missing), totals) as advance,
             closing(_run_blocks(job, slots, missing)) as reports,
@@ -326,12 +335,13 @@ def _run_blocks(job: BlockJob, slots: Sequence[Slot], missing: list[int]) -> Gen
             try:
                 report = ray.get(task)
             except ray.exceptions.RayError as error:
-                if isinstance(error, InputError):
-                    raise InputError(str(error.cause)) from error  # type: ignore[attr-defined]
+                ours = explained(error)
+                if isinstance(ours, InputError):
+                    raise ours from error
                 nodes = job.nodes(index)
-                raise RuntimeError(
+                raise RunError(
                     f"PPR block {index} of {job.num_blocks} (nodes {nodes.start} to {nodes.stop - 1}) failed; "
-                    f"finished blocks stay in {job.path}, the same command resumes.\n{error}"
+                    f"finished blocks stay in {job.path}, the same command resumes.\n{ours or error}"
                 ) from error
             yield report
 

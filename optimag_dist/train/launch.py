@@ -21,9 +21,10 @@ from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError, Wo
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 
 from optimag_dist.files import atomic
+from optimag_dist.messages import said_by_system
 from optimag_dist.options import dump_options, load_options
 from optimag_dist.ppr import PPRArtefact, PPROptions, compute_ppr
-from optimag_dist.ray_session import ensure_ray
+from optimag_dist.ray_session import ensure_ray, translated_ray_errors
 from optimag_dist.sampling import GraphRows
 from optimag_dist.storage import AnyPath, Mirror, file_system, sole_user
 from optimag_dist.store import GraphStore
@@ -69,7 +70,12 @@ def launch(config: RunConfig, *, resume: bool = False, address: str | None = Non
         RunError: another process is at work on the run, or the workers cannot go on.
         Diverged: some fits did, after all others were finished and the tables written.
     """
-    with sole_user(config.location, refuse_second), Mirror(config.location, "driver") as run:
+    go_on = "finished fits and checkpoints are kept: go on with --resume"
+    with (
+        sole_user(config.location, refuse_second),
+        Mirror(config.location, "driver") as run,
+        translated_ray_errors(str(config.location), go_on),
+    ):
         run.fetch(worth_reporting)
         _launch(config, config.model_copy(update={"out": run.path.parent}), run, resume, address)
     return config.location
@@ -241,6 +247,9 @@ def _explained(error: ray.train.TrainingFailedError, last_words: str, options: T
         while failure is not None:
             if isinstance(failure, InputError):
                 return failure
+            if isinstance(failure, OSError | MemoryError):
+                what = said_by_system(failure) if isinstance(failure, OSError) else "the memory of a host ran out"
+                return RunError(f"{what}. Finished fits and checkpoints are kept: go on with --resume")
             failure = failure.__cause__
     dead = [rank for rank, e in failures.items() if isinstance(e, WorkerHealthCheckFailedError)]
     # A peer of a dead worker may tell of it before Ray has noticed.

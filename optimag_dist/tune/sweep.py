@@ -12,7 +12,7 @@ from ray import tune
 
 from optimag_dist.options import dump_options, load_options
 from optimag_dist.ppr import compute_ppr
-from optimag_dist.ray_session import ensure_ray
+from optimag_dist.ray_session import ensure_ray, translated_ray_errors
 from optimag_dist.storage import sole_user
 from optimag_dist.store import GraphStore
 from optimag_dist.tasks import validated
@@ -64,7 +64,8 @@ def run_sweep(
             f"out={config.out}: a sweep's trials go on from their checkpoints on any host, so they are kept in a "
             f"directory that all hosts share; set out to a path of one"
         )
-    with sole_user(config.directory, refuse_second):
+    go_on = "trials and checkpoints are kept: go on with --resume"
+    with sole_user(config.directory, refuse_second), translated_ray_errors(str(config.directory), go_on):
         return _run_sweep(config, options, resume, address)
 
 

@@ -307,5 +307,5 @@ def test_a_detection_that_fails_is_told_and_the_others_are_kept(ended: Ended, tm
         Detection((tmp_path / "nowhere",), (prior,), config, (0,)),
     ]
     with pytest.raises(RunError, match=r"1 of 2 detections failed, the first one with: .*nowhere"):
-        run_detections(asked, tmp_path / "out")
+        run_detections(asked, tmp_path / "out", say=print)
     assert sorted(path.name for path in (tmp_path / "out").glob("*.json")) == ["0000.json"]
