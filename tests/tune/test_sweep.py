@@ -1,6 +1,5 @@
 """Whole sweeps on the test run's Ray, of trials that take a second."""
 
-import _thread
 import json
 import os
 import re
@@ -124,7 +123,7 @@ def test_an_interrupt_leaves_the_best_so_far(recipe: dict, ray_session: None) ->
     def interrupt() -> None:
         while not on_its_way.exists():
             time.sleep(0.05)
-        _thread.interrupt_main()
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
     threading.Thread(target=interrupt, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
