@@ -4,7 +4,6 @@ Every command imports what it needs itself: torch, DGL and Ray take seconds that
 """
 
 import os
-import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -24,26 +23,10 @@ if TYPE_CHECKING:
     from optimag_dist.submit.cluster import Jobs
     from optimag_dist.train.options import RunConfig
 
-# An option or a key before it, and a home.
-_HOME = re.compile(r"^(--[\w-]+=|[\w.]+=|)(~[^/]*)")
-
-
-class _Root(TyperGroup):
-    """Writes out ``~`` where shells leave it: behind ``=``."""
-
-    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
-        return super().parse_args(ctx, [_HOME.sub(_at_home, word) for word in args])
-
-
-def _at_home(word: re.Match[str]) -> str:
-    return word[1] + os.path.expanduser(word[2])
-
-
 app = typer.Typer(
     help="OptiMAG for large multimodal attributed graphs: ingest, PPR, distributed training, report.",
     no_args_is_help=True,
     add_completion=False,
-    cls=_Root,
     pretty_exceptions_enable=False,
 )
 
