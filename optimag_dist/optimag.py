@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -133,7 +134,7 @@ class OptiMAG(nn.Module):
             proximity = self.dense[rows[:, None], rows]
         else:
             assert self.prior is not None
-            proximity = torch.as_tensor(self.prior.submatrix(ids.numpy()))
+            proximity = _as_tensor(self.prior.submatrix(ids.numpy()))
         value: Tensor = self.regulariser(embeddings, proximity.to(device), present)
         return value
 
@@ -163,6 +164,15 @@ class OptiMAG(nn.Module):
         if len(twice):
             raise InputError(f"node_ids: node {int(twice[0])} comes more than once; needed distinct nodes")
         return ids
+
+
+def _as_tensor(submatrix: Any) -> Tensor:
+    try:
+        return torch.as_tensor(submatrix)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"prior: its submatrix(node_ids) gave {type(submatrix).__name__}, needed (N, N) numbers: {error}"
+        ) from error
 
 
 def _checked_dense(prior: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 import inspect
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -123,6 +124,13 @@ def test_bad_node_ids_are_named(ids, message):
 def test_bad_priors_are_named(prior, message):
     with pytest.raises(InputError, match=message):
         OptiMAG(prior)
+
+
+@pytest.mark.parametrize("submatrix", [None, np.ones((4, 4), object), [[1.0], [1.0, 2.0]]])
+def test_what_a_prior_of_ones_own_gives_is_checked(submatrix):
+    prior = SimpleNamespace(submatrix=lambda node_ids: submatrix)
+    with pytest.raises(InputError, match="prior: its submatrix"):
+        OptiMAG(prior)({"a": torch.ones(4, 3)}, torch.arange(4))
 
 
 def test_empty_embeddings_are_refused():

@@ -24,6 +24,7 @@ from optimag_dist.train.options import VariantConfig, merge
 from optimag_dist.types import InputError
 
 MODEL = "model.pt"
+_AGAIN = "copy it again from where it is whole, or train again"
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,15 @@ def _read(path: AnyPath, device: torch.device) -> tuple[AnyPath, Path, dict[str,
     if not is_file(location):
         raise _no_model(path)
     file = on_this_host(location)
-    state = checkpoint.load(file, device)
+    try:
+        state = checkpoint.load(file, device, _AGAIN)
+    except InputError:
+        if isinstance(location, Path):
+            raise
+        # This host's copy may be what is damaged.
+        file.unlink(missing_ok=True)
+        file = on_this_host(location)
+        state = checkpoint.load(file, device, _AGAIN)
     if not state.keys() >= {"model", "heads", "config", "widths", "classes", "store"}:
         raise InputError(f"{file}: not a trained model (checkpoint.pt holds an unfinished fit); give its model.pt")
     sound = (
@@ -196,7 +205,7 @@ def _read(path: AnyPath, device: torch.device) -> tuple[AnyPath, Path, dict[str,
         and isinstance(state.get("seed"), int | None)
     )
     if not sound:
-        raise InputError(f"{file}: not a trained model of this program, or damaged; train again")
+        raise InputError(f"{file}: not a trained model of this program, or damaged; {_AGAIN}")
     return location, file, state, validate_options(VariantConfig, state["config"], source=f"{file}, config")
 
 

@@ -43,7 +43,7 @@ class ArtefactMeta(Options):
 
     format: int
     key: Hex
-    graph_hash: Hex
+    graph_hash: str
     num_nodes: int = Field(ge=1, lt=2**31)
     options: PPROptions
     blocks: tuple[BlockRecord, ...]

@@ -72,7 +72,7 @@ class ArrowMap:
             return self.batches()[index]
         if index not in self._sound and not is_verified([self._file.state], self._expected):
             with self._damage():
-                self._file.check(self._stored.segments, [index + 1])
+                self._file.check(self._stored.segments, [index])
                 self._check_batch(index)
         self._sound.add(index)
         with self._damage():
@@ -143,9 +143,10 @@ class ArrowMap:
     def _reader(self) -> pa.RecordBatchFileReader:
         segments = self._stored.segments
         if segments is not None:
-            if len(segments) != self._num_batches + 2:
-                raise ValueError(f"{len(segments) - 2} record batches, needed {self._num_batches}")
-            self._file.check(segments, [0, len(segments) - 1])
+            if len(segments) != self._num_batches + 1:
+                raise ValueError(f"{len(segments) - 1} record batches, needed {self._num_batches}")
+            # The schema is read from the footer.
+            self._file.check(segments, [len(segments) - 1])
         reader = pa.ipc.open_file(self._file.buffer)
         if reader.num_record_batches != self._num_batches:
             raise ValueError(f"{reader.num_record_batches} record batches, needed {self._num_batches}")

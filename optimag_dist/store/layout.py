@@ -76,8 +76,8 @@ class StoredFile(Options):
     Attributes:
         size: in bytes.
         digest: of the content, however the bytes lie.
-        segments: (end, checksum) of the parts of an Arrow file one after the other: what stands before the first record
-            batch, each batch, the footer. None in files that version 1 wrote.
+        segments: (end, checksum) of the parts of an Arrow file one after the other: each record batch, the first one
+            with what stands before it, and the footer. None in files that version 1 wrote.
     """
 
     size: Count

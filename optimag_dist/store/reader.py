@@ -121,6 +121,7 @@ class GraphStore:
 
         Raises:
             IndexError: an id outside 0 … n − 1.
+            InputError: they are no integers.
         """
         record = self._modality(modality)
         node_ids = self._checked(node_ids)
@@ -311,7 +312,10 @@ class GraphStore:
         return self.modalities[name]
 
     def _checked(self, node_ids: np.ndarray) -> np.ndarray:
-        node_ids = np.asarray(node_ids, dtype=np.int64)
+        node_ids = np.asarray(node_ids)
+        if node_ids.ndim != 1 or (len(node_ids) and node_ids.dtype.kind not in "iu"):
+            raise InputError(f"node_ids: needed (k,) integers, got {node_ids.dtype} of shape {node_ids.shape}")
+        node_ids = node_ids.astype(np.int64, copy=False)
         if len(node_ids) and not (node_ids.min() >= 0 and node_ids.max() < self.num_nodes):
             raise IndexError(f"node ids must lie in 0 … {self.num_nodes - 1}, got {node_ids.min()} … {node_ids.max()}")
         return node_ids

@@ -79,7 +79,6 @@ class ArrowFile:
         self._file = self._path.open("wb")
         self._sealed = Sealed(self._file)
         self._writer = pa.ipc.new_file(self._sealed, self._schema)
-        self._sealed.cut()
         return self
 
     def __exit__(

@@ -32,24 +32,24 @@ def save(path: Path, state: dict[str, Any]) -> None:
             file.write(struct.pack("<H", _COMMENT_SIZE) + _MARK + checksum(whole).encode())
 
 
-def load(path: Path, device: torch.device) -> dict[str, Any]:
+def load(path: Path, device: torch.device, remedy: str = _AGAIN) -> dict[str, Any]:
     """Read a checkpoint written by :func:`save`.
 
     It is compared with its checksum once for each file, user and host. Older files have only torch's own, which leave
     out parts of the file.
 
     Raises:
-        InputError: the file is not a checkpoint or is damaged.
+        InputError: the file is not a checkpoint or is damaged; ends in ``remedy``.
     """
-    file = MappedFile(path, None, _AGAIN)
+    file = MappedFile(path, None, remedy)
     try:
         verified_once([file.state], "checkpoint", lambda: _verify(file))
         state = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:
         # Damage makes the unpickler raise anything; torch's own words advise to unpickle what may not be trusted.
-        raise InputError(f"{path}: not a readable checkpoint, or damaged; {_AGAIN}") from error
+        raise InputError(f"{path}: not a readable checkpoint, or damaged; {remedy}") from error
     if not isinstance(state, dict):
-        raise InputError(f"{path}: not a checkpoint of this program; {_AGAIN}")
+        raise InputError(f"{path}: not a checkpoint of this program; {remedy}")
     return state
 
 
