@@ -11,7 +11,7 @@ from typing import BinaryIO, TextIO
 
 import numpy as np
 
-from optimag_dist.store.bad_rows import shown
+from optimag_dist.store.bad_rows import BadRows, shown
 from optimag_dist.types import InputError
 
 _QUOTE, _LINE_FEED, _RETURN = b'"\n\r'
@@ -58,12 +58,13 @@ def are_plain(file: BinaryIO, separator: str) -> bool:
     return not inside if not rest else len(rest) % 2 == inside and bool(inside or ends[before])
 
 
-def check(path: Path, file: TextIO, separator: str, longest: int) -> None:
-    """Raise ``InputError`` about the first row of a CSV file in which a quote is not where it can be.
+def check(path: Path, file: TextIO, separator: str, named: str, longest: int) -> None:
+    """Raise ``InputError`` about the first row of a CSV file in which a quote is not where it can be, or else about
+    rows that have not as many cells as the header.
 
     That is: text after a closing quote, a quote that is never closed, and a cell of several lines each of which would
     be a row like the others: it ends in the quote of another row. Python's parser is strict where Arrow's is not.
-    ``longest`` is the most characters of a cell.
+    ``named`` is the separator in words, ``longest`` the most characters of a cell.
     """
     lines: list[str] = []
 
@@ -72,6 +73,7 @@ def check(path: Path, file: TextIO, separator: str, longest: int) -> None:
             lines.append(line)
             yield line
 
+    bad = BadRows(path, "")
     limit = csv.field_size_limit(longest)
     try:
         rows = csv.reader(remembered(), delimiter=separator, strict=True)
@@ -83,7 +85,7 @@ def check(path: Path, file: TextIO, separator: str, longest: int) -> None:
             except csv.Error as error:
                 raise InputError(f"{path}, {_row(number)}: {_what_is_wrong(lines, str(error))}; {_REMEDY}") from error
             if cells is None:
-                return
+                break
             if not cells:
                 continue
             width = width or len(cells)
@@ -93,9 +95,13 @@ def check(path: Path, file: TextIO, separator: str, longest: int) -> None:
                     f"lines below, in {shown(lines[-1].rstrip())}, so that the rows between them would be one cell; "
                     f"{_REMEDY}"
                 )
+            if len(cells) != width:
+                words = f"{len(cells)} cells, but the header has {width}; quote cells that hold {named}"
+                bad.add("cells", np.array([number - 1]), lambda _, words=words: words)  # type: ignore[misc]
             number += 1
     finally:
         csv.field_size_limit(limit)
+    bad.raise_if_any()
 
 
 def _row(number: int) -> str:

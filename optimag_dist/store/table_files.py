@@ -4,19 +4,18 @@ import csv
 import difflib
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
 from optimag_dist.store import quotes
-from optimag_dist.store.bad_rows import BadRows, listed, reading, shown
+from optimag_dist.store.bad_rows import listed, reading, shown
 from optimag_dist.store.ids import near_miss
 from optimag_dist.types import InputError
 
@@ -182,7 +181,7 @@ class _ParquetFile:
 
 
 class _TextFile:
-    """Delimited text; opening it reads it once, to count its rows and to find those with too few or too many cells."""
+    """Delimited text; opening it reads it, to count its rows and to find stray quotes and rows of too few cells."""
 
     kind = "text"
 
@@ -192,26 +191,7 @@ class _TextFile:
         self._separator = self._find_header(separators, wanted)
         self.types: Mapping[str, pa.DataType] = {column: pa.large_string() for column in wanted.values()}
         self._check_quotes()
-        bad = BadRows(self.path, "")
-
-        def note(row: pyarrow.csv.InvalidRow) -> str:
-            found, needed = row.actual_columns, row.expected_columns
-            # Arrow counts the header as row 1.
-            bad.add(
-                "cells",
-                np.array([row.number - 2]),
-                lambda _: (
-                    f"{found} cells, but the header has {needed}; quote cells that hold {_NAMES[self._separator]}"
-                ),
-            )
-            return "skip"
-
-        with self._stream.reading():
-            self.num_rows = sum(len(batch) for batch in self._read([next(iter(wanted.values()))], note))
-        bad.raise_if_any()
-
-    def batches(self, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        return self._read(names, None)
+        self.num_rows = sum(len(batch) for batch in self.batches([next(iter(wanted.values()))]))
 
     def _find_header(self, separators: Sequence[str], wanted: Mapping[str, str]) -> str:
         found: dict[str, list[str]] = {}
@@ -240,19 +220,16 @@ class _TextFile:
                 with self._stream.open() as file:
                     if quotes.are_plain(file, self._separator):
                         return
-            with self._stream.text() as text:
-                quotes.check(self.path, text, self._separator, _BLOCK_BYTES)
+            self._check_rows()
 
-    def _read(
-        self, names: Sequence[str], note: Callable[[pyarrow.csv.InvalidRow], str] | None
-    ) -> Iterator[pa.RecordBatch]:
-        read = pyarrow.csv.ReadOptions(
-            # Only a single thread knows the number of a ragged row.
-            use_threads=note is None,
-            block_size=_BLOCK_BYTES,
-            encoding="utf8" if self._stream.encoding == "utf-8" else self._stream.encoding,
-        )
-        parse = pyarrow.csv.ParseOptions(delimiter=self._separator, newlines_in_values=True, invalid_row_handler=note)
+    def _check_rows(self) -> None:
+        with self._stream.text() as text:
+            quotes.check(self.path, text, self._separator, _NAMES[self._separator], _BLOCK_BYTES)
+
+    def batches(self, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        encoding = "utf8" if self._stream.encoding == "utf-8" else self._stream.encoding
+        read = pyarrow.csv.ReadOptions(block_size=_BLOCK_BYTES, encoding=encoding)
+        parse = pyarrow.csv.ParseOptions(delimiter=self._separator, newlines_in_values=True)
         convert = pyarrow.csv.ConvertOptions(
             include_columns=sorted(set(names)),
             column_types={name: pa.string() for name in names},
@@ -261,7 +238,12 @@ class _TextFile:
         )
         file = self._stream.open() if self._stream.compression else self.path
         with self._stream.reading():
-            yield from pyarrow.csv.open_csv(file, read_options=read, parse_options=parse, convert_options=convert)
+            try:
+                yield from pyarrow.csv.open_csv(file, read_options=read, parse_options=parse, convert_options=convert)
+            except pa.ArrowInvalid as error:
+                if "columns, got" in str(error):
+                    self._check_rows()
+                raise
 
 
 class LinesFile:
