@@ -8,6 +8,7 @@ import networkx as nx
 import numpy as np
 import pytest
 import ray
+import torch
 
 from optimag_dist.store import GraphStore, ingest
 
@@ -18,6 +19,12 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 NUM_CLASSES, CLASS_SIZE = 3, 40
+
+
+@pytest.fixture(autouse=True)
+def _same_draws_in_any_order() -> None:
+    """What a test draws without a seed of its own does not depend on the tests before it in the process."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")
