@@ -5,6 +5,7 @@ from urllib.parse import urlsplit
 
 from pydantic import field_validator
 
+from optimag_dist.messages import without_secrets
 from optimag_dist.options import Options
 from optimag_dist.storage import local
 from optimag_dist.types import InputError
@@ -32,10 +33,10 @@ class TrackingOptions(Options):
     def _same_place_from_every_process(cls, uri: str | None) -> str | None:
         if uri is None:
             return None
-        if urlsplit(uri).password is not None:
+        if urlsplit(uri).username is not None or without_secrets(uri) != uri:
             raise ValueError(
-                "the URI holds a password, which would be saved with the run; leave it out and set "
-                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+                "the URI holds a password or a token, which would be saved with the run; leave it out and set "
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
             )
         return uri if ":" in uri else f"sqlite:///{local(uri)}"
 

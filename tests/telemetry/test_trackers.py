@@ -126,7 +126,10 @@ def test_a_tracker_that_is_not_installed_ends_the_run_before_it_starts(
     assert not config.directory.exists()
 
 
-def test_no_password_is_saved_with_a_run(tmp_path: Path) -> None:
-    (tmp_path / "tracking.yaml").write_text("mlflow: https://me:secret@host:5000\n")
+@pytest.mark.parametrize(
+    "uri", ["https://me:secret@host:5000", "https://secret@host:5000", "https://host:5000/?token=secret"]
+)
+def test_no_password_is_saved_with_a_run(uri: str, tmp_path: Path) -> None:
+    (tmp_path / "tracking.yaml").write_text(f"mlflow: {uri}\n")
     with pytest.raises(InputError, match="MLFLOW_TRACKING_PASSWORD"):
         load_options(TrackingOptions, tmp_path / "tracking.yaml")
