@@ -17,7 +17,7 @@ from optimag_dist.experiments.recipe import ExperimentOptions, StudyOptions
 from optimag_dist.files import atomic
 from optimag_dist.options import load_options
 from optimag_dist.report.html import render
-from optimag_dist.report.measure import Measure
+from optimag_dist.report.measure import Measure, show
 from optimag_dist.types import InputError
 
 _SHORT = {KEPT: "kept", MISMATCH: "mismatch", NEIGHBOURS: "neighbours"}
@@ -50,8 +50,8 @@ def write_experiment_report(directory: Path, console: Console | None = None) -> 
         temporary.write_text("\n".join(_markdown(name, rows[name]) for name in experiment.asked), encoding="utf-8")
     if console is not None:
         for name, study in experiment.asked.items():
-            show = _chosen(study, rows[name]) or rows[name]
-            console.print(_terminal_table(name, study, show, measures_of(rows[name])))
+            shown = _chosen(study, rows[name]) or rows[name]
+            console.print(_terminal_table(name, study, shown, measures_of(rows[name])))
             for sentence in analysis.findings(rows[name]):
                 console.print(f"  {sentence}")
     return out
@@ -145,7 +145,7 @@ def _markdown(name: str, rows: Sequence[Row]) -> str:
     for way in table.ways:
         columns[f"area: {way}"] = [area(row.areas[way]) if way in row.areas else "" for row in rows]
     columns["kept mass less the better other"] = [area(row.advantage) if row.advantage else "" for row in rows]
-    columns["s"] = [f"{row.seconds.mean:.1f}" for row in rows]
+    columns["s"] = [show(row.seconds.mean) for row in rows]
     shown = {column: cells for column, cells in columns.items() if any(cells)}
     lines = [f"## {name}", "", f"| {' | '.join(shown)} |", "|---" * len(shown) + "|"]
     lines += [f"| {' | '.join(cells)} |" for cells in zip(*shown.values(), strict=True)]
@@ -168,5 +168,5 @@ def _terminal_table(name: str, study: StudyOptions, rows: Sequence[Row], measure
             cells += [content.figure(row)] * (len(scores) > 1)
             cells += [content.score(row), content.difference(row)]
         cells += [f"{row.areas[way].mean:.3f}" if way in row.areas else "" for way in ways]
-        table.add_row(*cells, f"{row.seconds.mean:.1f}")
+        table.add_row(*cells, show(row.seconds.mean))
     return table

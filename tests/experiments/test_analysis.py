@@ -83,6 +83,20 @@ def test_means_come_with_students_interval(summarised: Summarise) -> None:
     assert (row.difference, row.compared_with, row.areas, row.advantage) == (None, None, {}, None)
 
 
+def test_fits_that_diverged_are_counted_and_in_no_mean(summarised: Summarise) -> None:
+    lost = {"study": "asked", "graph": "g", "seconds": 1.0, "diverged": "loss nan"}
+    fits = [*_fits("plain", PLAIN), *_fits("new", {0: 0.7}), {**lost, "arm": "new", "seed": 1}]
+    fits += [{**lost, "arm": "old", "seed": seed} for seed in (0, 1)]
+    plain, new, old = summarised(fits, compare={"new": "plain", "old": "plain"})
+    assert [(row.diverged, row.score and row.score.n) for row in (plain, new, old)] == [(0, 5), (1, 1), (2, None)]
+    assert new.difference is not None
+    assert (new.difference.n, old.difference, old.seconds.n) == (1, None, 0)
+    assert "Fits that diverged are in no mean and no difference: 1 of new on g; 2 of old on g." in findings(
+        [plain, new, old]
+    )
+    assert draw_study(_experiment().studies["asked"], [plain, new, old])
+
+
 def test_differences_are_paired_by_seed_whatever_their_order(summarised: Summarise) -> None:
     fits = [*_fits("plain", PLAIN), *_fits("new", NEW)[::-1]]
     plain, new = summarised(fits, compare={"new": "plain"})
