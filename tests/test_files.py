@@ -1,6 +1,7 @@
-"""Locks of directories: one writer at a time, who is named, and nothing left behind."""
+"""Locks of directories: one writer at a time, who is named, and nothing left behind; and full disks."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -8,8 +9,10 @@ import threading
 from pathlib import Path
 
 import pytest
+import torch
 
 from optimag_dist.files import LOCK, sole_writer
+from optimag_dist.train import checkpoint
 
 _HOLDS = """
 import sys, time
@@ -85,3 +88,19 @@ def test_a_directory_that_was_replaced_keeps_the_lock_of_another(tmp_path: Path)
         folder.mkdir()
         (folder / LOCK).write_text("another's")
     assert (folder / LOCK).read_text() == "another's"
+
+
+def test_a_full_disk_is_what_the_system_says_and_leaves_the_old_file(tmp_path: Path) -> None:
+    """Also by torch, whose writer complains of its own position instead."""
+    path = tmp_path / "checkpoint.pt"
+    checkpoint.save(path, {"w": torch.zeros(10)})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
+    try:
+        with pytest.raises(OSError, match="File too large") as told:
+            checkpoint.save(path, {"w": torch.zeros(100_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert told.value.filename == str(path)
+    assert list(tmp_path.iterdir()) == [path]
+    assert len(checkpoint.load(path, torch.device("cpu"))["w"]) == 10

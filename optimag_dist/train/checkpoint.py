@@ -22,9 +22,21 @@ _COMMENT_SIZE = len(_MARK) + 32
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Write ``state`` (tensors, numbers, strings, and containers of them) to ``path``, atomically and durably."""
+    """Write ``state`` (tensors, numbers, strings, and containers of them) to ``path``, atomically and durably.
+
+    Raises:
+        OSError: it cannot be written: the disk is full.
+    """
     with atomic(path) as temporary:
-        torch.save(state, temporary)
+        try:
+            with temporary.open("wb") as file:
+                torch.save(state, file)
+        except (OSError, RuntimeError) as error:
+            # Torch's writer goes on to complain of its own position.
+            said = error if isinstance(error, OSError) else error.__context__
+            if isinstance(said, OSError):
+                raise OSError(said.errno, said.strerror, str(path)) from error
+            raise
         with temporary.open("r+b") as file:
             # The length of the comment is the last thing in a zip file that has none.
             file.seek(-2, 2)
