@@ -88,10 +88,19 @@ def main() -> None:
         try:
             for argument in sys.argv[1:]:
                 argument.encode()
+            _check_directory()
             _ensure_home()
             app()
         except Exception as error:
             end(_without_ray(error))
+
+
+def _check_directory() -> None:
+    """Before torch is imported, which ends the process where there is none."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        fail("the working directory has been removed; go to another one", 2)
 
 
 def _ensure_home() -> None:

@@ -43,7 +43,7 @@ class PlantedOptions(Options):
         seed: of everything.
     """
 
-    nodes: int = Field(2000, ge=2)
+    nodes: int = Field(2000, ge=2, le=10**9)
     classes: int = Field(8, ge=2)
     degree: float = Field(6.0, gt=0, allow_inf_nan=False)
     exponent: float | None = Field(None, gt=2)
@@ -63,6 +63,8 @@ class PlantedOptions(Options):
             raise ValueError(f"conflicts={self.conflicts}: needed shares from 0 to 1")
         if round(self.nodes * self.degree / 2) < 1:
             raise ValueError(f"nodes={self.nodes} of degree={self.degree} have no edge; raise either")
+        if self.degree >= self.nodes:
+            raise ValueError(f"degree={self.degree:g} of nodes={self.nodes}: nobody has that many neighbours")
         if self.classes > self.nodes:
             raise ValueError(f"classes={self.classes} is more than nodes={self.nodes}")
         return self

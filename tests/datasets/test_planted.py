@@ -227,6 +227,8 @@ def test_its_options_are_written_beside_it(tmp_path: Path) -> None:
         ({"exponent": 2.0}, "'exponent'.*greater than 2"),
         ({"homophily": 1.1}, "'homophily'.*less than or equal to 1"),
         ({"missing": 1.0}, "'missing'.*less than 1"),
+        ({"degree": 20, "nodes": 20}, "degree=20 of nodes=20: nobody has that many neighbours"),
+        ({"nodes": 10**20}, "'nodes'.*less than or equal to"),
         ({"degree": 0}, "'degree'.*greater than 0"),
         ({"noise": -1}, "'noise'"),
         ({"seed": -1}, "'seed'"),
