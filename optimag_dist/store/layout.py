@@ -62,7 +62,7 @@ class Modality(Options):
     """
 
     name: FileName
-    width: int = Field(ge=1, lt=2**31)
+    width: int = Field(ge=0, lt=2**31)
     dtype: StoredDtype
 
     @property
@@ -118,6 +118,8 @@ class StoreMeta(Options):
         needed = {NODES, TOPOLOGY, *(m.file for m in self.modalities), *map(attribute_file, self.attributes)}
         if strange := sorted((self.files.keys() ^ needed) - {LINKS}):
             raise ValueError(f"its list of files and its entries do not fit together: {strange[0]!r}")
+        if not all(modality.width for modality in self.modalities):
+            raise ValueError("a modality of width 0")
         return self
 
     @property
