@@ -12,6 +12,7 @@ from optimag_dist.models.encoder_networks import Kind
 from optimag_dist.models.encoders import ConcatFusion, FrozenEncoder, ModalityEncoder
 from optimag_dist.models.pretrained import PretrainedOptions, make_pretrained_encoder
 from optimag_dist.options import Options
+from optimag_dist.store.columns import Columns
 from optimag_dist.types import GroupBatch
 
 
@@ -55,6 +56,8 @@ class MultimodalModel(nn.Module):
     Args:
         widths: modality → width of its stored features; not read of what has an encoder in ``options.encoders``.
         kinds: modality → what that encoder reads.
+        columns: modality → mean and spread of its stored features, by which the model scales them from then on; they
+            are part of its state, so None where that is loaded.
         num_layers: message-passing layers, equal to the number of sampled blocks.
 
     Attributes:
@@ -69,6 +72,7 @@ class MultimodalModel(nn.Module):
         num_layers: int,
         options: ModelOptions,
         kinds: Mapping[str, Kind] | None = None,
+        columns: Mapping[str, Columns] | None = None,
     ) -> None:
         super().__init__()
         self.names = list(widths)
@@ -76,7 +80,7 @@ class MultimodalModel(nn.Module):
         self.encoders = nn.ModuleList(
             make_pretrained_encoder(options.encoders[name], kinds[name], options.embedding)
             if kinds and name in kinds
-            else _encoder(width, options)
+            else _encoder(width, options, (columns or {}).get(name))
             for name, width in widths.items()
         )
         self.fusion = ConcatFusion(self.names, options.embedding)
@@ -114,10 +118,10 @@ class MultimodalModel(nn.Module):
         return self.backbone(fused, batch.blocks, batch.degrees)
 
 
-def _encoder(width: int, options: ModelOptions) -> nn.Module:
+def _encoder(width: int, options: ModelOptions, columns: Columns | None) -> nn.Module:
     if options.encoder == "frozen":
-        return FrozenEncoder(width, options.embedding)
-    return ModalityEncoder(width, options.hidden, options.embedding, options.dropout)
+        return FrozenEncoder(width, options.embedding, columns)
+    return ModalityEncoder(width, options.hidden, options.embedding, options.dropout, columns)
 
 
 def withhold(batch: GroupBatch, modalities: Iterable[str]) -> dict[str, Tensor]:

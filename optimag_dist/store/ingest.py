@@ -10,6 +10,7 @@ from optimag_dist.files import sync
 from optimag_dist.storage import AnyPath, RemotePath, located
 from optimag_dist.store import needs
 from optimag_dist.store.add_modality import in_batches
+from optimag_dist.store.columns import ColumnSums, summed, write_columns
 from optimag_dist.store.edges import NO_EDGES
 from optimag_dist.store.features import checked_blocks
 from optimag_dist.store.importers import open_source
@@ -108,6 +109,8 @@ def ingest(
             modality = Modality(name=name, width=features.width, dtype=features.dtype)
             finished = stage.finished.get(modality.file)
             files[modality.file] = finished or _write_modality(stage, modality, features, source.num_nodes, say)
+            if derived := stage.finished.get(modality.columns_file):
+                files[modality.columns_file] = derived
             modalities.append(modality)
             columns[f"present:{name}"] = pa.array(np.fromfile(stage.scratch / modality.file, np.uint8))
         for name, attribute in source.attributes.items():
@@ -168,19 +171,22 @@ def _write_modality(
 ) -> FinishedFile:
     row = pa.list_(pa.from_numpy_dtype(modality.dtype), modality.width)
     noted = reader.bad.emptied()
+    sums = ColumnSums()
     with (
         ArrowFile(stage.store / modality.file, pa.schema([(modality.name, row)])) as file,
         (stage.scratch / modality.file).open("wb") as mask,
         progress_bar(f"modality {modality.name}", num_nodes) as advance,
     ):
-        for block, present in in_batches(checked_blocks(reader, noted), modality):
+        for block, present in summed(in_batches(checked_blocks(reader, noted), modality), sums):
             file.write(pa.FixedSizeListArray.from_arrays(pa.array(block.reshape(-1)), type=row))
             mask.write(present.tobytes())
             advance(len(block))
     sync(stage.scratch / modality.file)
     for sentence in noted.sentences():
         say(f"modality {modality.name}: {sentence}")
-    return stage.finish(modality.file, file.stored())
+    finished = stage.finish(modality.file, file.stored())
+    stage.finish(modality.columns_file, write_columns(stage.store / modality.columns_file, sums.columns()))
+    return finished
 
 
 def _write_attribute(stage: Staging, name: str, attribute: AttributeReader, num_nodes: int) -> FinishedFile:

@@ -4,6 +4,7 @@ meta.json                 counts, names and widths; of each file its size, check
 nodes.arrow               one row per node: id, [label], [split], "present:<modality>" each
 topology.arrow            one list column whose offsets and values are the in-CSR
 modality-<name>.arrow     fixed-size lists, BATCH_ROWS rows per record batch
+columns-<name>.arrow      mean and spread of its columns; stores of earlier versions lack it
 attribute-<name>.arrow    raw text or bytes, ATTRIBUTE_ROWS rows per record batch
 links.arrow               if links are held out: one row per query, val then test: part, source, target, negatives
 
@@ -32,7 +33,7 @@ NODES = "nodes.arrow"
 TOPOLOGY = "topology.arrow"
 LINKS = "links.arrow"
 # Names of all but ``meta.json``.
-STORE_FILES = (NODES, TOPOLOGY, LINKS, "modality-*.arrow", "attribute-*.arrow")
+STORE_FILES = (NODES, TOPOLOGY, LINKS, "modality-*.arrow", "columns-*.arrow", "attribute-*.arrow")
 SPLITS = ("train", "val", "test")
 AGAIN = "run optimag ingest again, overwriting it, or copy it anew from where it is whole"
 
@@ -68,6 +69,10 @@ class Modality(Options):
     @property
     def file(self) -> str:
         return f"modality-{self.name}.arrow"
+
+    @property
+    def columns_file(self) -> str:
+        return f"columns-{self.name}.arrow"
 
 
 class StoredFile(Options):
@@ -116,7 +121,8 @@ class StoreMeta(Options):
     @model_validator(mode="after")
     def _names_its_files(self) -> "StoreMeta":
         needed = {NODES, TOPOLOGY, *(m.file for m in self.modalities), *map(attribute_file, self.attributes)}
-        if strange := sorted((self.files.keys() ^ needed) - {LINKS}):
+        optional = {LINKS, *(m.columns_file for m in self.modalities)}
+        if strange := sorted((self.files.keys() ^ needed) - optional):
             raise ValueError(f"its list of files and its entries do not fit together: {strange[0]!r}")
         if not all(modality.width for modality in self.modalities):
             raise ValueError("a modality of width 0")
@@ -126,7 +132,8 @@ class StoreMeta(Options):
     def content_hash(self) -> str:
         """sha256 of what the graph is: not of its name, path, time of writing or format version."""
         content = self.model_dump(mode="json", exclude={"format", "version", "name", "files"})
-        content["digests"] = {name: file.digest for name, file in self.files.items()}
+        derived = {modality.columns_file for modality in self.modalities}
+        content["digests"] = {name: file.digest for name, file in self.files.items() if name not in derived}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from optimag_dist.storage import AnyPath, RemotePath, local_copy, located
 from optimag_dist.store.arrow_map import ArrowMap, check_rows, needed_range
 from optimag_dist.store.bad_rows import shown
+from optimag_dist.store.columns import COLUMNS, Columns, check_columns, columns_of, read_columns
 from optimag_dist.store.held_out import LINK_COLUMNS, LinkSplit, check_links, read_links
 from optimag_dist.store.ids import NodeIds
 from optimag_dist.store.layout import (
@@ -66,6 +67,7 @@ class GraphStore:
         self._meta = meta
         # Mapped now, not when first used: by then another store may stand at this path.
         self._maps = {file: self._map(file) for file in meta.files}
+        self._columns: dict[str, Columns] = {}
 
     @classmethod
     def open(cls, path: str | AnyPath) -> "GraphStore":
@@ -148,6 +150,18 @@ class GraphStore:
     def node_columns(self) -> Mapping[str, pa.Array]:
         """Name → column of ``nodes.arrow``."""
         return dict(zip(self._nodes.schema.names, self._nodes.columns, strict=True))
+
+    def columns(self, modality: str) -> Columns:
+        """Mean and spread of a modality's columns; a store of an earlier version is read through for them, once."""
+        if modality not in self._columns:
+            record = self._modality(modality)
+            if record.columns_file in self._maps:
+                self._columns[modality] = read_columns(self._maps[record.columns_file].batches()[0])
+            else:
+                file = self._maps[record.file]
+                batches = (file.matrix(record.name, index) for index in range(-(-self.num_nodes // BATCH_ROWS)))
+                self._columns[modality] = columns_of(batches, self.present(modality))
+        return self._columns[modality]
 
     @property
     def id_column(self) -> pa.Array:
@@ -272,6 +286,8 @@ class GraphStore:
             bounds = f"{n} nodes"
             return ArrowMap(path, stored, LINK_COLUMNS, None, None, AGAIN, check=self._check_links, bounds=bounds)
         for modality in self.modalities.values():
+            if file == modality.columns_file:
+                return ArrowMap(path, stored, COLUMNS, modality.width, None, AGAIN, check=check_columns)
             if file == modality.file:
                 row = pa.list_(pa.from_numpy_dtype(np.dtype(modality.dtype)), modality.width)
                 return ArrowMap(path, stored, {modality.name: row}, n, BATCH_ROWS, AGAIN)

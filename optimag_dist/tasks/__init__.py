@@ -1,7 +1,7 @@
 """One file per task: splits, examples, head, loss, evaluation."""
 
 from optimag_dist.tasks.node_classification import NodeClassification, NodeClassificationOptions
-from optimag_dist.tasks.registry import AnyTask, decisive_of, make_task, named, qualified, validated
+from optimag_dist.tasks.registry import AnyTask, decisive_of, make_task, named, notes_of, qualified, validated
 from optimag_dist.tasks.task import Evaluation, Task, TaskHead, TaskOptions
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "decisive_of",
     "make_task",
     "named",
+    "notes_of",
     "qualified",
     "validated",
 ]

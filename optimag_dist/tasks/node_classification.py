@@ -1,19 +1,24 @@
 """Node classification: the class of a node, from itself and its neighbourhood."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from optimag_dist.models import MultimodalModel
 from optimag_dist.store import GraphStore
 from optimag_dist.tasks.splits import NodeSplit, split_nodes
-from optimag_dist.tasks.task import Evaluation, Part, Setting, Task, TaskHead, TaskOptions
+from optimag_dist.tasks.task import Evaluation, Part, Setting, Task, TaskHead, TaskOptions, diverged, sum_over_ranks
 from optimag_dist.types import Examples, GroupBatch, InputError
 
 if TYPE_CHECKING:
     from torchmetrics import MetricCollection
+
+
+# Classes that a note names.
+_NAMED = 5
 
 
 class NodeClassificationOptions(TaskOptions):
@@ -67,6 +72,10 @@ class NodeClassification(Task[ClassifierHead]):
         self.train, self.val, self.test = split_nodes(
             store, options.split, self.labels >= 0, seed=setting.seed, what="labelled node", strata=self.labels
         )
+        counts = [
+            np.bincount(self.labels[nodes], minlength=self.num_classes) for nodes in (self.train, self.val, self.test)
+        ]
+        self.notes = _notes(store.classes, *counts)
 
     def examples(self, items: np.ndarray, rng: np.random.Generator) -> Examples:
         return Examples(items, {"labels": self.labels[items]})
@@ -78,11 +87,40 @@ class NodeClassification(Task[ClassifierHead]):
         return _Evaluation(self, self.val if part == "val" else self.test)
 
 
+def _notes(classes: Sequence[str], train: np.ndarray, val: np.ndarray, test: np.ndarray) -> list[str]:
+    """What a split cannot teach or judge, from each part's (classes,) numbers of nodes."""
+    notes = []
+    unlearned = train == 0
+    if (judged := unlearned & (val + test > 0)).any():
+        wrong = int((val + test)[judged].sum())
+        notes.append(
+            f"split: no training nodes of {_named(classes, judged)}, which cannot be learned: {wrong:,} validation and "
+            f"test nodes can only be wrong"
+        )
+    if (absent := unlearned & (val + test == 0)).any():
+        notes.append(f"split: no nodes at all of {_named(classes, absent)}")
+    for part, counts in (("training", train), ("validation", val), ("test", test)):
+        there = counts > 0
+        if there.sum() == 1:
+            notes.append(f"split: all {part} nodes are of {_named(classes, there)}")
+        elif part != "training" and (missing := ~there & ~unlearned).any():
+            notes.append(f"split: no {part} nodes of {_named(classes, missing)}, which is not judged there")
+    return notes
+
+
+def _named(classes: Sequence[str], chosen: np.ndarray) -> str:
+    names = [repr(classes[index]) for index in np.flatnonzero(chosen)[:_NAMED]]
+    count = int(chosen.sum())
+    more = f" and {count - _NAMED:,} more" if count > _NAMED else ""
+    return f"{'class' if count == 1 else f'{count:,} classes,'} {', '.join(names)}{more}"
+
+
 class _Evaluation(Evaluation[ClassifierHead]):
     def __init__(self, task: NodeClassification, nodes: np.ndarray) -> None:
         self.nodes = nodes
         self._task = task
         self._metrics = classification_metrics(task.num_classes)
+        self._wrong: Tensor | None = None
 
     def ask(self, nodes: np.ndarray, rng: np.random.Generator) -> Examples:
         return self._task.examples(nodes, rng)
@@ -90,12 +128,18 @@ class _Evaluation(Evaluation[ClassifierHead]):
     def update(
         self, model: MultimodalModel, head: ClassifierHead, embeddings: Mapping[str, Tensor], batch: GroupBatch
     ) -> None:
-        labels = batch.targets["labels"]
-        self._metrics.to(labels.device).update(head.logits(model, embeddings, batch), labels)
+        labels, logits = batch.targets["labels"], head.logits(model, embeddings, batch)
+        wrong = (~logits.isfinite()).any(1).sum()
+        self._wrong = wrong if self._wrong is None else self._wrong + wrong
+        self._metrics.to(labels.device).update(logits, labels)
 
     def compute(self, head: ClassifierHead) -> dict[str, float]:
         # A rank without a batch still has to meet the others' devices.
-        self._metrics.to(head.linear.weight.device)
+        device = head.linear.weight.device
+        self._metrics.to(device)
+        mine = self._wrong if self._wrong is not None else torch.zeros((), dtype=torch.int64, device=device)
+        if wrong := int(sum_over_ranks(mine)):
+            raise diverged(f"the class scores of {wrong:,} of {len(self.nodes):,} nodes are")
         return {name: float(value) for name, value in self._metrics.compute().items()}
 
 

@@ -17,7 +17,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import pad
 
-from optimag_dist.types import CSR, RunError
+from optimag_dist.tasks.task import diverged
+from optimag_dist.types import CSR
 
 # Matrix products end in other kernels at their ragged edges, where equal rows may get other last bits.
 _TILE = 64
@@ -34,7 +35,7 @@ def rank_among(true: Tensor, others: Tensor) -> Tensor:
         (k,) float64, from 1.
 
     Raises:
-        RunError: a score is NaN.
+        Diverged: a score is NaN.
     """
     _raise_if(true.isnan().any() | others.isnan().any())
     greater, level = (compare(others, true[:, None]).sum(1).double() for compare in (torch.gt, torch.eq))
@@ -72,7 +73,7 @@ def rank_all(
         (k,) float64, from 1, on the queries' device.
 
     Raises:
-        RunError: a score is NaN.
+        Diverged: a score is NaN.
     """
     k, n, device = len(queries), len(candidates), queries.device
     if not k:
@@ -189,7 +190,4 @@ def _padded(x: Tensor, size: int) -> Tensor:
 
 def _raise_if(nan: Tensor) -> None:
     if nan:
-        raise RunError(
-            "scores to be ranked are NaN: the model has diverged, or its input holds NaN; lower train.lr, or look at "
-            "the features"
-        )
+        raise diverged("scores to be ranked are")

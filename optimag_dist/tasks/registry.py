@@ -103,6 +103,11 @@ def make_task(
     return _TASKS[type(options)](store, options, Setting(names, seed, ppr))
 
 
+def notes_of(tasks: Mapping[str, Task[Any]]) -> list[str]:
+    """What the tasks note of their splits, by their names."""
+    return [f"task {name}: {note}" if name else note for name, task in tasks.items() for note in task.notes]
+
+
 def qualified(task: str, figure: str) -> str:
     """The name of a task's figure among a run's."""
     return f"{task}/{figure}" if task else figure

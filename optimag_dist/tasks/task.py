@@ -21,7 +21,7 @@ from optimag_dist.options import Options
 from optimag_dist.ppr import PPRArtefact
 from optimag_dist.sampling.pictures import BadPictures
 from optimag_dist.store import GraphStore
-from optimag_dist.types import Examples, GroupBatch
+from optimag_dist.types import Diverged, Examples, GroupBatch
 
 Part = Literal["val", "test"]
 
@@ -111,12 +111,14 @@ class Task(ABC, Generic[HeadT]):
     decisive: the one of these that early stopping and the choice of the best epoch go by.
     train: (T,) int64 nodes or (T, 2) edges.
     bad_pictures: what did not decode, of tasks that read pictures.
+    notes: sentences about the split that whoever reads the figures should know.
     """
 
     validated: ClassVar[tuple[str, ...]]
     decisive: ClassVar[str]
     train: np.ndarray
     bad_pictures: Sequence[BadPictures] = ()
+    notes: Sequence[str] = ()
 
     @abstractmethod
     def __init__(self, store: GraphStore, options: Any, setting: "Setting") -> None: ...
@@ -142,6 +144,14 @@ class Task(ABC, Generic[HeadT]):
     @abstractmethod
     def evaluation(self, part: Part) -> Evaluation[HeadT]:
         """A fresh evaluation of a part."""
+
+
+def diverged(what: str) -> Diverged:
+    """The error of an evaluation whose numbers are of no use: ``what`` is not finite."""
+    return Diverged(
+        f"{what} not finite: the model has diverged, or its input lies far beyond what it was trained on; lower "
+        f"train.lr, or look at the features"
+    )
 
 
 def rank_and_size() -> tuple[int, int]:

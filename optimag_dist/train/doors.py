@@ -9,13 +9,16 @@ from optimag_dist.sampling import SeedBatcher, check_encoders
 from optimag_dist.sampling.dgl_neighbours import load_dgl
 from optimag_dist.storage import AnyPath
 from optimag_dist.store import GraphStore
-from optimag_dist.tasks import make_task, named
+from optimag_dist.tasks import make_task, named, notes_of
 from optimag_dist.train.options import VariantConfig
 from optimag_dist.types import InputError, RunError
 
 
-def check_input(store: GraphStore, config: VariantConfig, seed: int) -> None:
+def check_input(store: GraphStore, config: VariantConfig, seed: int) -> list[str]:
     """Go through the doors that a fit's workers go through.
+
+    Returns:
+        Sentences about the tasks' splits that whoever starts the run should know.
 
     Raises:
         InputError: store, tasks and sampling do not fit together, or what they need is not installed.
@@ -35,12 +38,14 @@ def check_input(store: GraphStore, config: VariantConfig, seed: int) -> None:
         hidden=model.hidden,
         num_layers=len(sampling.fanouts),
     )
+    tasks = {}
     for name, options in named(config.task).items():
         try:
-            task = make_task(options, store, seed=seed, modalities=modalities)
+            tasks[name] = task = make_task(options, store, seed=seed, modalities=modalities)
             SeedBatcher(task.train, store.num_nodes, None, sampling, seed=seed, fill=False)
         except InputError as error:
             raise InputError(f"task {name}: {error}" if name else str(error)) from error
+    return notes_of(tasks)
 
 
 def refuse_second(place: AnyPath, holder: str) -> NoReturn:

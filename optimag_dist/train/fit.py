@@ -38,7 +38,7 @@ from optimag_dist.sampling import (
 )
 from optimag_dist.sampling.pictures import BadPictures, told_bad_pictures
 from optimag_dist.store import GraphStore
-from optimag_dist.tasks import decisive_of, make_task, named, qualified
+from optimag_dist.tasks import decisive_of, make_task, named, notes_of, qualified
 from optimag_dist.tasks.metrics import metric_of
 from optimag_dist.tasks.task import Part, gather_dict
 from optimag_dist.train import checkpoint
@@ -48,6 +48,7 @@ from optimag_dist.train.evaluation import evaluate_part
 from optimag_dist.train.host import Host, Wish
 from optimag_dist.train.log import DIVERGED, RESULT, FitLog, read_result, write_result
 from optimag_dist.train.options import VariantConfig, fingerprint
+from optimag_dist.train.soundness import Soundness
 from optimag_dist.train.step import StepLoss, align
 from optimag_dist.types import Diverged, InputError
 from optimag_dist.ufgw import REMEDIES, UFGWRegulariser
@@ -55,6 +56,10 @@ from optimag_dist.ufgw import REMEDIES, UFGWRegulariser
 Batch = TypeVar("Batch")
 # A sign of useless plans seen in more than this share of an epoch's transport problems is told with the result.
 _WORTH_TELLING = 0.5
+# A loss that is so many times that of the first step has exploded.
+_EXPLODED = 1e3
+# Steps after which it is looked whether all is finite, which waits for the device.
+_LOOK_EVERY = 64
 
 
 @dataclass(frozen=True)
@@ -100,6 +105,10 @@ def run_fit(
         hashes of what it was made from.
         None where the host has stopped the fit; another call goes on from the same step. A wish to stop that comes
         after the last step of training is too late.
+
+    Raises:
+        Diverged: a loss, a gradient, a weight or what is evaluated is no longer finite, on all ranks alike. Nothing of
+            it is kept: not as the best weights, not in a checkpoint.
     """
     host = host or Host()
     finished = fit.directory / RESULT
@@ -196,7 +205,8 @@ class _Fitting:
         self._rows = HidingRows.around(rows, [task.hidden for task in self._tasks.values()])
         evaluated = {name: HidingRows.around(rows, [t.hidden_in_evaluation]) for name, t in self._tasks.items()}
         torch.manual_seed(fit.seed)
-        self._model = MultimodalModel(self._widths, len(config.sampling.fanouts), config.model, self._kinds)
+        columns = {name: store.columns(name) for name in store.modalities if name not in self._kinds}
+        self._model = MultimodalModel(self._widths, len(config.sampling.fanouts), config.model, self._kinds, columns)
         heads = {name: task.head(self._model) for name, task in self._tasks.items()}
         regulariser = UFGWRegulariser(**config.regulariser.model_dump()) if config.regularised else None
         self._prior = ppr if config.regularised else None
@@ -225,6 +235,13 @@ class _Fitting:
         self._best: dict[str, Any] = {"metrics": None, "epoch": -1, "weights": None}
         self._evaluations_since_best = 0
         self._advice: list[str] = []
+        self._losses = {"first": 0.0, "largest": 0.0, "epoch": 0}
+        remedy = f"training has diverged; lower train.lr (now {self._options.lr:g}) and train under another name"
+        figures = {f"embedding/{name}": f"the embeddings of modality {name!r} are" for name in self._widths}
+        figures |= {f"task_loss/{name}": f"the loss of task {name!r} is" for name in tasks if len(tasks) > 1}
+        figures |= {"task_loss": "the task's loss is", "alignment": "the regulariser's value is"}
+        module, world_size = self._step_loss, worker.world_size
+        self._soundness = Soundness(figures, module, worker.device, world_size, remedy)
 
     def _make_loader(self, rows: GraphRows, sampling: SamplingOptions, *, messages: bool) -> GroupLoader:
         return GroupLoader(
@@ -282,8 +299,14 @@ class _Fitting:
                 self._optimiser.zero_grad(set_to_none=True)
                 loss, figures = self._parallel(batch)
                 loss.backward()
+                self._soundness.note(batch.step, figures)
+                figures = {name: figure for name, figure in figures.items() if not name.startswith("embedding/")}
+                if self.epoch == batch.step == 0:
+                    figures["first_loss"] = figures["task_loss"] + figures["alignment"]
                 self._optimiser.step()
                 totals.add(batch, figures)
+                if totals.steps % _LOOK_EVERY == 0:
+                    self._soundness.check(self.epoch, batch.step)
                 agreed = agreement.reached()
                 if agreed >= Wish.SAVE:
                     self._save()
@@ -299,7 +322,8 @@ class _Fitting:
 
     def _end_epoch(self) -> dict[str, Any]:
         """The epoch's record; the position moves on to the next epoch."""
-        # One wait for the device per epoch, none per step.
+        # Waits for the device, as no step does.
+        self._soundness.check(self.epoch, self._totals.steps - 1)
         sums, seconds = self._totals.over_ranks(self._totals_of_ranks())
         steps, groups = self._totals.steps, self._totals.groups
         record = {
@@ -321,6 +345,10 @@ class _Fitting:
             signs = {sign: sums[f"sign/{sign}"] / groups for sign in REMEDIES if f"sign/{sign}" in sums}
             record |= {f"transport/{sign}": share for sign, share in signs.items()}
             self._advice = [f"transport: {REMEDIES[sign]}" for sign, share in signs.items() if share > _WORTH_TELLING]
+        if self.epoch == 0:
+            self._losses["first"] = sums["first_loss"]
+        if record["loss"] > self._losses["largest"]:
+            self._losses |= {"largest": record["loss"], "epoch": self.epoch}
         self.epoch += 1
         self._totals = EpochTotals()
         return record
@@ -341,9 +369,11 @@ class _Fitting:
         watched = partial(self._beating, phase)
         tasks, loaders, device = self._tasks, self._evaluation_loaders, self._worker.device
         figures: dict[str, float] = {}
-        for name, (computed, evaluation) in evaluate_part(
-            part, tasks, self._model, self._heads, loaders, device, watched
-        ).items():
+        try:
+            evaluated = evaluate_part(part, tasks, self._model, self._heads, loaders, device, watched)
+        except Diverged as error:
+            raise Diverged(f"after epoch {self.epoch}: {error} (train.lr is {self._options.lr:g})") from error
+        for name, (computed, evaluation) in evaluated.items():
             figures |= {qualified(name, figure): value for figure, value in computed.items()}
             if part == "test" and self._worker.rank == 0 and (outputs := evaluation.outputs()) is not None:
                 path = self._fit.directory / (f"outputs-{name}.parquet" if name else "outputs.parquet")
@@ -372,12 +402,18 @@ class _Fitting:
             return
         state = checkpoint.load(path, self._worker.device)
         _check_made_from(path, state, self._fit, self._store)
+        if not state["weights"].keys() >= self._step_loss.state_dict().keys():
+            # What is finished can be converted; of half a fit the optimiser's state would not fit.
+            raise InputError(
+                f"{path}: made by an earlier version of optimag_dist, whose models read features in another way; train "
+                f"under another name, or delete {self._fit.directory} to start over"
+            )
         checkpoint.put(self._step_loss, state.get("weights"), f"{path}: its weights")
         try:
             self._optimiser.load_state_dict(state["optimiser"])
             self.epoch, self._best = state["epoch"], state["best"]
             self._evaluations_since_best = state["evaluations_since_best"]
-            self._advice = state["advice"]
+            self._advice, self._losses = state["advice"], state["losses"]
             if state["totals"] is not None:
                 self._totals = EpochTotals.restored(state["totals"], self._worker.rank, self._worker.world_size)
         except (LookupError, TypeError, ValueError, AttributeError) as error:
@@ -386,6 +422,7 @@ class _Fitting:
     def _save(self) -> None:
         path = self._fit.directory / "checkpoint.pt"
         self._host.beat("save", self.epoch, self._totals.steps)
+        self._soundness.check(self.epoch, self._totals.steps - 1)
         totals = self._totals.state(self._totals_of_ranks()) if self._totals.steps else None
         if self._worker.rank == 0:
             state = {
@@ -397,6 +434,7 @@ class _Fitting:
                 "best": self._best,
                 "evaluations_since_best": self._evaluations_since_best,
                 "advice": self._advice,
+                "losses": self._losses,
             }
             checkpoint.save(path, state)
             self._host.saved(path)
@@ -412,7 +450,8 @@ class _Fitting:
         self._step_loss.load_state_dict(self._best["weights"])
         test = self._evaluate("test", "test")
         kept_mass = self._kept_mass_of_all_nodes()
-        advice = [*self._advice, *self._told_bad_pictures()]
+        advice = [*self._advice, *self._told_explosion(), *self._told_bad_pictures()]
+        advice += notes_of(self._tasks)
         if self._worker.rank == 0:
             model = {
                 "model": self._model.state_dict(),
@@ -440,6 +479,16 @@ class _Fitting:
             **{f"test/{name}": value for name, value in test.items()},
             "advice": "\n".join(advice),
         }
+
+    def _told_explosion(self) -> list[str]:
+        """A sentence where the loss has grown beyond all use, though it is still a number."""
+        first, largest, epoch = (self._losses[name] for name in ("first", "largest", "epoch"))
+        if largest <= _EXPLODED * first:
+            return []
+        return [
+            f"training: the loss was {first:.3g} in the first step and {largest:.3g} in epoch {epoch + 1}: it has "
+            f"diverged, though all is finite still; lower train.lr (now {self._options.lr:g})"
+        ]
 
     def _told_bad_pictures(self) -> list[str]:
         """A sentence for each attribute that has some, over all ranks."""

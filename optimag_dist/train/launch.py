@@ -19,6 +19,7 @@ import ray.train.torch
 import torch
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError, WorkerHealthCheckFailedError
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
+from rich.console import Console
 
 from optimag_dist.files import atomic
 from optimag_dist.messages import said_by_system
@@ -90,8 +91,8 @@ def _launch(kept: RunConfig, config: RunConfig, run: Mirror, resume: bool, addre
     """:func:`launch` of ``config``, whose run directory is on this host and mirrors that of ``kept``."""
     store = GraphStore.open(config.store)
     fits = plan_fits(config)
-    for fit in fits:
-        check_input(store, fit.config, fit.seed)
+    for note in dict.fromkeys(note for fit in fits for note in check_input(store, fit.config, fit.seed)):
+        Console().print(note, highlight=False, markup=False, soft_wrap=True)
     check_trackers(config.tracking)
     _check_directory(config, fits, resume, kept.location)
 

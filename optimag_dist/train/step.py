@@ -51,7 +51,7 @@ class StepLoss(nn.Module):
         Figures: ``task_loss`` and ``alignment`` (means over the step); with several tasks ``task_loss/TASK``, before
         weights; per modality ``kept/m``, the kept mass summed over the nodes of the groups that have it, and
         ``nodes/m``, how many these are; per sign of a useless plan ``sign/…``, in what share of a group's modalities it
-        was seen, summed over groups.
+        was seen, summed over groups; and of this rank alone ``embedding/m``, the largest number in modality m's.
         """
         device = batch.groups[0].seed_rows.device
         alignment = torch.zeros((), device=device)
@@ -59,6 +59,9 @@ class StepLoss(nn.Module):
         figures: dict[str, Tensor] = {}
         for group in batch.groups:
             embeddings = self.model.encode(group.features)
+            for m, z in embeddings.items():
+                largest = z.detach().abs().masked_fill(~group.present[m][:, None], 0).amax()
+                figures[f"embedding/{m}"] = torch.maximum(figures.get(f"embedding/{m}", largest), largest)
             loss = self.heads[group.task](self.model, embeddings, group)
             losses[group.task] = losses[group.task] + loss / batch.num_items[group.task]
             if self.regulariser is not None:

@@ -242,7 +242,7 @@ def test_only_what_still_fits_is_kept(make, tmp_path, monkeypatch, capsys, damag
         (partial / damaged).write_bytes(content)
     store = ingest(schema, out)
     assert store.present("m").tolist() == [True, False, True]
-    assert "kept from an interrupted run: topology.arrow\n" in capsys.readouterr().out
+    assert "kept from an interrupted run: topology.arrow, columns-m.arrow\n" in capsys.readouterr().out
     assert store.gather("m", np.array([0])).tolist() == [[5.0, 2.0]]
     assert names(out.parent) == ["store"]
 

@@ -1,0 +1,69 @@
+"""Whether a fit's numbers are still finite: noted on the device in every step, looked at now and then."""
+
+from collections.abc import Iterable, Mapping
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
+
+from optimag_dist.types import Diverged
+
+_NEVER = torch.iinfo(torch.int64).max
+
+
+class Soundness:
+    """Knows the first step of an epoch in which an embedding, a loss or the gradient was not finite.
+
+    Args:
+        figures: figure of a step (:class:`~optimag_dist.train.step.StepLoss`) → what it is called; of several that go
+            wrong in one step the first is blamed.
+        module: what is trained.
+        device: of the figures.
+        world_size: ranks; all of them look at the same steps.
+        remedy: for what goes wrong after the first step.
+    """
+
+    def __init__(
+        self, figures: Mapping[str, str], module: nn.Module, device: torch.device, world_size: int, remedy: str
+    ) -> None:
+        self._figures = list(figures)
+        self._words = [*figures.values(), "the gradient is", "the weights are"]
+        self._module, self._world_size, self._remedy = module, world_size, remedy
+        self._first = torch.full((len(self._words),), _NEVER, device=device)
+
+    def note(self, step: int, figures: Mapping[str, Tensor]) -> None:
+        """Look at a step after its backward pass; does not wait for the device."""
+        gradients = [p.grad for p in self._module.parameters() if p.grad is not None]
+        self._note(step, [*(figures[name] for name in self._figures), self._largest(gradients)])
+
+    def check(self, epoch: int, step: int) -> None:
+        """Look at the weights after ``step``, wait for the device, and raise on all ranks alike.
+
+        Raises:
+            Diverged: names what was not finite first, and when.
+        """
+        tensors = [p.detach() for p in self._module.parameters() if p.requires_grad]
+        tensors += [b for b in self._module.buffers() if b.is_floating_point()]
+        self._note(step, [*torch.zeros(len(self._words) - 1, device=self._first.device), self._largest(tensors)])
+        if self._world_size > 1:
+            dist.all_reduce(self._first, dist.ReduceOp.MIN)
+        first = self._first.tolist()
+        self._first.fill_(_NEVER)
+        if (when := min(first)) == _NEVER:
+            return
+        what = self._words[first.index(when)]
+        remedy = self._remedy
+        if epoch == when == 0 and what != self._words[-1]:
+            remedy = "nothing was learned before it, so train.lr is not to blame: look at the model and its input"
+        raise Diverged(f"{what} not finite in epoch {epoch + 1}, step {when + 1}: {remedy}")
+
+    def _note(self, step: int, values: list[Tensor]) -> None:
+        seen = torch.stack([value.detach().double() for value in values])
+        mine = self._first[: len(seen)]
+        mine.copy_(torch.where(seen.isfinite(), mine, mine.clamp(max=step)))
+
+    def _largest(self, tensors: Iterable[Tensor]) -> Tensor:
+        """The largest magnitude, NaN where there is one; 0 of no tensors."""
+        tensors = [tensor for tensor in tensors if tensor.numel()]
+        return get_total_norm(tensors, torch.inf) if tensors else self._first.new_zeros(())
