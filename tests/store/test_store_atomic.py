@@ -315,9 +315,9 @@ def test_too_little_memory_is_said(make, tmp_path, monkeypatch):
 def test_input_changed_while_it_is_read(make, tmp_path, monkeypatch):
     schema = make()
 
-    def touch(reader):
+    def touch(reader, noted):
         os.utime(tmp_path / "in" / "edges.parquet", (1, 1))
-        return features.checked_blocks(reader)
+        return features.checked_blocks(reader, noted)
 
     monkeypatch.setattr(INGEST, "checked_blocks", touch)
     with pytest.raises(InputError, match="was changed while it was read"):
