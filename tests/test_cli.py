@@ -83,3 +83,40 @@ def test_a_cluster_that_is_not_there_is_told_at_once(tmp_path: Path) -> None:
         said = _optimag("train", "train.yaml", "--address", address, cwd=tmp_path, status=2)
     assert f"nothing answers at {address}" in said
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("partition", "s3://x"),
+        ("partition", ""),
+        ("data", "make", "http://x/y"),
+        ("data", "get", "openmoji", "--out", ""),
+    ],
+)
+def test_a_uri_or_nothing_is_no_path_on_this_machine(
+    arguments: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["optimag", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert "needed a path on this machine" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"), [("caf\udce9.yaml", "a name that is not UTF-8"), ("a.yaml", "has been removed")]
+)
+def test_a_name_without_letters_and_a_folder_that_is_gone_are_told(
+    argument: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (gone := tmp_path / "gone").mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    monkeypatch.setattr(sys, "argv", ["optimag", "train", argument])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert words in capsys.readouterr().err
