@@ -154,3 +154,34 @@ def test_a_session_is_private_and_leaves_nothing(tmp_path: Path) -> None:
     assert found == ["0o700", "True", "True", str(long)]
     assert not Path(folder).exists()
     assert not list(long.iterdir())
+
+
+@pytest.mark.parametrize("failures", [1, 2])
+def test_a_machine_that_is_busy_gets_a_second_chance(
+    failures: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[Path] = []
+
+    def init(*, _temp_dir: str, **options: object) -> None:
+        calls.append(Path(_temp_dir))
+        if len(calls) <= failures:
+            raise Exception("The current node timed out during startup.\nThis could happen because …")
+
+    monkeypatch.setattr("optimag_dist.ray_session.session_folder", lambda: tmp_path)
+    monkeypatch.setattr("optimag_dist.ray_session.atexit.register", lambda *what: None)
+    monkeypatch.setattr("optimag_dist.ray_session._make_token", lambda: None)
+    monkeypatch.setattr("optimag_dist.ray_session.use_token", lambda: None)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.shutdown", lambda: None)
+    monkeypatch.setattr("ray.init", init)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    before = os.environ.get("TMPDIR")
+    if failures == 1:
+        ensure_ray()
+    else:
+        with pytest.raises(
+            RunError, match=r"does not start .*\(The current node timed out during startup\.\): .*again"
+        ):
+            ensure_ray()
+    assert len(calls) == 2
+    assert os.environ.get("TMPDIR") == before
