@@ -1,8 +1,10 @@
 """Which kernels do the work: numba's on the CPU, Triton's on a GPU, where they are installed; torch's own otherwise."""
 
-from functools import lru_cache
+from functools import lru_cache, wraps
 from types import ModuleType
+from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -22,6 +24,19 @@ def _sweep() -> ModuleType | None:
     except ImportError:
         return None
     return sweep
+
+
+def outside_graphs(function: Any) -> Any:
+    """``function``, which torch.compile calls and does not trace: what it calls is compiled already."""
+
+    @wraps(function)
+    def called(*args: Any, **options: Any) -> Any:
+        if torch.compiler.is_compiling():
+            # Imports torch's compiler, which takes seconds: not before somebody uses it.
+            return torch.compiler.disable(function)(*args, **options)
+        return function(*args, **options)
+
+    return called
 
 
 def sweep_for(x: Tensor) -> ModuleType | None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 
 class DoorChecks:
@@ -57,9 +58,59 @@ class DoorChecks:
         return values[len(self._bad) :]
 
 
+def check_tensor(name: str, x: object, *, what: str = "floating point") -> Tensor:
+    """``x`` where it is a tensor that can be computed with.
+
+    Args:
+        name: what the caller calls it.
+        what: ``floating point`` or ``bool``.
+
+    Raises:
+        ValueError: anything but a dense tensor with values, outside torch.func's transforms, of the kind asked for.
+    """
+    if not isinstance(x, Tensor):
+        raise ValueError(f"{name}: got {type(x).__name__}, needed a {what} torch.Tensor (torch.as_tensor converts)")
+    if torch._C._functorch.is_functorch_wrapped_tensor(x) or has_tangent(x):
+        raise ValueError(
+            f"{name} comes from torch.func (grad, vmap, jvp) or forward-mode differentiation, which cannot go "
+            "through the solver; torch.autograd.grad can, and a loop over problems, or a batch of them"
+        )
+    if x.layout != torch.strided:
+        raise ValueError(f"{name}: got a tensor of layout {x.layout}, needed a dense one; x.to_dense() makes it one")
+    if x.device.type == "meta":
+        raise ValueError(f"{name} is on the meta device, so it has no values; needed a tensor on a CPU or GPU")
+    fine = x.dtype == torch.bool if what == "bool" else x.is_floating_point() and x.dtype.itemsize > 1
+    if not fine:
+        advice = "; x.float() makes it that" if what == "floating point" else ""
+        raise ValueError(f"{name}: got {x.dtype}, needed {what}{advice}")
+    return x
+
+
+def has_tangent(x: Tensor) -> bool:
+    """Whether ``x`` is a dual number of forward-mode differentiation."""
+    return forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None
+
+
+def as_number(name: str, value: object) -> float:
+    """``value`` where it is one real number, a tensor's or numpy's included.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if isinstance(value, Tensor):
+        value = value.detach()
+    try:
+        # float() would read text, and warn of what a tensor's gradient loses.
+        if not isinstance(value, (str, bytes, bool)):
+            return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        pass
+    raise ValueError(f"{name}={value!r}: needed a number")
+
+
 def check_weights(alpha: float, epsilon: float) -> None:
     """Raise ValueError unless the objective's weights make sense."""
-    if not 0 <= alpha <= 1:
+    if not 0 <= as_number("alpha", alpha) <= 1:
         raise ValueError(f"alpha={alpha!r}: needed a structure weight between 0 and 1")
     require_positive(epsilon=epsilon)
 
@@ -67,7 +118,8 @@ def check_weights(alpha: float, epsilon: float) -> None:
 def check_budget(n_outer: int, n_sinkhorn: int, tol: float | None = None) -> None:
     """Raise ValueError unless the numbers of iterations and the tolerance make sense."""
     for name, value in (("n_outer", n_outer), ("n_sinkhorn", n_sinkhorn)):
-        if int(value) != value or value < 1:
+        number = as_number(name, value)
+        if not number >= 1 or not number.is_integer():
             raise ValueError(f"{name}={value!r}: needed a whole number of iterations, at least 1")
     if tol is not None:
         require_positive(tol=tol)
@@ -76,5 +128,6 @@ def check_budget(n_outer: int, n_sinkhorn: int, tol: float | None = None) -> Non
 def require_positive(**values: float) -> None:
     """Raise ValueError for the first of ``values`` that is not a finite number above 0."""
     for name, value in values.items():
-        if not (math.isfinite(value) and value > 0):
+        number = as_number(name, value)
+        if not (math.isfinite(number) and number > 0):
             raise ValueError(f"{name}={value!r}: needed a finite number above 0")

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag, normalize
 
 from optimag_dist.ufgw.backend import compiled_for
-from optimag_dist.ufgw.checks import require_positive
+from optimag_dist.ufgw.checks import check_tensor, require_positive
 
 AnchorKind = Literal["ppr", "identity"]
 
@@ -94,6 +94,7 @@ class DenseCost(Cost):
     values: Tensor
 
     def __post_init__(self) -> None:
+        check_tensor("DenseCost", self.values)
         if self.values.ndim != 3 or self.values.shape[1] != self.values.shape[2]:
             raise ValueError(f"DenseCost: got shape {tuple(self.values.shape)}, needed (batch, N, N); x[None] adds one")
 
@@ -154,7 +155,7 @@ class CosineCost(Cost):
 
     Attributes:
         directions: (b, N, d) float32 or float64, rows of unit length, 0 where absent.
-        weights: (b, N) 1/n for each of the n present nodes, 0 for the others: whose pairs the mean runs over.
+        weights: (b, N) 1/n for each of the n nodes that are there, 0 for the others: whose pairs the mean runs over.
         shift: what is taken off everywhere, 0-dim or a number.
     """
 
@@ -167,21 +168,32 @@ class CosineCost(Cost):
         """The cost among the rows of ``embeddings``, differentiable in them through :attr:`directions`.
 
         Args:
-            embeddings: (N, d) or (b, N, d) floating point; lengths of rows do not matter, but no present row may be
-                zero. Half precision is computed in float32.
+            embeddings: (N, d) or (b, N, d) floating point; lengths of rows do not matter, at any scale. A row of zeros
+                has no direction: its node counts as absent. Half precision is computed in float32.
             present: (N,) or (b, N) bool, default all. Rows of absent nodes are not read.
+
+        Raises:
+            ValueError: other shapes or dtypes.
         """
+        check_tensor("embeddings", embeddings)
+        if embeddings.ndim not in (2, 3) or 0 in embeddings.shape:
+            raise ValueError(
+                f"embeddings: got shape {tuple(embeddings.shape)}, needed (N, d) or (batch, N, d) with at least one "
+                "row and column"
+            )
         z = embeddings if embeddings.ndim == 3 else embeddings[None]
         with torch.autocast(z.device.type, enabled=False):
             z = z.to(torch.promote_types(z.dtype, torch.float32))
-            if present is None:
-                weights = torch.full(z.shape[:2], 1 / z.shape[1], dtype=z.dtype, device=z.device)
-            else:
-                present = present if present.ndim == 2 else present[None]
-                z = torch.where(present[:, :, None], z, 0.0)
-                weights = present.to(z.dtype)
-                weights = weights / weights.sum(1, keepdim=True).clamp_min(1)
-            return CosineCost(normalize(z, dim=2), weights)
+            if present is not None:
+                check_tensor("present", present, what="bool")
+                if present.shape not in (embeddings.shape[-2:-1], z.shape[:2]):
+                    raise ValueError(
+                        f"present: got shape {tuple(present.shape)}, needed {tuple(embeddings.shape[:-1])}"
+                    )
+                z = torch.where(present[..., None], z, 0.0)
+            directions, there = to_directions(z)
+            weights = there.to(z.dtype)
+            return CosineCost(directions, weights / weights.sum(1, keepdim=True).clamp_min(1))
 
     @property
     def batch_size(self) -> int:
@@ -315,6 +327,7 @@ class SparseCost(Cost):
             delta: floor under PPR, > 0.
         """
         require_positive(delta=delta)
+        check_tensor("proximity", proximity)
         ppr = proximity if proximity.ndim == 3 else proximity[None]
         ppr = ppr.to(torch.promote_types(ppr.dtype, torch.float32))
         problems, nodes, _ = ppr.shape
@@ -486,28 +499,45 @@ def cosine_cost(embeddings: Tensor, present: Tensor | None = None) -> Tensor:
     The mean is part of the autograd graph. Were it a constant, shrinking every distance would lower the loss.
 
     Args:
-        embeddings: (N, d) floating point; rows need not have unit length. Half precision is computed in float32.
+        embeddings: (N, d) floating point; lengths of rows do not matter. Half precision is computed in float32.
         present: (N,) bool, default all. The mean runs over all pairs of present nodes, the diagonal included; costs
-            of pairs with an absent node are 0 and mean nothing, since absent nodes carry no mass.
+            of pairs with an absent node are 0 and mean nothing, since absent nodes carry no mass. A row of zeros has no
+            direction: its node counts as absent.
 
     Returns:
         (N, N) float32 or float64, non-negative, mean 1 over the present pairs. All zeros where the embeddings of the
         present nodes point the same way (up to rounding), or where fewer than two are present.
     """
+    check_tensor("embeddings", embeddings)
     with torch.autocast(embeddings.device.type, enabled=False):
         z = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
         if present is not None:
             z = torch.where(present[:, None], z, 0.0)
-        z = normalize(z, dim=1)
-        cost = (1 - z @ z.T).clamp_min(0)
-        pairs = torch.as_tensor(float(cost.numel()), dtype=cost.dtype, device=cost.device)
-        if present is not None:
-            cost = torch.where(present[:, None] & present, cost, 0.0)
-            pairs = present.sum().to(cost.dtype) ** 2
+        z, there = to_directions(z)
+        cost = torch.where(there[:, None] & there, (1 - z @ z.T).clamp_min(0), 0.0)
+        pairs = there.sum().to(cost.dtype) ** 2
         mean = cost.sum() / pairs.clamp_min(1)
         # Below the rounding of 1 − zᵀz there is no distance left to normalise.
         collapsed = mean < 16 * torch.finfo(cost.dtype).eps
         return torch.where(collapsed, 0.0, cost / torch.where(collapsed, 1.0, mean))
+
+
+def cosine_costs(embeddings: Tensor, present: Tensor) -> Tensor:
+    """:func:`cosine_cost` (b, N, N) of (b, N, d) and (b, N)."""
+    return torch.stack([cosine_cost(z, mask) for z, mask in zip(embeddings, present, strict=True)])
+
+
+def to_directions(z: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of (…, N, d) at unit length, and which nodes have one (…, N): not those of a row of zeros, which stay zeros.
+
+    Rows are first divided by a power of two near their largest entry. That rounds nothing, and their squares neither
+    underflow nor overflow: a row times 1e-30 or 1e30 has the same direction, to the last bit.
+    """
+    with torch.no_grad():
+        peak = z.detach().abs().amax(-1, keepdim=True)
+        power = torch.where(peak > 0, peak / (2 * torch.frexp(peak).mantissa), 1.0)
+    # NaN is not 0: such a row is refused by name, not left out.
+    return normalize(z / power, dim=-1), peak[..., 0] != 0
 
 
 def graph_cost(proximity: Tensor, delta: float = 1e-5) -> Tensor:
@@ -524,6 +554,7 @@ def graph_cost(proximity: Tensor, delta: float = 1e-5) -> Tensor:
         ValueError: ``delta`` is not above 0.
     """
     require_positive(delta=delta)
+    check_tensor("proximity", proximity)
     with torch.autocast(proximity.device.type, enabled=False):
         ppr = proximity.to(torch.promote_types(proximity.dtype, torch.float32))
         cost = -torch.log(0.5 * (ppr + ppr.T) + delta)

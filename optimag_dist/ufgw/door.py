@@ -4,13 +4,12 @@ Shapes are looked at right away. Values are noted as flags that stay on the devi
 own health (:mod:`optimag_dist.ufgw.checks`); they cost one or two sweeps over each matrix.
 """
 
-import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from optimag_dist.ufgw.checks import DoorChecks, check_weights
+from optimag_dist.ufgw.checks import DoorChecks, as_number, check_tensor, check_weights
 from optimag_dist.ufgw.costs import CosineCost, Cost, DenseCost, SparseCost
 from optimag_dist.ufgw.problem import UFGWProblem
 
@@ -41,19 +40,24 @@ def build_problem(
     """
     if marginal not in MARGINALS:
         raise ValueError(f"marginal={marginal!r}: needed one of {', '.join(map(repr, MARGINALS))}")
-    alpha, epsilon = float(alpha), float(epsilon)
     check_weights(alpha, epsilon)
+    alpha, epsilon = as_number("alpha", alpha), as_number("epsilon", epsilon)
     costs = {name: _as_cost(name, x) for name, x in (("C_m", C_m), ("C_G", C_G), ("M", M))}
     reference = costs["C_m"]
     for name, cost in costs.items():
         _check_same_nodes(name, cost.nodes, cost.device, reference)
-    uniform = torch.full((1, reference.nodes), 1 / reference.nodes, dtype=reference.dtype, device=reference.device)
-    masses = {name: uniform if x is None else _as_vectors(name, x, reference) for name, x in (("mu", mu), ("nu", nu))}
+    given = {name: None if x is None else _as_vectors(name, x, reference) for name, x in (("mu", mu), ("nu", nu))}
     weights = _as_rho(rho, reference, marginal)
     sizes = {cost.batch_size for cost in costs.values()}
-    sizes |= {len(x) for x in (*masses.values(), *weights.values())}
+    sizes |= {len(x) for x in (*given.values(), *weights.values()) if x is not None}
     if 0 in sizes or len(sizes - {1}) > 1:
         raise ValueError(f"batch sizes {sorted(sizes)} do not go together; needed one size, or 1 to share an operand")
+    # What has no direction takes no part on its side, and on neither where nothing else is said.
+    uniform = _uniform(*costs.values())
+    masses = {
+        name: uniform if x is None else _with_direction(x, costs[cost])
+        for (name, x), cost in zip(given.items(), costs, strict=False)
+    }
 
     for name, cost in costs.items():
         _check_cost(checks, name, cost, symmetric=name != "M")
@@ -82,14 +86,26 @@ def exchanges_sides(C_m: Cost | Tensor, C_G: Cost | Tensor) -> bool:
     return isinstance(C_G, CosineCost) and not isinstance(C_m, CosineCost)
 
 
+def _uniform(*costs: Cost) -> Tensor:
+    """(1 or b, N) equal masses of the nodes that have a place in all cosine costs, 0 of the others."""
+    weights = [cost.weights for cost in costs if isinstance(cost, CosineCost)]
+    if not weights:
+        return torch.full((1, costs[0].nodes), 1 / costs[0].nodes, dtype=costs[0].dtype, device=costs[0].device)
+    if len(weights) == 1:
+        return weights[0]
+    there = torch.stack(torch.broadcast_tensors(*weights)).amin(0) > 0
+    return there / there.sum(1, keepdim=True).clamp_min(1)
+
+
+def _with_direction(masses: Tensor, cost: Cost) -> Tensor:
+    """``masses`` with 0 for a node that has no place in a cosine cost: absent, or its embedding of length 0."""
+    return masses * (cost.weights > 0) if isinstance(cost, CosineCost) else masses
+
+
 def _as_cost(name: str, cost: Cost | Tensor) -> Cost:
     if isinstance(cost, Cost):
         return cost
-    if not isinstance(cost, Tensor) or not cost.is_floating_point():
-        kind = cost.dtype if isinstance(cost, Tensor) else type(cost).__name__
-        raise ValueError(
-            f"{name}: got {kind}, needed a floating point torch.Tensor (torch.as_tensor converts) or a structured cost"
-        )
+    check_tensor(name, cost)
     if cost.ndim not in (2, 3) or cost.shape[-1] != cost.shape[-2] or cost.shape[-1] == 0:
         raise ValueError(f"{name}: got shape {tuple(cost.shape)}, needed (N, N) or (batch, N, N) with N ≥ 1")
     cost = cost.detach().to(torch.promote_types(cost.dtype, torch.float32))
@@ -97,9 +113,7 @@ def _as_cost(name: str, cost: Cost | Tensor) -> Cost:
 
 
 def _as_vectors(name: str, x: Tensor, reference: Cost) -> Tensor:
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        raise ValueError(f"{name}: got {kind}, needed a floating point torch.Tensor")
+    check_tensor(name, x)
     if x.ndim not in (1, 2):
         raise ValueError(f"{name}: got shape {tuple(x.shape)}, needed (N,) or (batch, N)")
     _check_same_nodes(name, x.shape[-1], x.device, reference)
@@ -119,14 +133,20 @@ def _as_rho(rho: Rho, reference: Cost, marginal: str) -> dict[str, Tensor]:
     sides = dict(zip(("rho (mu)", "rho (nu)"), rho, strict=True)) if isinstance(rho, tuple) else {"rho": rho}
     vectors = {}
     for name, side in sides.items():
-        if isinstance(side, Tensor):
+        if isinstance(side, Tensor) and side.ndim:
             if marginal == "kl_tensor":
                 raise ValueError(f"{name}: got one weight per node with marginal='kl_tensor', which knows one per side")
             vectors[name] = _as_vectors(name, side, reference)
         else:
-            if math.isnan(side) or side <= 0:
+            if isinstance(side, (list, tuple)):
+                raise ValueError(
+                    f"{name}: got a {type(side).__name__}, needed a number, a torch.Tensor of one per node, or a tuple "
+                    "of these for the two sides"
+                )
+            number = as_number(name, side)
+            if not number > 0:
                 raise ValueError(f"{name}={side!r}: needed a number above 0 (math.inf keeps the marginals)")
-            vectors[name] = torch.full((1, 1), side, dtype=reference.dtype, device=reference.device)
+            vectors[name] = torch.full((1, 1), number, dtype=reference.dtype, device=reference.device)
     return vectors if len(vectors) == 2 else {"rho (mu)": vectors["rho"], "rho (nu)": vectors["rho"]}
 
 
@@ -142,14 +162,18 @@ def _check_cost(checks: DoorChecks, name: str, cost: Cost, *, symmetric: bool) -
         _check_sparse(checks, name, cost)
     elif isinstance(cost, CosineCost):
         lengths = cost.directions.detach().square().sum(2)
-        # Of unit length, or NaN, or a zero that cannot be normalised.
+        # What has no direction has no weight either.
         bad = (cost.weights > 0) & ~((lengths - 1).abs() < 0.1)
         checks.refuse_if(
             bad.any(),
             lambda: (
-                f"{name}: embedding {int(bad.nonzero()[0, 1])} of problem {int(bad.nonzero()[0, 0])} is zero or not "
-                f"finite ({int(bad.sum())} in all), so its cosine is undefined; mark nodes without this modality absent"
+                f"{name}: embedding {int(bad.nonzero()[0, 1])} of problem {int(bad.nonzero()[0, 0])} has NaN or "
+                f"infinity ({int(bad.sum())} in all); needed finite numbers, or the node marked absent"
             ),
+        )
+        checks.refuse_if(
+            (cost.weights.amax(1) <= 0).any(),
+            lambda: f"{name}: no embedding has a direction; needed one that is neither absent nor zero in each problem",
         )
 
 

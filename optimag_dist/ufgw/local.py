@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from optimag_dist.ufgw.costs import CosineCost, Cost
+from optimag_dist.ufgw.costs import CosineCost, Cost, cosine_costs
 from optimag_dist.ufgw.objective import with_gradient
 
 # A node with hardly a neighbour in its group is judged as if it had this share of the mean weight of neighbours.
@@ -134,7 +134,11 @@ def alignment(cost: CosineCost, C_G: Cost, judgement: Judgement, marginal: Tenso
     with torch.no_grad():
         q = _shares(judgement.kept * marginal)
         value, gradient = _distortion(cost, C_G, q)
-    return with_gradient(cost.directions, value, gradient)
+
+    def written_out(x: Tensor) -> Tensor:
+        return by_autograd(cosine_costs(x, marginal > 0), C_G.dense(), judgement, marginal)[0]
+
+    return with_gradient(cost.directions, value, gradient, written_out)
 
 
 def consistency(cost: CosineCost, judgement: Judgement) -> Tensor:
@@ -153,7 +157,12 @@ def consistency(cost: CosineCost, judgement: Judgement) -> Tensor:
             of_pair, slope = _distortion(cost, other, q)
             value += 0.5 * of_pair
             gradient += slope
-    return with_gradient(cost.directions, value, gradient)
+
+    def written_out(x: Tensor) -> Tensor:
+        C = cosine_costs(x, cost.weights > 0)
+        return by_autograd(C, C, judgement, cost.weights)[1]
+
+    return with_gradient(cost.directions, value, gradient, written_out)
 
 
 def by_autograd(C: Tensor, C_G: Tensor, judgement: Judgement, marginal: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,15 +7,15 @@
 with r = π1, c = πᵀ1 and kl(x, y) = x log(x/y) − x + y. A mass that ρ = ∞ pins costs nothing here: the solver keeps it.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
 
 from optimag_dist.ufgw.backend import compiled_for
-from optimag_dist.ufgw.costs import CosineCost
+from optimag_dist.ufgw.costs import CosineCost, cosine_costs
 from optimag_dist.ufgw.plan import Plan
 from optimag_dist.ufgw.problem import Linearised, UFGWProblem
 
@@ -124,7 +124,12 @@ def _marginal(x: Tensor, reference: Tensor, rho: Tensor, tensor_kl: bool) -> Ten
 
 
 def structure_term(
-    cost: CosineCost, problem: UFGWProblem, plan: Plan, linearised: Linearised, healthy: Tensor
+    cost: CosineCost,
+    problem: UFGWProblem,
+    plan: Plan,
+    linearised: Linearised,
+    healthy: Tensor,
+    again: Callable[[], tuple[UFGWProblem, Plan]],
 ) -> Tensor:
     """Σ_ijkl |C̄_m(i,k) − C̄_G(j,l)|² π_ij π_kl (b,), differentiable in ``cost.directions`` with the plan held fixed.
 
@@ -137,6 +142,7 @@ def structure_term(
         plan: multiplied out.
         linearised: of ``plan``.
         healthy: (b,) bool; where not, the gradient is 0.
+        again: finds problem and plan once more, for second derivatives: no plan is kept for those who want none.
     """
     directions = cost.directions
     with torch.no_grad():
@@ -152,12 +158,27 @@ def structure_term(
         own = r * (lowered.signed_factor @ (Q.mT @ (r * Q)))
         gradient = lowered.pull_back(2 * (own - plan.kernel @ moved.mT))
         gradient = torch.where(healthy[:, None, None], gradient, 0.0)
-    return with_gradient(directions, value, gradient)
+    weights = cost.weights
+
+    def written_out(x: Tensor) -> Tensor:
+        with torch.no_grad():
+            problem, plan = again()
+            r = torch.where(healthy[:, None], plan.rows, 0.0)
+            moved = torch.where(healthy[:, None, None], problem.B.from_right(plan.kernel) @ plan.kernel.mT, 0.0)
+        C = cosine_costs(x, weights > 0) - problem.shift
+        return (C.square() * r[:, :, None] * r[:, None, :] - 2 * C * moved).sum((1, 2))
+
+    return with_gradient(directions, value, gradient, written_out)
 
 
-def with_gradient(x: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
-    """``value`` (b,) as a function of ``x`` (b, …) whose ``gradient`` (b, …) is known already."""
-    attached: Tensor = _WithGradient.apply(x, value, gradient)
+def with_gradient(x: Tensor, value: Tensor, gradient: Tensor, written_out: Callable[[Tensor], Tensor]) -> Tensor:
+    """``value`` (b,) as a function of ``x`` (b, …) whose ``gradient`` (b, …) is known already.
+
+    Args:
+        written_out: the same function of x in torch's operations, up to what does not depend on x: the way that second
+            derivatives take.
+    """
+    attached: Tensor = _WithGradient.apply(x, value, gradient, written_out)
     return attached
 
 
@@ -165,12 +186,18 @@ class _WithGradient(torch.autograd.Function):
     """See :func:`with_gradient`."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
-        ctx.save_for_backward(gradient)
+    def forward(
+        ctx: Any, x: Tensor, value: Tensor, gradient: Tensor, written_out: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        ctx.save_for_backward(x, gradient)
+        ctx.written_out = written_out
         return value.clone()
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None, None]:
-        (gradient,) = ctx.saved_tensors  # type: ignore[attr-defined]
-        return grad[:, None, None] * gradient, None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        x, gradient = ctx.saved_tensors
+        # With create_graph the answer is differentiated itself; ``gradient`` would count as constant in x.
+        if torch.is_grad_enabled():
+            (slope,) = torch.autograd.grad(ctx.written_out(x), x, grad, create_graph=True)
+            return slope, None, None, None
+        return grad[:, None, None] * gradient, None, None, None

@@ -23,6 +23,8 @@ from optimag_dist.ufgw.sinkhorn import Entropic
 
 # A factor of more columns than this share of N makes the dense products the cheaper ones (measured: docs/ufgw.md).
 _FACTOR_UP_TO = 0.55
+# Masses whose sum is this near to 1 sum to 1.
+UNIT = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,6 +129,21 @@ class UFGWProblem:
     def pinned(self) -> Tensor:
         """(b,) bool: some node's mass is fixed by ρ = ∞, and with it that of the whole plan."""
         return (self.rho_mu.isinf() | self.rho_nu.isinf()).any(1)
+
+    @cached_property
+    def highest_prior(self) -> Tensor:
+        """(1 or b,) the largest number that M is made of."""
+        return self.M.constant if isinstance(self.M, SparseCost) else self.M.dense().amax((1, 2))
+
+    @property
+    def has_unit_masses(self) -> bool:
+        """Whether μ and ν of all problems sum to 1. On a GPU, where looking would wait for it, False."""
+        return self.mu.device.type == "cpu" and bool((self.masses - 1).abs().amax() <= UNIT)
+
+    @cached_property
+    def masses(self) -> Tensor:
+        """(2, b) Σ μ and Σ ν."""
+        return torch.stack((self.mu.sum(1), self.nu.sum(1)))
 
     def product_plan(self) -> tuple[Tensor, Tensor]:
         """a, b (b, N) with a⊗b = μ⊗ν scaled to the geometric mean of the two masses, and b summing to 1."""

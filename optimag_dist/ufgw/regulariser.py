@@ -18,13 +18,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from optimag_dist.ufgw.checks import DoorChecks, check_budget, check_weights, require_positive
-from optimag_dist.ufgw.costs import AnchorKind, CosineCost, cosine_cost, graph_costs
+from optimag_dist.ufgw.backend import outside_graphs
+from optimag_dist.ufgw.checks import (
+    DoorChecks,
+    as_number,
+    check_budget,
+    check_tensor,
+    check_weights,
+    require_positive,
+)
+from optimag_dist.ufgw.costs import AnchorKind, CosineCost, cosine_costs, graph_costs
 from optimag_dist.ufgw.local import LocalStatus, alignment, by_autograd, consistency, judge, near_weights
 from optimag_dist.ufgw.objective import structure_term
+from optimag_dist.ufgw.plan import Plan
 from optimag_dist.ufgw.problem import UFGWProblem
-from optimag_dist.ufgw.solution import SolverStatus
-from optimag_dist.ufgw.solver import Budget, report, solve
+from optimag_dist.ufgw.solution import SolverStatus, UFGWSolution
+from optimag_dist.ufgw.solver import Budget, SolverState, report, solve
 
 PlanKind = Literal["local", "transport"]
 
@@ -36,12 +45,14 @@ class UFGWDiagnostics:
     Attributes:
         kept_mass: modality → (N,) π1/μ per node: low where the modality conflicts with the graph; NaN where absent.
         received_mass: modality → (N,) πᵀ1/ν per node, NaN where absent.
+        without_direction: modality → 0-dim int64, nodes counted as absent because their embedding is of length 0.
         parts: modality → weighted terms of the objective by name, 0-dim each (before the regulariser's weight).
         status: the solver's, or the judgement's of a local plan; one entry per modality in the order of ``kept_mass``.
     """
 
     kept_mass: Mapping[str, Tensor]
     received_mass: Mapping[str, Tensor]
+    without_direction: Mapping[str, Tensor]
     parts: Mapping[str, Mapping[str, Tensor]]
     status: SolverStatus | LocalStatus
 
@@ -90,10 +101,10 @@ class UFGWRegulariser(nn.Module):
         check_weights(alpha, epsilon)
         check_budget(n_outer, n_sinkhorn)
         require_positive(tau=tau, delta=delta)
-        if not rho > 0:
+        if not as_number("rho", rho) > 0:
             raise ValueError(f"rho={rho!r}: needed a number above 0 (math.inf keeps all mass)")
         for name, value in (("weight", weight), ("agreement", agreement), ("consistency", consistency)):
-            if not (math.isfinite(value) and value >= 0):
+            if not (math.isfinite(as_number(name, value)) and value >= 0):
                 raise ValueError(f"{name}={value!r}: needed a finite number of at least 0")
         if plan not in ("local", "transport"):
             raise ValueError(f"plan={plan!r}: needed one of 'local', 'transport'")
@@ -113,25 +124,27 @@ class UFGWRegulariser(nn.Module):
         names = local if self.plan == "local" else transport
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
 
+    @outside_graphs
     def forward(
         self, embeddings: Mapping[str, Tensor], proximity: Tensor, present: Mapping[str, Tensor] | None = None
     ) -> Tensor:
         """The weighted sum over modalities, all solved as one batch.
 
         Args:
-            embeddings: modality → (N, d_m), floating point, row i = node i; lengths of rows do not matter, but no row
-                of a present node may be zero. Rows of absent nodes are not read. Half precision, also by autocast, is
-                computed in float32.
+            embeddings: modality → (N, d_m), floating point, row i = node i; lengths of rows do not matter. A row of
+                zeros has no direction: its node counts as absent. Rows of absent nodes are not read. Half precision,
+                also by autocast, is computed in float32.
             proximity: (N, N) PPR among the same nodes, ≥ 0, same device.
             present: modality → (N,) bool; a modality without an entry is present everywhere. One that no node of the
                 group has adds 0.
 
         Returns:
-            0-dim float32 (float64 if an embedding is).
+            0-dim float32 (float64 if an embedding is). It can be differentiated twice, plans and what is kept held
+            fixed (a transport plan is then found once more).
 
         Raises:
-            ValueError: shapes do not fit, NaN or infinite values, negative proximity, or a present node with a zero
-                embedding (its cosine is undefined). On a GPU this and the solver's health are read together: one wait.
+            ValueError: shapes do not fit, NaN or infinite values, or negative proximity. On a GPU this and the solver's
+                health are read together: one wait.
         """
         _check_shapes(embeddings, proximity, present)
         names = list(embeddings)
@@ -146,15 +159,22 @@ class UFGWRegulariser(nn.Module):
             # A column of zeros changes no cosine, so one tensor holds modalities of any width.
             width = max(z.shape[1] for z in embeddings.values())
             stacked = torch.stack([pad(z.to(dtype), (0, width - z.shape[1])) for z in embeddings.values()])
-            _check_values(checks, names, stacked.detach(), masks)
             C_m = CosineCost.from_embeddings(stacked, masks)
-            if self.plan == "local":
-                value = self._local(names, C_m, proximity.detach().to(dtype), masks, checks)
-            else:
-                value = self._transported(names, C_m, proximity.detach().to(dtype), masks, checks)
+            there = C_m.weights > 0
+            _check_values(checks, names, C_m, there)
+            find = self._local if self.plan == "local" else self._transported
+            value = find(names, C_m, proximity.detach().to(dtype), there, (masks & ~there).sum(1), checks)
         return self.weight * value.sum()
 
-    def _local(self, names: list[str], C_m: CosineCost, proximity: Tensor, masks: Tensor, checks: DoorChecks) -> Tensor:
+    def _local(
+        self,
+        names: list[str],
+        C_m: CosineCost,
+        proximity: Tensor,
+        masks: Tensor,
+        without_direction: Tensor,
+        checks: DoorChecks,
+    ) -> Tensor:
         """(b,) the values, with the diagnostics left behind."""
         marginal = masks.to(C_m.dtype)
         marginal = marginal / marginal.sum(1, keepdim=True).clamp_min(1)
@@ -163,7 +183,7 @@ class UFGWRegulariser(nn.Module):
             C_G, _ = graph_costs(proximity, delta=self.delta, prior="identity")
         judged = partial(judge, weights=weights, marginal=marginal, alpha=self.alpha, rho=self.rho)
         if self.differentiate:
-            C = torch.stack([cosine_cost(z, mask) for z, mask in zip(C_m.directions, masks, strict=True)])
+            C = cosine_costs(C_m.directions, masks)
             judgement = judged(C, agreement=self.agreement)
             aligned, consistent = by_autograd(C, C_G.dense(), judgement, marginal)
         else:
@@ -181,6 +201,7 @@ class UFGWRegulariser(nn.Module):
         self._last = UFGWDiagnostics(
             kept_mass=shown,
             received_mass=shown,
+            without_direction=dict(zip(names, without_direction, strict=True)),
             parts={
                 name: {part: torch.where(healthy[i], x[i], 0.0) for part, x in parts.items()}
                 for i, name in enumerate(names)
@@ -190,21 +211,29 @@ class UFGWRegulariser(nn.Module):
         return value
 
     def _transported(
-        self, names: list[str], C_m: CosineCost, proximity: Tensor, masks: Tensor, checks: DoorChecks
+        self,
+        names: list[str],
+        C_m: CosineCost,
+        proximity: Tensor,
+        masks: Tensor,
+        without_direction: Tensor,
+        checks: DoorChecks,
     ) -> Tensor:
         """(b,) the values, with the diagnostics left behind."""
         anyone = masks.any(1)
-        with torch.no_grad():
-            problem = self._problem(C_m, proximity, masks)
-            budget = Budget(self.n_outer, self.n_sinkhorn)
-            state = solve(problem, budget, checks)
-            solution = report(problem, state, budget)
-        assert state.plan is not None  # at least one step was taken
-        structure = self.alpha * structure_term(C_m, problem, state.plan, state.linearised, state.healthy)
+        problem, state, solution = self._solved(C_m, proximity, masks, checks)
+        plan, fixed = _plan_of(state), CosineCost(C_m.directions.detach(), C_m.weights)
+
+        def again() -> tuple[UFGWProblem, Plan]:
+            problem, state, _ = self._solved(fixed, proximity, masks, DoorChecks())
+            return problem, _plan_of(state)
+
+        structure = self.alpha * structure_term(C_m, problem, plan, state.linearised, solution.status.healthy, again)
         constant = solution.objective - solution.parts["quadratic"]
         self._last = UFGWDiagnostics(
             kept_mass=dict(zip(names, torch.where(masks, solution.kept_mass, torch.nan), strict=True)),
             received_mass=dict(zip(names, torch.where(masks, solution.received_mass, torch.nan), strict=True)),
+            without_direction=dict(zip(names, without_direction, strict=True)),
             parts={
                 name: {part: torch.where(anyone[i], x[i], 0.0) for part, x in solution.parts.items()}
                 for i, name in enumerate(names)
@@ -212,7 +241,16 @@ class UFGWRegulariser(nn.Module):
             status=solution.status,
         )
         # What could not be solved is told by the status; as NaN it would end up in every weight.
-        return torch.where(anyone & state.healthy, structure + constant, 0.0)
+        return torch.where(anyone & solution.status.healthy, structure + constant, 0.0)
+
+    def _solved(
+        self, C_m: CosineCost, proximity: Tensor, masks: Tensor, checks: DoorChecks
+    ) -> tuple[UFGWProblem, SolverState, UFGWSolution]:
+        with torch.no_grad():
+            problem = self._problem(C_m, proximity, masks)
+            budget = Budget(self.n_outer, self.n_sinkhorn)
+            state = solve(problem, budget, checks)
+            return problem, state, report(problem, state, budget)
 
     def diagnostics(self) -> UFGWDiagnostics:
         """What the last call of the module found.
@@ -233,6 +271,11 @@ class UFGWRegulariser(nn.Module):
         return UFGWProblem.build(C_m, C_G, M, marginal, marginal, rho, rho, alpha=self.alpha, epsilon=self.epsilon)
 
 
+def _plan_of(state: SolverState) -> Plan:
+    assert state.plan is not None  # at least one step was taken
+    return state.plan
+
+
 def _mask(z: Tensor, present: Mapping[str, Tensor] | None, name: str) -> Tensor:
     if present is None or name not in present:
         return torch.ones(len(z), dtype=torch.bool, device=z.device)
@@ -242,50 +285,42 @@ def _mask(z: Tensor, present: Mapping[str, Tensor] | None, name: str) -> Tensor:
 def _check_shapes(embeddings: Mapping[str, Tensor], proximity: Tensor, present: Mapping[str, Tensor] | None) -> None:
     if not isinstance(embeddings, Mapping) or not embeddings:
         raise ValueError("embeddings: needed a mapping of modality names to (N, d) tensors, with at least one entry")
+    check_tensor("proximity", proximity)
+    if proximity.requires_grad:
+        raise ValueError("proximity requires a gradient, which does not reach it; pass proximity.detach()")
     if proximity.ndim != 2 or proximity.shape[0] != proximity.shape[1] or not len(proximity):
         raise ValueError(f"proximity: got shape {tuple(proximity.shape)}, needed (N, N) with N ≥ 1")
     nodes = len(proximity)
     for name, z in embeddings.items():
+        check_tensor(f"embeddings[{name!r}]", z)
         if z.ndim != 2 or len(z) != nodes or z.shape[1] == 0:
             raise ValueError(f"embeddings[{name!r}]: got shape {tuple(z.shape)}, needed ({nodes}, d) as proximity has")
-        if not z.is_floating_point():
-            raise ValueError(f"embeddings[{name!r}]: got {z.dtype}, needed floating point")
         if z.device != proximity.device:
             raise ValueError(
                 f"embeddings[{name!r}] is on {z.device}, proximity on {proximity.device}; needed one device"
             )
+    if present is not None and not isinstance(present, Mapping):
+        raise ValueError(
+            f"present: got {type(present).__name__}, needed a mapping of modality names to (N,) bool tensors"
+        )
     for name, mask in (present or {}).items():
         if name not in embeddings:
             raise ValueError(f"present[{name!r}]: no such modality; embeddings has {', '.join(map(repr, embeddings))}")
-        if mask.dtype != torch.bool or mask.shape != (nodes,):
-            raise ValueError(
-                f"present[{name!r}]: got {mask.dtype} of shape {tuple(mask.shape)}, needed bool of shape ({nodes},)"
-            )
+        check_tensor(f"present[{name!r}]", mask, what="bool")
+        if mask.shape != (nodes,):
+            raise ValueError(f"present[{name!r}]: got shape {tuple(mask.shape)}, needed ({nodes},)")
         if mask.device != proximity.device:
             raise ValueError(
                 f"present[{name!r}] is on {mask.device}, proximity on {proximity.device}; needed one device"
             )
 
 
-def _check_values(checks: DoorChecks, names: list[str], stacked: Tensor, masks: Tensor) -> None:
-    lengths = torch.linalg.vector_norm(stacked, dim=2)
-    endless = masks & ~lengths.isfinite()
-    zero = masks & (lengths < torch.finfo(lengths.dtype).tiny)
+def _check_values(checks: DoorChecks, names: list[str], C_m: CosineCost, there: Tensor) -> None:
+    # NaN and infinity have made their whole row's direction NaN.
+    bad = there & C_m.directions.detach()[:, :, 0].isnan()
 
-    def first_of(rows: Tensor) -> tuple[str, int, int]:
-        m, row = rows.nonzero()[0].tolist()
-        return f"embeddings[{names[m]!r}]", row, int(rows[m].sum())
+    def explain() -> str:
+        m, row = bad.nonzero()[0].tolist()
+        return f"embeddings[{names[m]!r}]: row {row} has NaN or infinity ({int(bad[m].sum())} such rows)"
 
-    def explain_endless() -> str:
-        name, row, count = first_of(endless)
-        return f"{name}: row {row} of {count} has NaN or infinity"
-
-    def explain_zero() -> str:
-        name, row, count = first_of(zero)
-        return (
-            f"{name}: row {row} is zero ({count} in all), so its cosine is undefined; mark nodes without this modality "
-            "absent through `present`"
-        )
-
-    checks.refuse_if(endless.any(), explain_endless)
-    checks.refuse_if(zero.any(), explain_zero)
+    checks.refuse_if(bad.any(), explain)

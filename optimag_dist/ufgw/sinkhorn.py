@@ -32,13 +32,15 @@ class Entropic(NamedTuple):
 
 
 class SinkhornResult(NamedTuple):
-    """plan, duals f, g (b, N), healthy (b,) bool, iterations (b,) done."""
+    """plan, duals f, g (b, N), healthy (b,) bool, iterations (b,) done; lost (b,), the logarithm of what the plan was
+    divided by so as to be within the numbers that there are, or None where it is as it came out."""
 
     plan: Plan
     f: Tensor
     g: Tensor
     healthy: Tensor
     iterations: Tensor
+    lost: Tensor | None = None
 
 
 def sinkhorn_exp(
@@ -100,8 +102,8 @@ def sinkhorn_exp(
         & a.isfinite().all(1)
         & b.isfinite().all(1)
     )
-    f = torch.where(no_row, 0.0, f_hat + epsilon * torch.log(a / mu))
-    g = torch.where(no_column, 0.0, g_hat + epsilon * torch.log(b / nu))
+    f = torch.where(no_row, 0.0, f_hat + epsilon * log_ratio(a, mu))
+    g = torch.where(no_column, 0.0, g_hat + epsilon * log_ratio(b, nu))
     rows = a * (b[:, None, :] @ kernel.mT)[:, 0]
     iterations = torch.full_like(entropic.epsilon, n_iter)
     return SinkhornResult(Plan(kernel, a, b, rows, b * column_sum), f, g, healthy, iterations)
@@ -119,12 +121,13 @@ def sinkhorn_log(
     for _ in range(n_iter):
         f = step_mu * torch.logsumexp(kernel + (g / epsilon + log_nu)[:, None, :], 2)
         g = step_nu * torch.logsumexp(kernel + (f / epsilon + log_mu)[:, :, None], 1)
-    # The first costs, linearised at μ⊗ν, can be so far above ρ that the whole plan underflows. How heavy it is to be is
-    # decided by the solver's next line, from inner products that have to be numbers: so it gets one of mass 1.
+    # The first costs can be so far above ρ that the whole plan underflows. How heavy it is to be is decided by the
+    # solver's next line, from inner products that have to be numbers: so it gets one of mass 1.
     # After an update of g its columns have the mass ν exp(−g/ρ).
     log_mass = torch.logsumexp(log_nu - g / rho_nu, 1, keepdim=True)
-    lost = log_mass < math.log(torch.finfo(f.dtype).tiny) / 2
-    f = f - epsilon * torch.where(lost & log_mass.isfinite(), log_mass, 0.0)
+    out_of_range = (log_mass.abs() > -math.log(torch.finfo(f.dtype).tiny) / 2) & log_mass.isfinite()
+    lost = torch.where(out_of_range, log_mass, 0.0)
+    f = f - epsilon * lost
     plan = kernel.add_((f / epsilon + log_mu)[:, :, None]).add_((g / epsilon + log_nu)[:, None, :]).exp_()
     healthy = plan.isfinite().flatten(1).all(1) & (plan.amax((1, 2)) > 0)
     return SinkhornResult(
@@ -133,4 +136,12 @@ def sinkhorn_log(
         torch.where(nu == 0, 0.0, g),
         healthy,
         torch.full_like(entropic.epsilon, n_iter),
+        lost[:, 0],
     )
+
+
+def log_ratio(x: Tensor, y: Tensor) -> Tensor:
+    """log(x/y) of positive numbers, also where x/y leaves the numbers that there are."""
+    ratio = x / y
+    inside = (ratio >= torch.finfo(x.dtype).tiny) & ratio.isfinite()
+    return torch.where(inside, torch.log(ratio), torch.log(x) - torch.log(y))

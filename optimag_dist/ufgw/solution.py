@@ -7,6 +7,8 @@ from typing import Literal
 
 from torch import Tensor
 
+from optimag_dist.ufgw.problem import UNIT
+
 Outcome = Literal["converged", "budget spent", "trouble"]
 # Within this share of its mass of where it is going, a plan is at rest for every use in training.
 AT_REST = 5e-3
@@ -21,6 +23,10 @@ REMEDIES = {
     "apart; raise rho",
     "log_domain": "epsilon or rho is too small for the exponential domain in this precision: solved by log-sum-exp, "
     "several times slower; raise epsilon or rho, or pass float64",
+    "masses": "the masses do not sum to 1: structure counts with the square of the mass and all else with the mass, so "
+    "alpha, rho and epsilon do not weigh what they usually do; divide mu and nu by their sums",
+    "rounding": "epsilon is small beside the costs, so the rounding of these alone changes entries of the plan by this "
+    "share; raise epsilon, or pass float64",
     "unfinished": "the solver's budget is spent before its plans are at rest: raise n_outer, n_sinkhorn or epsilon, or "
     "lower alpha",
     "unsettled": "what nodes keep was still moving when its iterations ended: rho is small beside alpha and agreement, "
@@ -29,6 +35,7 @@ REMEDIES = {
 _ALL_ON_DIAGONAL = 0.99
 _NEARLY_INDEPENDENT = 0.01
 _NEARLY_EMPTY = 0.02
+_ROUGH = 0.01
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,15 +46,17 @@ class SolverStatus:
         change: (b,) how far the last outer step wanted to move the plan, Σ|π − π_before|, as a share of its mass.
         marginal_error: (b,) how far its row masses were from those that are optimal at its dual, as a share likewise.
         distance: (b,) the change over 1 − κ^(2·iterations), κ = ρ/(ρ+ε): an estimate of how far the plan is from
-            rest that does not mistake slow Sinkhorn iterations (ρ ≫ ε) for convergence. Where ρ = ∞, the larger of
-            change and marginal error.
+            rest that does not mistake slow Sinkhorn iterations (ρ ≫ ε) for convergence, nor steps below the rounding
+            for none. Where ρ = ∞, the larger of change and marginal error.
         healthy: (b,) bool, the plan is finite and has mass.
         log_domain: (b,) bool, float arithmetic gave out in the exponential domain and the problem was solved again by
             log-sum-exp.
+        rounding: (b,) by what share the rounding of the costs alone may change an entry of the plan.
         diagonal: (b,) share of the plan's mass on its diagonal.
         information: (b,) mutual information of the two sides under the plan over log N: 0 where either side says
             nothing about the other, 1 where it names its partner.
         mass: (b,) of the plan, 1 where it is that of the marginals.
+        marginal_masses: (2, b) Σ μ and Σ ν.
         threshold: distance up to which a problem counts as converged.
         n_outer: outer steps taken.
     """
@@ -57,9 +66,11 @@ class SolverStatus:
     distance: Tensor
     healthy: Tensor
     log_domain: Tensor
+    rounding: Tensor
     diagonal: Tensor
     information: Tensor
     mass: Tensor
+    marginal_masses: Tensor
     threshold: float
     n_outer: int
 
@@ -86,6 +97,12 @@ class SolverStatus:
     def remedy(self) -> str:
         """What to do about the outcome, empty where nothing needs doing."""
         if self.outcome == "trouble":
+            unusual = self._unusual_masses & ~self.healthy
+            if bool(unusual.any()):
+                return (
+                    f"the plan lost all its mass or is not finite: {self._sums(unusual)}, and costs grow with the "
+                    "mass; divide mu and nu by their sums, or raise rho"
+                )
             return (
                 "the plan lost all its mass or is not finite: the costs are large against rho (row mass falls as "
                 "exp(-cost/rho)), so raise rho, or scale the costs to a mean near 1"
@@ -117,19 +134,33 @@ class SolverStatus:
 
     @cached_property
     def warnings(self) -> tuple[str, ...]:
-        """The signs that are there, budget spent aside, each with what to change."""
+        """The signs that are there, budget spent aside, masses that do not sum to 1, and an ε that is too small for the
+        precision, each with what to change."""
         numbers = {"diagonal": self.diagonal, "uniform": self.information, "empty": self.mass}
+        numbers["rounding"] = self.rounding
+        rough = self.healthy & (self.rounding > _ROUGH)
         found = []
-        for sign, flags in self.signs.items():
+        for sign, flags in {**self.signs, "masses": self._unusual_masses, "rounding": rough}.items():
             if sign == "unfinished" or not bool(flags.any()):
                 continue
             text = REMEDIES[sign]
             if sign in numbers:
                 text += f" (here {float(numbers[sign][flags].mean()):.2g})"
+            if sign == "masses":
+                text += f" (here {self._sums(flags)})"
             if len(flags) > 1:
                 text += f" ({int(flags.sum())} of {len(flags)} problems)"
             found.append(text)
         return tuple(found)
+
+    @property
+    def _unusual_masses(self) -> Tensor:
+        return (self.marginal_masses - 1).abs().amax(0) > UNIT
+
+    def _sums(self, flags: Tensor) -> str:
+        """Of the first of the problems that ``flags`` names."""
+        of_mu, of_nu = self.marginal_masses[:, flags][:, 0].tolist()
+        return f"mu sums to {of_mu:.3g} and nu to {of_nu:.3g}"
 
     def __str__(self) -> str:
         kinds = dict.fromkeys(self.outcomes)

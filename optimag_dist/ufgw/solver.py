@@ -26,16 +26,16 @@ import torch
 from torch import Tensor
 
 from optimag_dist.ufgw.capture import replayed
-from optimag_dist.ufgw.checks import DoorChecks, check_budget
+from optimag_dist.ufgw.checks import DoorChecks, check_budget, check_tensor
 from optimag_dist.ufgw.costs import Cost, SparseCost
 from optimag_dist.ufgw.door import Rho, build_problem, exchanges_sides
 from optimag_dist.ufgw.objective import evaluate, free, moments, relative_entropy
 from optimag_dist.ufgw.plan import Plan
 from optimag_dist.ufgw.precision import full_precision
-from optimag_dist.ufgw.problem import Linearised, UFGWProblem
+from optimag_dist.ufgw.problem import UNIT, Linearised, UFGWProblem
 from optimag_dist.ufgw.sinkhorn import Entropic, SinkhornResult, sinkhorn_exp, sinkhorn_log
 from optimag_dist.ufgw.solution import AT_REST, SolverStatus, UFGWSolution
-from optimag_dist.ufgw.step import step_length
+from optimag_dist.ufgw.step import best_scale, step_length
 
 # With a tolerance, Sinkhorn's iterations of one outer step end once one of them moves less than this share of it.
 _STILL = 0.1
@@ -147,7 +147,7 @@ def solve_ufgw(
     """
     check_budget(n_outer, n_sinkhorn, tol)
     checks = DoorChecks()
-    device = C_m.device.type if isinstance(C_m, (Tensor, Cost)) else "cpu"
+    device = (C_m if isinstance(C_m, Cost) else check_tensor("C_m", C_m)).device.type
     with torch.no_grad(), torch.autocast(device, enabled=False):
         problem = build_problem(
             C_m, C_G, M, mu, nu, alpha=alpha, rho=rho, epsilon=epsilon, marginal=marginal, checks=checks
@@ -174,7 +174,7 @@ def solve(problem: UFGWProblem, budget: Budget, checks: DoorChecks) -> SolverSta
         lost = [entry for entry, ok in enumerate(held) if not ok]
         if lost:
             entries = torch.tensor(lost, device=problem.mu.device)
-            again = _run(problem.select(entries), budget, sinkhorn_log)
+            again = _run(problem.select(entries), budget, sinkhorn_log, in_log=True)
             again.log_domain.fill_(True)
             _put_back(state, entries, again)
     return state
@@ -208,29 +208,32 @@ def report(problem: UFGWProblem, state: SolverState, budget: Budget) -> UFGWSolu
     independent = torch.xlogy(plan.rows, plan.rows).sum(1) + torch.xlogy(plan.columns, plan.columns).sum(1)
     independent = independent - torch.xlogy(mass, mass)
     present = torch.minimum((problem.mu > 0).sum(1), (problem.nu > 0).sum(1))
+    objective, rounding = parts.total(), _rounding(problem, state)
     return UFGWSolution(
         plan=plan.kernel,
-        objective=parts.total(),
+        objective=objective,
         parts=parts.as_dict(),
         kept_mass=_share(plan.rows, problem.mu),
         received_mass=_share(plan.columns, problem.nu),
         status=SolverStatus(
             change=state.change,
             marginal_error=state.marginal_error,
-            distance=_distance(problem, state),
-            healthy=state.healthy,
+            distance=_distance(problem, state, rounding),
+            healthy=state.healthy & objective.isfinite() & (mass > 0),
             log_domain=state.log_domain,
+            rounding=rounding,
             diagonal=plan.kernel.diagonal(dim1=1, dim2=2).sum(1) / mass,
             information=(log_moment - independent) / mass / present.to(mass.dtype).log(),
-            mass=mass / (problem.mu.sum(1) * problem.nu.sum(1)).sqrt(),
+            mass=mass / problem.masses.prod(0).sqrt(),
+            marginal_masses=problem.masses,
             threshold=AT_REST if budget.tol is None else budget.tol,
             n_outer=state.steps,
         ),
     )
 
 
-def _run(problem: UFGWProblem, budget: Budget, sinkhorn: Sinkhorn) -> SolverState:
-    state = _start(problem)
+def _run(problem: UFGWProblem, budget: Budget, sinkhorn: Sinkhorn, *, in_log: bool = False) -> SolverState:
+    state = _start(problem, weigh=in_log)
     entropic = problem.entropic()
     still = 0.0 if budget.tol is None else _STILL * budget.tol
     for step in range(1, budget.n_outer + 1):
@@ -246,31 +249,51 @@ def _run(problem: UFGWProblem, budget: Budget, sinkhorn: Sinkhorn) -> SolverStat
             x = x + state.constant[:, None]
         found = sinkhorn(cost, x, y, state.f, state.g, entropic, budget.n_sinkhorn, still)
         state.f, state.g, state.iterations = found.f, found.g, found.iterations
-        state.healthy = state.healthy & found.healthy
+        # Log-sum-exp recovers from a step without mass; the exponential domain does not know what it has missed.
+        state.healthy = found.healthy if in_log else state.healthy & found.healthy
         state.steps = step
         last = step == budget.n_outer
         measure = last or budget.tol is not None
         if measure:
             state.marginal_error = _marginal_error(found, entropic)
         if problem.tensor_kl:
-            _advance_tensor_kl(problem, state, found.plan, entropic, measure=measure)
+            _advance_tensor_kl(problem, state, found, entropic, measure=measure)
         else:
             _advance(problem, state, found.plan, measure=measure)
-        if budget.tol is not None and not last and bool((_distance(problem, state) <= budget.tol).all()):
+        if (
+            budget.tol is not None
+            and not last
+            and bool((_distance(problem, state, _rounding(problem, state)) <= budget.tol).all())
+        ):
             break
     state.spare = None
     return state
 
 
-def _start(problem: UFGWProblem) -> SolverState:
+def _start(problem: UFGWProblem, *, weigh: bool) -> SolverState:
+    """At μ⊗ν, times what its objective is smallest at (line 5) where told to ``weigh`` or masses do not sum to 1: the
+    first costs grow with the mass, and those of masses of 10 a node leave nothing of a plan."""
     a, b = problem.product_plan()
     mass = a.sum(1)
     linearised, own = problem.linearise_product(a, b)
     nought = torch.zeros_like(mass)
-    penalty = (free(problem.rho_mu) * relative_entropy(a, problem.mu)).sum(1)
-    penalty = penalty + (free(problem.rho_nu) * relative_entropy(b * mass[:, None], problem.nu)).sum(1)
+    rows, columns = free(problem.rho_mu), free(problem.rho_nu)
+    penalty = (rows * relative_entropy(a, problem.mu)).sum(1)
+    penalty = penalty + (columns * relative_entropy(b * mass[:, None], problem.nu)).sum(1)
     # π = s μ⊗ν: log(π/μν) is log s everywhere
     relative = -0.5 * mass * torch.log(problem.mu.sum(1) * problem.nu.sum(1))
+    if not problem.tensor_kl and (weigh or not problem.has_unit_masses):
+        linear = (problem.M.from_right(a[:, None, :])[:, 0] * b).sum(1)
+        penalised = (rows * a).sum(1) + (columns * b * mass[:, None]).sum(1)
+        scale, _ = best_scale(
+            (1 - problem.alpha) * linear + penalty + problem.epsilon * relative,
+            2 * problem.alpha * own.clamp_min(0),
+            penalised + problem.epsilon * mass,
+        )
+        given = problem.pinned if weigh else problem.pinned | ((problem.masses - 1).abs().amax(0) <= UNIT)
+        scale = torch.where(given, 1.0, scale.clamp_min(torch.finfo(scale.dtype).tiny ** 0.5))
+        linearised.scaled_(scale)
+        mass, own = mass * scale, own * scale.square()
     return SolverState(
         plan=None,
         mass=mass,
@@ -299,14 +322,19 @@ def _advance(problem: UFGWProblem, state: SolverState, plan: Plan, *, measure: b
 
 
 def _advance_tensor_kl(
-    problem: UFGWProblem, state: SolverState, plan: Plan, entropic: Entropic, *, measure: bool
+    problem: UFGWProblem, state: SolverState, found: SinkhornResult, entropic: Entropic, *, measure: bool
 ) -> None:
-    plan, linearised = problem.linearise(plan)
+    plan, linearised = problem.linearise(found.plan)
     m = moments(problem, state.linearised, state.f, state.g, plan, linearised)
     linear = (1 - problem.alpha) * plan.inner(problem.M)
     cost = linear + 2 * problem.alpha * m.across + state.constant * m.mass
     relative = (m.duals - cost) / entropic.epsilon
     scale = (state.mass / m.mass).sqrt()
+    if found.lost is not None:
+        # By the same rule the far too costly plans that a solve may begin with leave e^-1000 of the mass and less. They
+        # change it by e^±4, and the next one is better.
+        change = 0.5 * (found.lost + m.mass.log() - state.mass.log()).clamp(-8, 8)
+        scale = torch.where(found.lost == 0, scale, state.mass / m.mass * change.exp())
     grown = scale * scale.log()
     penalty = scale * m.penalty + grown * m.penalised
     state.constant = 2 * (penalty + problem.epsilon * (scale * relative + grown * m.mass))
@@ -332,18 +360,29 @@ def _move(
         state.linearised = state.linearised.mixed_(linearised, share)
 
 
-def _distance(problem: UFGWProblem, state: SolverState) -> Tensor:
+def _distance(problem: UFGWProblem, state: SolverState, rounding: Tensor) -> Tensor:
     """(b,) how far the plan is from rest; see :class:`SolverStatus`.
 
     One outer step covers at least 1 − κ^(2·iterations) of the way, as far as Sinkhorn decides it: each iteration
     contracts the duals by κ² or better (Séjourné et al. 2019), which is slow where ρ ≫ ε. Where ρ = ∞ that says
-    nothing, and the marginals themselves are looked at.
+    nothing, and the marginals themselves are looked at. What a step of less than the rounding leaves undone counts too:
+    where iterations are very slow, such steps add up to the way that is left.
     """
     rho = torch.maximum(free(problem.rho_mu).amax(1), free(problem.rho_nu).amax(1))
     kappa = rho / (rho + problem.epsilon)
-    return torch.maximum(
-        state.change / (1 - kappa.pow(2 * state.iterations)), torch.where(problem.pinned, state.marginal_error, 0.0)
-    )
+    covered = 1 - kappa.pow(2 * state.iterations)
+    unseen = rounding * (1 - covered) / covered
+    marginal_error = torch.where(problem.pinned, state.marginal_error, 0.0)
+    return torch.maximum(state.change / covered, unseen).maximum(marginal_error)
+
+
+def _rounding(problem: UFGWProblem, state: SolverState) -> Tensor:
+    """(b,) see :class:`SolverStatus`: a unit of the largest numbers that the exponents (f⊕g − C)/ε are made of."""
+    size = state.f.abs().amax(1) + state.g.abs().amax(1)
+    size = size + 2 * problem.alpha * (state.linearised.rows.amax(1) + state.linearised.columns.amax(1))
+    size = size + (1 - problem.alpha) * problem.highest_prior
+    epsilon = problem.epsilon * (2 * state.mass if problem.tensor_kl else 1)
+    return torch.finfo(size.dtype).eps * size / epsilon
 
 
 def _marginal_error(found: SinkhornResult, entropic: Entropic) -> Tensor:

@@ -68,7 +68,7 @@ def step_length(
     a = m.penalty + m.duals - across
     b = 2 * problem.alpha * m.own.clamp_min(0)
     c = m.penalised + problem.epsilon * m.mass
-    scale, log_scale = _best_scale(a, b, c)
+    scale, log_scale = best_scale(a, b, c)
     scale, log_scale = torch.where(problem.pinned, 1.0, scale), torch.where(problem.pinned, 0.0, log_scale)
     there = a * scale + b / 2 * scale.square() + c * (scale * log_scale - scale)
 
@@ -94,7 +94,7 @@ def step_length(
     )
 
 
-def _best_scale(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+def best_scale(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     """s > 0 with a + b·s + c·log s = 0, and log s, for b ≥ 0 and c > 0.
 
     In t = log s the left side is increasing and convex: one root, which Newton's iteration approaches from above

@@ -19,6 +19,14 @@ def test_cosine_cost_is_one_minus_cosine_over_its_mean(nodes, dim, seed, scale):
     assert float(cost.mean()) == pytest.approx(1)
 
 
+def test_a_row_of_zeros_counts_as_absent():
+    z = torch.randn(5, 3, dtype=torch.float64)
+    z[2] = 0
+    present = torch.arange(5) != 2
+    torch.testing.assert_close(cosine_cost(z), cosine_cost(z, present), rtol=0, atol=0)
+    torch.testing.assert_close(cosine_cost(z * 1e-200), cosine_cost(z), rtol=1e-9, atol=1e-12)
+
+
 def test_cosine_cost_of_present_nodes_is_that_without_the_others():
     z = torch.randn(6, 3, dtype=torch.float64)
     z[4] = math.nan

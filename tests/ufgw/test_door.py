@@ -67,9 +67,9 @@ def hand_made(columns: list[int], indptr: tuple[int, ...] = (0, 1, 2, 3, 4), ent
         ({"nu": [0.25] * 4}, "nu.*list"),
         ({"nu": torch.tensor([1.0, math.inf, 1.0, 1.0])}, "nu holds 1 NaN or infinite"),
         ({"nu": torch.tensor([[1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0]])}, "nu: all nodes of problem 1"),
-        ({"C_m": cosine([math.nan, 1.0])}, "C_m: embedding 1 of problem 0 is zero or not finite"),
-        ({"C_m": cosine([math.inf, 1.0])}, "C_m: embedding 1 of problem 0 is zero or not finite"),
-        ({"C_m": cosine([0.0, 0.0])}, "C_m: embedding 1 of problem 0 .*mark nodes"),
+        ({"C_m": cosine([math.nan, 1.0])}, "C_m: embedding 1 of problem 0 has NaN or infinity"),
+        ({"C_m": cosine([math.inf, 1.0])}, "C_m: embedding 1 of problem 0 has NaN or infinity"),
+        ({"C_m": CosineCost.from_embeddings(torch.zeros(4, 2))}, "C_m: no embedding has a direction"),
         ({"C_m": CosineCost.from_embeddings(torch.ones(5, 2))}, "C_G: got 4 nodes where C_m has 5"),
         ({"C_G": sparse([0.5, -0.25, 0.0, 1.0])}, "S of C_G has a minimum of -0.25"),
         ({"C_G": sparse([0.5, math.nan, 0.0, 1.0])}, "S of C_G holds 1 NaN"),
@@ -94,6 +94,22 @@ def hand_made(columns: list[int], indptr: tuple[int, ...] = (0, 1, 2, 3, 4), ent
         ({"rho": torch.ones(5)}, "rho: got 5 nodes"),
         ({"rho": torch.ones(4, dtype=torch.int64)}, "rho.*int64"),
         ({"rho": torch.ones(2, 4), "mu": torch.ones(3, 4)}, "batch sizes"),
+        ({"rho": [0.1, 0.1]}, "rho: got a list, needed a number.*tuple"),
+        ({"rho": (0.1, [0.1] * 4)}, r"rho \(nu\): got a list"),
+        ({"rho": None}, "rho=None: needed a number"),
+        ({"rho": 1j}, "rho=1j: needed a number"),
+        ({"alpha": "0.5"}, "alpha='0.5': needed a number"),
+        ({"alpha": torch.ones(2)}, "alpha=.*needed a number"),
+        ({"epsilon": None}, "epsilon=None: needed a number"),
+        ({"n_outer": None}, "n_outer=None: needed a number"),
+        ({"tol": "small"}, "tol='small': needed a number"),
+        ({"marginal": None}, "'kl', 'kl_tensor'"),
+        ({"C_m": None}, "C_m: got NoneType"),
+        ({"C_G": [[0.0]]}, "C_G: got list"),
+        ({"M": torch.ones(4, 4).to_sparse()}, r"M: .*sparse_coo.*to_dense\(\)"),
+        ({"C_m": torch.ones(4, 4, dtype=torch.complex64)}, "C_m: got torch.complex64"),
+        ({"C_m": torch.ones(4, 4, device="meta")}, "C_m is on the meta device"),
+        ({"mu": np.ones(4)}, "mu: got ndarray.*torch.as_tensor"),
         ({"rho": torch.ones(4), "marginal": "kl_tensor"}, "rho: got one weight per node with marginal='kl_tensor'"),
     ],
 )
@@ -109,7 +125,7 @@ def test_bad_input_is_named(change, message):
     [
         ({}, "^C_m holds 16 NaN"),
         ({"C_m": torch.ones(4, 4), "M": torch.full((4, 4), math.nan)}, "^M holds 16 NaN"),
-        ({"C_m": torch.ones(4, 4), "C_G": cosine([0.0, 0.0])}, "^C_G: embedding 1"),
+        ({"C_m": torch.ones(4, 4), "C_G": cosine([math.nan, 0.0])}, "^C_G: embedding 1"),
         ({"C_m": torch.ones(4, 4), "mu": torch.zeros(4)}, "^mu: all nodes"),
         ({"C_m": torch.ones(4, 4), "rho": (0.1, 0.2, 0.3)}, "tuple of 3"),
         ({"C_m": torch.ones(4, 4), "rho": (-0.1, 0.2)}, r"rho \(mu\)=-0.1"),
@@ -132,6 +148,28 @@ def test_an_embedding_that_nobody_is_asked_for_may_be_anything():
         assert solution.plan.isfinite().all()
         assert (solution.plan[1] == 0).all()
         assert solution.objective.isfinite()
+
+
+def test_an_embedding_of_length_zero_takes_no_part():
+    _, C_G, M = random_costs(4, 0, dtype=torch.float32)
+    zero, absent = cosine([0.0, 0.0]), cosine([1.0, 1.0], [True, False, True, True])
+    masses = torch.tensor([0.3, 0.2, 0.3, 0.2])
+    for mu in (None, masses):
+        found, expected = (solve_ufgw(cost, C_G, M, mu=mu) for cost in (zero, absent))
+        torch.testing.assert_close(found.plan, expected.plan, rtol=0, atol=0)
+        assert (found.plan[1] == 0).all()
+        assert found.kept_mass.isnan().tolist() == [False, True, False, False]
+    # On the other side only where nothing else is said of it.
+    third = torch.where(torch.arange(4) == 1, 0, 1 / 3)
+    torch.testing.assert_close(solve_ufgw(zero, C_G, M).plan, solve_ufgw(zero, C_G, M, mu=third, nu=third).plan)
+    assert not solve_ufgw(zero, C_G, M, nu=masses).received_mass.isnan().any()
+    torch.testing.assert_close(solve_ufgw(C_G, zero, M.T).plan, solve_ufgw(zero, C_G, M).plan.T)
+
+
+def test_gradients_of_inputs_are_left_alone():
+    costs = [x.requires_grad_() for x in random_costs(4, 0)]
+    vectors = {name: torch.full((4,), 0.25, dtype=torch.float64, requires_grad=True) for name in ("mu", "nu", "rho")}
+    assert not solve_ufgw(*costs, **vectors).objective.requires_grad
 
 
 def test_everything_that_is_wrong_is_said_at_once():

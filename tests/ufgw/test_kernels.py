@@ -25,7 +25,7 @@ from optimag_dist.ufgw.objective import moments
 from optimag_dist.ufgw.plan import Plan
 from optimag_dist.ufgw.problem import UFGWProblem
 from optimag_dist.ufgw.sinkhorn import Entropic, sinkhorn_exp, sinkhorn_log
-from optimag_dist.ufgw.step import _best_scale, step_length
+from optimag_dist.ufgw.step import best_scale, step_length
 
 from .ufgw_oracle import random_costs, random_embeddings, random_masses, random_present, random_proximity
 
@@ -400,7 +400,7 @@ def test_entropy_counts_what_underflows_as_nothing():
 def test_the_best_scale_is_the_root_of_its_equation_in_both_forms(log_scale, rising, curve):
     constant = -(rising * math.exp(log_scale) + curve * log_scale)
     sums = importlib.import_module("optimag_dist.ufgw.compiled.sums")
-    scale, found = _best_scale(*(torch.tensor(x, dtype=torch.float64) for x in (constant, rising, curve)))
+    scale, found = best_scale(*(torch.tensor(x, dtype=torch.float64) for x in (constant, rising, curve)))
     # The root is known as well as the left side is: a few roundings of its largest term over its slope.
     slope = rising * math.exp(log_scale) + curve
     limit = 1e-15 * (10 + 10 * (abs(constant) + rising + curve * abs(log_scale)) / slope)

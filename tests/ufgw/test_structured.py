@@ -382,7 +382,8 @@ def at_a_plan(cost: CosineCost, C_G: Cost, M: Cost, kernel: Tensor, masses: Tens
     problem = UFGWProblem.build(cost, C_G, M, masses, masses, rho, rho, alpha=0.6, epsilon=0.01)
     ones = torch.ones_like(masses)
     plan, linearised = problem.linearise(Plan(kernel.clone(), ones, ones, kernel.sum(2), kernel.sum(1)))
-    return structure_term(cost, problem, plan, linearised, torch.ones_like(problem.mu[:, 0], dtype=torch.bool))
+    healthy = torch.ones_like(problem.mu[:, 0], dtype=torch.bool)
+    return structure_term(cost, problem, plan, linearised, healthy, lambda: (problem, plan))
 
 
 # Eight nodes: the factor of 2 + 2 columns does the work, that of 7 + 2 is written out.

@@ -99,6 +99,15 @@ def log(x):  # type: ignore[no-untyped-def]
     raise NotImplementedError("compiled code only")
 
 
+@jit(error_model="numpy")
+def log_ratio(x, y, tiny):  # type: ignore[no-untyped-def]
+    """log(x/y) of positive numbers, also where x/y is below ``tiny``, the smallest normal number, or overflows."""
+    ratio = x / y
+    if tiny <= ratio < np.inf:
+        return np.log(ratio)
+    return np.log(x) - np.log(y)
+
+
 @overload(log)
 def _overload_log(x):  # type: ignore[no-untyped-def]
     if x == types.float32:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from optimag_dist.jit import jit
-from optimag_dist.ufgw.compiled.elementary import exp
+from optimag_dist.ufgw.compiled.elementary import exp, log_ratio
 from optimag_dist.ufgw.compiled.threads import REORDER, for_each_part, for_each_problem
 
 _LANES = 64
@@ -174,8 +174,8 @@ def _finish(x, y, mu, nu, eps, row_low, column_low, row_sums, column_sums, floor
         # The clamp was harmless if all it could have added to a sum is below that sum's rounding.
         held &= mu[i] == 0 or (row_sums[i] > clamped * b_total and 0 < a[i] <= info.max)
         held &= nu[i] == 0 or (column_sums[i] > clamped * a_total and 0 < b[i] <= info.max)
-        f[i] = row_low[i] + x[i] + eps * np.log(a[i] / mu[i]) if mu[i] > 0 else kind(0)
-        g[i] = column_low[i] + y[i] + eps * np.log(b[i] / nu[i]) if nu[i] > 0 else kind(0)
+        f[i] = row_low[i] + x[i] + eps * log_ratio(a[i], mu[i], info.tiny) if mu[i] > 0 else kind(0)
+        g[i] = column_low[i] + y[i] + eps * log_ratio(b[i], nu[i], info.tiny) if nu[i] > 0 else kind(0)
     return held
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from optimag_dist.jit import jit
-from optimag_dist.ufgw.compiled.elementary import log
+from optimag_dist.ufgw.compiled.elementary import log, log_ratio
 from optimag_dist.ufgw.compiled.threads import REORDER, for_each_problem
 
 
@@ -56,6 +56,7 @@ def _inner(x, y):  # type: ignore[no-untyped-def]
 @jit(nogil=True, error_model="numpy")
 def _side(x, reference, rho, dual, at, own):  # type: ignore[no-untyped-def]
     """Sums over one side's masses: mass, ⟨own, x⟩, ⟨at, x⟩, ⟨dual, x⟩, Σ ρ x log(x/reference), Σ ρ x."""
+    tiny = np.finfo(x.dtype).tiny
     mass, own_sum, at_sum, dual_sum, penalty, penalised = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
     for i in range(len(x)):
         mass += x[i]
@@ -63,7 +64,7 @@ def _side(x, reference, rho, dual, at, own):  # type: ignore[no-untyped-def]
         at_sum += at[i] * x[i]
         dual_sum += dual[i] * x[i]
         if rho[i] < np.inf and x[i] > 0:
-            penalty += rho[i] * x[i] * np.log(x[i] / reference[i])
+            penalty += rho[i] * x[i] * log_ratio(x[i], reference[i], tiny)
             penalised += rho[i] * x[i]
     return mass, own_sum, at_sum, dual_sum, penalty, penalised
 
