@@ -1,18 +1,26 @@
 """OptiMAG in three lines of any torch loop: look the graph up, regularise the embeddings."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from scipy.sparse import coo_array
 from torch import Tensor, nn
 
 from optimag_dist.ppr import PPRArtefact
 from optimag_dist.types import GraphPrior, InputError
 from optimag_dist.ufgw import UFGWDiagnostics, UFGWRegulariser
+from optimag_dist.ufgw.backend import outside_graphs
+from optimag_dist.ufgw.checks import check_tensor
 from optimag_dist.ufgw.costs import AnchorKind
 from optimag_dist.ufgw.regulariser import PlanKind
+
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+# Rows of a dense prior that are looked through at once.
+_BLOCK = 256
 
 
 class OptiMAG(nn.Module):
@@ -26,8 +34,10 @@ class OptiMAG(nn.Module):
 
     Args:
         prior: personalised PageRank of the graph: the path of a PPR artefact, an open one (or anything with
-            ``submatrix(node_ids)``), or a dense (n, n) tensor of values ≥ 0 for a small graph. A dense one moves with
-            ``.to(device)`` and is not part of the state dict.
+            ``submatrix(node_ids)``), or a dense (n, n) tensor of values ≥ 0 for a small graph. Of a dense one the ``k``
+            largest entries of each row and the diagonal are kept, on the host, as in an artefact: in a whole PPR matrix
+            every pair is a little near, and among so many neighbours a conflict with the few that count is lost.
+        k: entries kept of each row of a dense prior, at least 1; of an artefact it was chosen when that was made.
         plan: ``local`` leaves mass where it is and judges nodes by their neighbourhood; ``transport`` is the published
             problem. What is said of either below is not used by the other.
         alpha: weight of structure, in [0, 1]; of ``transport`` against the anchor prior.
@@ -53,6 +63,7 @@ class OptiMAG(nn.Module):
         self,
         prior: str | PathLike[str] | GraphPrior | Tensor,
         *,
+        k: int = 32,
         plan: PlanKind = "local",
         alpha: float = 0.6,
         rho: float = 0.5,
@@ -83,12 +94,11 @@ class OptiMAG(nn.Module):
             n_sinkhorn=n_sinkhorn,
             prior=anchor,
         )
-        self.prior: GraphPrior | None = None
-        dense: Tensor | None = None
+        self.prior: GraphPrior
         if isinstance(prior, (str, PathLike)):
             self.prior = PPRArtefact.open(Path(prior))
         elif isinstance(prior, Tensor):
-            dense = _checked_dense(prior)
+            self.prior = _TopEntries(prior, k)
         elif callable(getattr(prior, "submatrix", None)):
             self.prior = prior
         else:
@@ -96,15 +106,12 @@ class OptiMAG(nn.Module):
                 f"prior: got {type(prior).__name__}; needed the path of a PPR artefact, an open one, or a dense (n, n) "
                 "torch tensor (torch.as_tensor converts a numpy array)"
             )
-        self.dense: Tensor | None
-        self.register_buffer("dense", dense, persistent=False)
         # None: the prior is the user's own and judges the ids itself.
         self.num_nodes: int | None = None
-        if dense is not None:
-            self.num_nodes = len(dense)
-        elif isinstance(self.prior, PPRArtefact):
+        if isinstance(self.prior, (PPRArtefact, _TopEntries)):
             self.num_nodes = self.prior.num_nodes
 
+    @outside_graphs
     def forward(
         self, embeddings: Mapping[str, Tensor], node_ids: Tensor, present: Mapping[str, Tensor] | None = None
     ) -> Tensor:
@@ -112,7 +119,7 @@ class OptiMAG(nn.Module):
 
         Args:
             embeddings: modality → (N, d_m) encoder outputs, row i belongs to ``node_ids[i]``; widths may differ.
-            node_ids: (N,) int64 distinct nodes of the graph, N ≥ 2, on any device (read on the host).
+            node_ids: (N,) integers, distinct nodes of the graph, N ≥ 2, on any device (read on the host).
             present: modality → (N,) bool, False where a node lacks the modality; default all present.
 
         Returns:
@@ -127,14 +134,10 @@ class OptiMAG(nn.Module):
             raise InputError(
                 "embeddings: needed a mapping of modality names to (N, d) tensors, with at least one entry"
             )
-        device = next(iter(embeddings.values())).device
+        name, first = next(iter(embeddings.items()))
+        device = check_tensor(f"embeddings[{name!r}]", first).device
         ids = self._checked_ids(node_ids)
-        if self.dense is not None:
-            rows = ids.to(self.dense.device)
-            proximity = self.dense[rows[:, None], rows]
-        else:
-            assert self.prior is not None
-            proximity = _as_tensor(self.prior.submatrix(ids.numpy()))
+        proximity = _as_tensor(self.prior.submatrix(ids.numpy()))
         value: Tensor = self.regulariser(embeddings, proximity.to(device), present)
         return value
 
@@ -147,14 +150,14 @@ class OptiMAG(nn.Module):
         return self.regulariser.diagnostics()
 
     def _checked_ids(self, node_ids: Tensor) -> Tensor:
-        if not isinstance(node_ids, Tensor) or node_ids.dtype != torch.int64 or node_ids.ndim != 1:
+        if not isinstance(node_ids, Tensor) or node_ids.dtype not in _INTEGERS or node_ids.ndim != 1:
             got = (
                 f"{node_ids.dtype} {tuple(node_ids.shape)}" if isinstance(node_ids, Tensor) else type(node_ids).__name__
             )
-            raise InputError(f"node_ids: got {got}, needed a LongTensor of shape (N,)")
+            raise InputError(f"node_ids: got {got}, needed a LongTensor of shape (N,) (torch.as_tensor converts)")
         if len(node_ids) < 2:
             raise InputError(f"node_ids: got {len(node_ids)} node(s); a structure needs at least 2")
-        ids = node_ids.detach().cpu()
+        ids = node_ids.detach().cpu().long()
         ordered = ids.sort().values
         low, high = int(ordered[0]), int(ordered[-1])
         if low < 0 or (self.num_nodes is not None and high >= self.num_nodes):
@@ -175,12 +178,44 @@ def _as_tensor(submatrix: Any) -> Tensor:
         ) from error
 
 
-def _checked_dense(prior: Tensor) -> Tensor:
-    if prior.ndim != 2 or prior.shape[0] != prior.shape[1] or not prior.is_floating_point():
-        raise InputError(f"prior: got {prior.dtype} of shape {tuple(prior.shape)}, needed floating point (n, n) PPR")
-    values = prior.detach()
-    if not bool(values.isfinite().all()):
-        raise InputError(f"prior: {int((~values.isfinite()).sum())} values are NaN or infinite; needed PPR values ≥ 0")
-    if bool((values < 0).any()):
-        raise InputError(f"prior: the minimum is {float(values.min()):.3g}; needed PPR values ≥ 0")
-    return values
+class _TopEntries:
+    """The k largest entries of each row of a dense prior, ties to the smaller id, and the diagonal.
+
+    No tensor of a module: a buffer would be sent to all ranks at every step.
+    """
+
+    def __init__(self, prior: Tensor, k: int) -> None:
+        if not isinstance(k, int) or k < 1:
+            raise InputError(f"k={k!r}: needed a whole number of entries per row, at least 1")
+        try:
+            check_tensor("prior", prior)
+        except ValueError as error:
+            raise InputError(str(error)) from None
+        if prior.requires_grad:
+            raise InputError("prior requires a gradient, which does not reach it; pass prior.detach()")
+        if prior.ndim != 2 or prior.shape[0] != prior.shape[1] or not len(prior):
+            raise InputError(f"prior: got shape {tuple(prior.shape)}, needed (n, n) PPR")
+        if bad := int((~prior.isfinite()).sum()):
+            raise InputError(f"prior: {bad} values are NaN or infinite; needed PPR values ≥ 0")
+        if bool((prior < 0).any()):
+            raise InputError(f"prior: the minimum is {float(prior.min()):.3g}; needed PPR values ≥ 0")
+        self.num_nodes = len(prior)
+        rows, columns, values = (torch.cat(x).cpu().numpy() for x in zip(*_top_entries(prior, k), strict=True))
+        self._entries = coo_array((values, (rows, columns)), shape=prior.shape).tocsr()
+
+    def submatrix(self, node_ids: np.ndarray) -> np.ndarray:
+        """As :meth:`PPRArtefact.submatrix`; float64 where the prior was."""
+        found: np.ndarray = self._entries[node_ids][:, node_ids].toarray()
+        return found
+
+
+def _top_entries(prior: Tensor, k: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Rows, columns and values of what is kept, some rows at a time."""
+    for start, block in zip(range(0, len(prior), _BLOCK), prior.split(_BLOCK), strict=True):
+        block = block.to(torch.promote_types(block.dtype, torch.float32))
+        least = block.topk(min(k, len(prior)), dim=1).values[:, -1:]
+        above, level = block > least, block == least
+        kept = above | (level & (level.cumsum(1) <= k - above.sum(1, keepdim=True)))
+        kept.diagonal(start).fill_(True)
+        row, column = (kept & (block > 0)).nonzero(as_tuple=True)
+        yield row + start, column, block[row, column]

@@ -1,3 +1,4 @@
+import copy
 import inspect
 import math
 from types import SimpleNamespace
@@ -5,9 +6,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from scipy.sparse import coo_array
 
 from optimag_dist import OptiMAG
-from optimag_dist.ppr import PPRArtefact, PPROptions
+from optimag_dist.ppr import PPRArtefact, PPROptions, ppr_topk
 from optimag_dist.ppr.artefact import artefact_key
 from optimag_dist.ppr.block import block_name, write_block
 from optimag_dist.types import InputError
@@ -63,11 +65,67 @@ def test_presence_is_handed_on():
     assert optimag.diagnostics().kept_mass["image"].isnan().tolist() == [False, False, True, False]
 
 
-def test_a_dense_prior_moves_with_the_module_and_stays_out_of_the_state():
+def test_a_dense_prior_is_no_state_and_nothing_that_ranks_send_each_other():
     optimag = OptiMAG(dense_prior())
     assert optimag.state_dict() == {}
-    assert [name for name, _ in optimag.named_buffers()] == ["dense"]
+    assert not list(optimag.buffers())
     assert not list(optimag.parameters())
+    Z, ids = embeddings(5), torch.tensor([7, 2, 11, 0, 5])
+    torch.testing.assert_close(copy.deepcopy(optimag)(Z, ids), optimag(Z, ids), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_of_a_dense_prior_the_top_entries_of_an_artefact_are_kept(tmp_path, dtype):
+    # A ring with a chord: many equal entries, of which the smaller ids stay.
+    nodes, k = 24, 5
+    ring = np.arange(nodes)
+    pairs = np.concatenate([np.stack([ring, (ring + 1) % nodes], 1), [[0, nodes // 2]]])
+    adjacency = coo_array((np.ones(2 * len(pairs)), np.concatenate([pairs, pairs[:, ::-1]]).T)).tocsr()
+    indptr, columns, values = ppr_topk(adjacency.indptr, adjacency.indices, ring, eps=1e-9, k=nodes)
+    rows = np.repeat(ring, np.diff(indptr))
+    whole = torch.zeros(nodes, nodes)
+    whole[rows, columns] = torch.as_tensor(values)
+    # In PPR itself the diagonal is always among them.
+    cut = OptiMAG(whole.to(dtype), k=k).prior.submatrix(ring)
+    indptr, columns, values = ppr_topk(adjacency.indptr, adjacency.indices, ring, eps=1e-9, k=k)
+    expected = np.zeros((nodes, nodes), np.float32)
+    expected[np.repeat(ring, np.diff(indptr)), columns] = values
+    np.testing.assert_array_equal(cut, expected)
+    assert cut.dtype == np.zeros(0, str(dtype).removeprefix("torch.")).dtype
+
+
+def test_of_a_dense_prior_the_diagonal_is_kept_even_where_it_is_small():
+    prior = torch.ones(6, 6) - 0.9 * torch.eye(6)
+    others = torch.tensor([[0, 1, 1, 0, 0, 0], [1, 0, 1, 0, 0, 0]] + [[1, 1, 0, 0, 0, 0]] * 4)
+    kept = OptiMAG(prior, k=2).prior.submatrix(np.arange(6))
+    np.testing.assert_allclose(kept, others + 0.1 * torch.eye(6), rtol=1e-6)
+    assert (OptiMAG(prior).prior.submatrix(np.arange(6)) == prior.numpy()).all()
+    assert (OptiMAG(torch.ones(40, 40)).prior.submatrix(np.arange(40)) > 0).sum(1).tolist() == [32] * 32 + [33] * 8
+
+
+def test_an_embedding_of_length_zero_is_an_absent_one():
+    Z = embeddings(5)
+    Z["image"][3] = 0
+    present = torch.tensor([True, True, True, False, True])
+    for plan in ("local", "transport"):
+        optimag, marked = OptiMAG(dense_prior(), plan=plan), OptiMAG(dense_prior(), plan=plan)
+        loss = optimag(Z, torch.arange(5))
+        torch.testing.assert_close(loss, marked(Z, torch.arange(5), {"image": present}), rtol=0, atol=0)
+        found = optimag.diagnostics()
+        assert found.kept_mass["image"].isnan().tolist() == (~present).tolist()
+        assert {name: int(count) for name, count in found.without_direction.items()} == {"text": 0, "image": 1}
+        assert int(marked.diagnostics().without_direction["image"]) == 0
+
+
+def test_it_works_in_a_compiled_model():
+    optimag = OptiMAG(dense_prior(), plan="local")
+    linear = torch.nn.Linear(3, 4)
+
+    def loss(z):
+        return optimag({"text": linear(z)}, torch.arange(6)) + z.square().sum()
+
+    z = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(torch.compile(loss, backend="eager")(z), loss(z))
 
 
 def test_reads_an_artefact_by_its_path(tmp_path):
@@ -90,7 +148,7 @@ def test_reads_an_artefact_by_its_path(tmp_path):
 def test_defaults_are_the_regularisers():
     ours = inspect.signature(OptiMAG).parameters
     theirs = inspect.signature(UFGWRegulariser).parameters
-    assert {name: p.default for name, p in ours.items() if name not in ("prior", "anchor")} == {
+    assert {name: p.default for name, p in ours.items() if name not in ("prior", "k", "anchor")} == {
         name: p.default for name, p in theirs.items() if name != "prior"
     }
     assert ours["anchor"].default == theirs["prior"].default
@@ -104,11 +162,20 @@ def test_defaults_are_the_regularisers():
         ([3, 1, 3], "node 3 comes more than once"),
         ([3], "at least 2"),
         ([0.0, 1.0, 2.0], "LongTensor"),
+        ([True, False, True], "bool"),
+        (np.array([0, 1, 2]), "ndarray.*torch.as_tensor"),
+        (None, "NoneType"),
     ],
 )
 def test_bad_node_ids_are_named(ids, message):
     with pytest.raises(InputError, match=message):
-        OptiMAG(dense_prior())(embeddings(len(ids)), torch.tensor(ids))
+        OptiMAG(dense_prior())(embeddings(3), torch.tensor(ids) if isinstance(ids, list) else ids)
+
+
+def test_node_ids_may_be_any_integers():
+    Z, optimag = embeddings(4), OptiMAG(dense_prior())
+    expected = optimag(Z, torch.arange(4))
+    torch.testing.assert_close(optimag(Z, torch.arange(4, dtype=torch.int32)), expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -119,11 +186,24 @@ def test_bad_node_ids_are_named(ids, message):
         (-torch.eye(3), "minimum is -1"),
         (torch.zeros(3, 3, dtype=torch.int64), "int64"),
         (np.zeros((3, 3)), "torch.as_tensor"),
+        (None, "NoneType"),
+        ([[0.1]], "list"),
+        (torch.zeros(0, 0), r"\(0, 0\)"),
+        (torch.eye(3).to_sparse(), r"sparse_coo.*to_dense"),
+        (torch.eye(3, dtype=torch.complex64), "complex64"),
+        (torch.eye(3, requires_grad=True), "gradient.*detach"),
+        (torch.eye(3, device="meta"), "meta"),
     ],
 )
 def test_bad_priors_are_named(prior, message):
     with pytest.raises(InputError, match=message):
         OptiMAG(prior)
+
+
+@pytest.mark.parametrize("k", [0, 2.5, None])
+def test_a_bad_number_of_entries_is_named(k):
+    with pytest.raises(InputError, match=f"k={k}"):
+        OptiMAG(dense_prior(), k=k)
 
 
 @pytest.mark.parametrize("submatrix", [None, np.ones((4, 4), object), [[1.0], [1.0, 2.0]]])
