@@ -21,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from optimag_dist.console import console
-from optimag_dist.inference.forward import Activations, Forward
+from optimag_dist.inference.forward import Activations, Forward, NotFinite, check_finite
 from optimag_dist.inference.options import EmbedOptions, PredictOptions
 from optimag_dist.inference.parts import Parts
 from optimag_dist.inference.trained import TrainedModel
@@ -32,7 +32,7 @@ from optimag_dist.store.bad_rows import shown
 from optimag_dist.store.edges import IdColumn
 from optimag_dist.store.ids import NodeIds
 from optimag_dist.store.tables import open_list
-from optimag_dist.types import InputError, RunError
+from optimag_dist.types import Diverged, InputError, RunError
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,7 @@ def infer(
 
     Raises:
         InputError: checkpoint, store, ids and options do not fit together, or ``out`` holds something else.
+        Diverged: an answer is no number; names a node.
         RunError: a block failed; names it. What was finished before stays and is reused by the next call.
     """
     trained = TrainedModel.open(checkpoint, torch.device("cpu"))
@@ -184,7 +185,7 @@ def _compute_block(job: Job, stage: int, index: int) -> int:
         trained.model, list(trained.widths), trained.rows(job.store), job.fanouts, job.options.seed, device
     )
     nodes = job.block(index)
-    with torch.inference_mode():
+    with torch.inference_mode(), _told(job):
         if stage == 0 and job.stages > 1:
             job.parts.write_activations(stage, index, _numpy(forward.fuse(nodes)))
             return len(nodes)
@@ -200,9 +201,23 @@ def _compute_block(job: Job, stage: int, index: int) -> int:
         if isinstance(job.options, EmbedOptions):
             columns |= _embedding_columns(job.options, hidden, forward, nodes)
         else:
-            columns |= _prediction_columns(job.options, trained, hidden)
+            columns |= _prediction_columns(job.options, trained, hidden, nodes)
         job.parts.write_part(index, pa.table(columns))
     return len(nodes)
+
+
+@contextmanager
+def _told(job: Job) -> Iterator[None]:
+    """Which of the user's nodes an answer that is no number belongs to."""
+    try:
+        yield
+    except NotFinite as error:
+        node = job.store.ids(np.array([error.node]))[0]
+        more = f" (and of {error.count - 1:,} more computed with it)" if error.count > 1 else ""
+        raise Diverged(
+            f"{error.what} of node {node!r}{more} is not finite: its numbers, or a neighbour's, lie far beyond those "
+            f"that {job.checkpoint} was trained on, or training had diverged; look at its features, or train again"
+        ) from None
 
 
 def _embedding_columns(
@@ -216,8 +231,12 @@ def _embedding_columns(
     return columns
 
 
-def _prediction_columns(options: PredictOptions, trained: TrainedModel, hidden: Tensor) -> dict[str, pa.Array]:
-    probabilities = _numpy(trained.classifier.linear(hidden).softmax(dim=1))
+def _prediction_columns(
+    options: PredictOptions, trained: TrainedModel, hidden: Tensor, nodes: np.ndarray
+) -> dict[str, pa.Array]:
+    scores = trained.classifier.linear(hidden)
+    check_finite(scores, nodes, "a class's score")
+    probabilities = _numpy(scores.softmax(dim=1))
     best = probabilities.argmax(axis=1)
     columns = {
         "label": pa.array(trained.classes).take(pa.array(best)),
@@ -263,8 +282,8 @@ def _failed(job: Job, stage: int, index: int, error: Exception) -> Exception:
     first, last = job.store.ids(job.block(index)[[0, -1]])
     where = f"block {index} of {job.parts.num_parts} (nodes {first!r} to {last!r}), stage {stage + 1} of {job.stages}"
     ours = explained(error)
-    if isinstance(ours, InputError):
-        return InputError(f"{where}: {ours}")
+    if isinstance(ours, InputError | Diverged):
+        return type(ours)(f"{where}: {ours}")
     return RunError(
         f"{where} failed; what is finished stays in {job.parts.path}, the same command goes on.\n{ours or error}"
     )

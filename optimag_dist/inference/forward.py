@@ -28,6 +28,20 @@ _RAW_ROWS = 512
 _TOGETHER, _INPUTS = 512, 131_072
 
 
+class NotFinite(Exception):
+    """A model's answer for a node is no number.
+
+    Attributes:
+        node: id of the first such node.
+        count: how many there are among those computed with it.
+        what: of the node.
+    """
+
+    def __init__(self, node: int, count: int, what: str) -> None:
+        super().__init__(node, count, what)
+        self.node, self.count, self.what = node, count, what
+
+
 class Activations:
     """One layer's output for all nodes, a mapped file per block of ``block_size`` nodes."""
 
@@ -80,17 +94,15 @@ class Forward:
         """Modality → (k, embedding), NaN where absent."""
         pieces = []
         for chunk in _chunks(nodes, self._at_once):
-            embeddings = self._model.encode(self._features(chunk))
-            absent = {m: ~mask[:, None] for m, mask in self._present(chunk).items()}
-            pieces.append({m: z.masked_fill(absent[m], torch.nan) for m, z in embeddings.items()})
+            embeddings, present = self._encoded(chunk)
+            pieces.append({m: z.masked_fill(~present[m][:, None], torch.nan) for m, z in embeddings.items()})
         return {m: torch.cat([piece[m] for piece in pieces]) for m in self._names}
 
     def fuse(self, nodes: np.ndarray) -> Tensor:
         """(k, width) what the backbone's first layer reads of ``nodes``."""
         pieces = []
         for chunk in _chunks(nodes, self._at_once):
-            embeddings = self._model.encode(self._features(chunk))
-            pieces.append(self._model.fusion(embeddings, self._present(chunk)))
+            pieces.append(self._model.fusion(*self._encoded(chunk)))
         return torch.cat(pieces)
 
     def layer(self, index: int, nodes: np.ndarray, below: Activations) -> Tensor:
@@ -104,7 +116,9 @@ class Forward:
             sources, local = append_nodes(chunk, drawn)
             block = Block(torch.from_numpy(indptr), torch.from_numpy(local), len(sources)).map(self._move)
             x = self._move(torch.from_numpy(below.gather(sources)))
-            pieces.append(backbone.layer(index, x, block, self._degrees(sources)))
+            hidden = backbone.layer(index, x, block, self._degrees(sources))
+            check_finite(hidden, chunk, f"the state in layer {index + 1}")
+            pieces.append(hidden)
         return torch.cat(pieces)
 
     def represent(self, nodes: np.ndarray) -> Tensor:
@@ -122,20 +136,30 @@ class Forward:
                 yield from self._together(nodes[:half])
                 yield from self._together(nodes[half:])
                 return
+        embeddings, present = self._encoded(inputs)
         batch = GroupBatch(
             node_ids=torch.from_numpy(inputs),
             seed_rows=torch.arange(len(nodes)),
             num_anchors=len(nodes),
             blocks=tuple(block.map(self._move) for block in blocks),
-            features=self._features(inputs),
-            present=self._present(inputs),
+            features={},
+            present=present,
             degrees=self._degrees(inputs),
             task=0,
             targets={},
             proximity=None,
             kept_ppr=0.0,
         )
-        yield self._model.represent(self._model.encode(batch.features), batch)
+        hidden = self._model.represent(embeddings, batch)
+        check_finite(hidden, nodes, "the state")
+        yield hidden
+
+    def _encoded(self, nodes: np.ndarray) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Modality → (k, embedding), and (k,) bool where it is there."""
+        embeddings, present = self._model.encode(self._features(nodes)), self._present(nodes)
+        for m, z in embeddings.items():
+            check_finite(z.masked_fill(~present[m][:, None], 0), nodes, f"the embedding of modality {m!r}")
+        return embeddings, present
 
     def _by_arcs(self, nodes: np.ndarray, fanout: int) -> Iterator[np.ndarray]:
         sizes = self._rows.degrees(nodes)
@@ -160,6 +184,13 @@ class Forward:
 
     def _move(self, tensor: Tensor) -> Tensor:
         return tensor.to(self._device)
+
+
+def check_finite(values: Tensor, nodes: np.ndarray, what: str) -> None:
+    """Raise :class:`NotFinite` for the first of ``nodes`` (k,) whose row of ``values`` (k, …) holds NaN or infinity."""
+    bad = (~values.isfinite()).flatten(1).any(1)
+    if bad.any():
+        raise NotFinite(int(nodes[int(bad.int().argmax())]), int(bad.sum()), what)
 
 
 def _chunks(nodes: np.ndarray, size: int) -> Iterator[np.ndarray]:

@@ -222,4 +222,12 @@ def _no_model(path: AnyPath) -> InputError:
 def _build(file: Path, state: dict[str, Any], config: VariantConfig) -> MultimodalModel:
     model = MultimodalModel(state["widths"], len(config.sampling.fanouts), config.model, state.get("kinds"))
     checkpoint.put(model, state["model"], f"{file}: its weights")
+    # What features are scaled by may be infinite, and is not trained.
+    weights = [p.detach() for p in model.parameters() if p.requires_grad]
+    weights += [w for head in state["heads"].values() for w in head.values()]
+    if bad := sum(int((~w.isfinite()).sum()) for w in weights):
+        raise InputError(
+            f"{file}: {bad:,} of its weights are not finite, as its training had diverged; train again with a lower "
+            f"train.lr (it was {config.train.lr:g})"
+        )
     return model

@@ -24,6 +24,8 @@ from optimag_dist.sparse import spmm
 from optimag_dist.types import Block, InputError
 
 _HEADS = 4
+# Parameters that a message names.
+_NAMED = 5
 
 
 class Backbone(Protocol):
@@ -326,20 +328,22 @@ def check_backbone(
     width: int = 8,
     hidden: int = 8,
     num_layers: int = 2,
+    smallest_group: int = 2,
 ) -> None:
-    """Make the backbone and run it on a toy batch of two nodes, one of them isolated.
+    """Make the backbone and have it train and evaluate on a toy batch of two nodes, one of them isolated.
 
     torch's random numbers go on as if it had not been called.
 
     Args:
         name, settings: as for :func:`make_backbone`.
         modalities, width, hidden, num_layers: sizes it is tried with.
+        smallest_group: anchors of the smallest group that training will bring; of one, a step of one node is tried too.
 
     Raises:
-        InputError: there is no such backbone, it does not take these arguments, it fails, ``forward`` does not return
-            a finite (2, ``hidden``), or ``layer``, one block after the other, something else than ``forward``.
+        InputError: there is no such backbone, it does not take these arguments, or it breaks a line of the contract in
+            docs/backbones.md: the message says which, and how to keep it.
     """
-    sizes, settings = (modalities, width, hidden, num_layers, 0.0), dict(settings or {})
+    sizes, settings = (modalities, width, hidden, num_layers, 0.5), dict(settings or {})
     signature = inspect.signature(_find(name))
     try:
         signature.bind(*sizes, **settings)
@@ -348,25 +352,104 @@ def check_backbone(
             f"model.backbone {name!r}, model.backbone_settings {settings}: {error}; its constructor is {signature}, "
             "needed (modalities, width, hidden, num_layers, dropout) and the settings by name"
         ) from error
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
+    what = f"model.backbone {name!r}"
+    with torch.random.fork_rng(devices=[]):
+        with _blamed(what):
+            backbone = make_backbone(name, *sizes, **settings)
         blocks, degrees = _toy(num_layers)
         x = torch.randn(len(degrees), modalities * width)
-        with _blamed(f"model.backbone {name!r}"):
-            backbone = make_backbone(name, *sizes, **settings)
-            cast(nn.Module, backbone).eval()
-            h = backbone(x, blocks, degrees) if backbone.passes_messages else backbone(x[:2], (), degrees)
-        _check_output(f"model.backbone {name!r}, forward", h, hidden)
-        if not hasattr(backbone, "layer"):
-            return
-        with _blamed(f"model.backbone {name!r}, layer"):
-            for index, block in enumerate(blocks):
-                x = backbone.layer(index, x[: block.num_src], block, degrees[: block.num_src])
-        _check_output(f"model.backbone {name!r}, layer", x, hidden)
-        if not torch.allclose(x, h, rtol=1e-4, atol=1e-5):
+        _check_step(what, backbone, x, blocks, degrees, hidden)
+        if smallest_group == 1:
+            _check_step(f"{what}, a training step of one node", backbone, *_alone(x, degrees, num_layers), hidden)
+        cast(nn.Module, backbone).eval()
+        with torch.no_grad():
+            _check_evaluation(what, backbone, x, blocks, degrees, hidden)
+
+
+def _run(backbone: Backbone, x: Tensor, blocks: Sequence[Block], degrees: Tensor) -> Tensor:
+    if backbone.passes_messages:
+        return backbone(x, blocks, degrees)
+    return backbone(x[: blocks[-1].num_dst], (), degrees)
+
+
+def _check_step(
+    what: str, backbone: Backbone, x: Tensor, blocks: Sequence[Block], degrees: Tensor, hidden: int
+) -> None:
+    """Forward and backward as in training: what DDP and the optimiser need."""
+    module = cast(nn.Module, backbone).train()
+    parameters = dict(module.named_parameters())
+    x = x.clone().requires_grad_()
+    with _blamed(what):
+        if lazy := [name for name, p in parameters.items() if isinstance(p, nn.UninitializedParameter)]:
             raise InputError(
-                f"model.backbone {name!r}: layer, one block after the other, must give what forward gives; they differ "
-                f"by {float((x - h).abs().max()):.2g}. Without a layer, a graph is gone through node by node"
+                f"{_listed(lazy)} have no shape before the first batch, and the optimiser needs one: use nn.Linear and "
+                "the like, not the lazy modules; a modality's embedding is width wide, x modalities * width"
             )
+        h = _run(backbone, x, blocks, degrees)
+        _check_output("forward", h, blocks[-1].num_dst, hidden)
+        if late := [name for name, _ in module.named_parameters() if name not in parameters]:
+            raise InputError(
+                f"{_listed(late)} were made in forward, after the optimiser had asked for them: make them in __init__"
+            )
+        if not h.requires_grad:
+            raise InputError(
+                "forward: its result is detached from parameters and input (no_grad, detach, item or numpy on the "
+                "way), so nothing can be trained; compute it with torch's operations alone"
+            )
+        (h * torch.randn_like(h)).sum().backward()
+        if x.grad is None:
+            raise InputError("forward: no gradient reaches x, so the encoders cannot be trained; do not detach it")
+        if idle := [name for name, p in parameters.items() if p.requires_grad and p.grad is None]:
+            raise InputError(
+                f"{_listed(idle)} got no gradient: not used in forward, or detached on the way. Workers would wait "
+                "for it in vain; use them in every forward pass, leave them out, or call requires_grad_(False) on them"
+            )
+
+
+def _check_evaluation(
+    what: str, backbone: Backbone, x: Tensor, blocks: Sequence[Block], degrees: Tensor, hidden: int
+) -> None:
+    """That a row is the same however often it is computed, and in whatever company."""
+    with _blamed(f"{what}, in evaluation mode"):
+        h = _run(backbone, x, blocks, degrees)
+        _check_output("forward", h, 2, hidden)
+        _check_same(
+            _run(backbone, x, blocks, degrees),
+            h,
+            "the same batch gives something else the second time; dropout must be an nn.Dropout or be given "
+            "training=self.training, and forward must keep nothing and draw nothing",
+        )
+    for row, part in ((0, _path(x, degrees, len(blocks))), (1, _alone(x, degrees, len(blocks)))):
+        with _blamed(f"{what}, in evaluation mode, one node alone"):
+            _check_same(
+                _run(backbone, *part),
+                h[row : row + 1],
+                "a node alone gives something else than beside another one; a row may depend on the node and its arcs, "
+                "not on the rest of the batch (its mean, its norm, its size)",
+            )
+    if not hasattr(backbone, "layer"):
+        return
+    with _blamed(what):
+        for index, block in enumerate(blocks):
+            x = backbone.layer(index, x[: block.num_src], block, degrees[: block.num_src])
+        _check_output("layer", x, 2, hidden)
+        _check_same(
+            x,
+            h,
+            "layer, one block after the other, must give what forward gives. Without a layer, a graph is gone through "
+            "node by node",
+        )
+
+
+def _check_same(found: Tensor, needed: Tensor, problem: str) -> None:
+    if found.shape != needed.shape:
+        raise InputError(f"{problem} (a result of {tuple(found.shape)} where {tuple(needed.shape)} was needed)")
+    if not torch.allclose(found, needed, rtol=1e-4, atol=1e-5):
+        raise InputError(f"{problem} (they differ by {float((found - needed).abs().max()):.2g})")
+
+
+def _listed(names: Sequence[str]) -> str:
+    return f"parameters {', '.join(names[:_NAMED])}{f' and {len(names) - _NAMED} more' * (len(names) > _NAMED)}"
 
 
 def _find(name: str) -> type[nn.Module]:
@@ -394,6 +477,19 @@ def _toy(num_layers: int) -> tuple[list[Block], Tensor]:
     return blocks, degrees
 
 
+def _path(x: Tensor, degrees: Tensor, num_layers: int) -> tuple[Tensor, list[Block], Tensor]:
+    """Node 0 of :func:`_toy` without node 1: each node's one neighbour is the next."""
+    rows = torch.cat((torch.zeros(1, dtype=torch.int64), torch.arange(2, len(x))))
+    blocks = [Block(torch.arange(n + 1), torch.arange(1, n + 1), n + 1) for n in range(num_layers, 0, -1)]
+    return x[rows], blocks, degrees[rows]
+
+
+def _alone(x: Tensor, degrees: Tensor, num_layers: int) -> tuple[Tensor, list[Block], Tensor]:
+    """Node 1 of :func:`_toy`, which has no neighbours."""
+    block = Block(torch.zeros(2, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), 1)
+    return x[1:2], [block] * num_layers, degrees[1:2]
+
+
 @contextmanager
 def _blamed(what: str) -> Iterator[None]:
     """Whatever a user's class raises, as an InputError."""
@@ -405,11 +501,17 @@ def _blamed(what: str) -> Iterator[None]:
         raise InputError(f"{what} failed on a toy batch of two nodes: {type(error).__name__}: {error}") from error
 
 
-def _check_output(what: str, h: Any, hidden: int) -> None:
-    if not isinstance(h, Tensor) or h.shape != (2, hidden):
+def _check_output(what: str, h: Any, rows: int, hidden: int) -> None:
+    if not isinstance(h, Tensor) or h.shape != (rows, hidden):
         got = tuple(h.shape) if isinstance(h, Tensor) else type(h).__name__
         raise InputError(
-            f"{what}: needed a row of hidden={hidden} units per destination of the last block, {(2, hidden)}; got {got}"
+            f"{what}: needed a row of hidden={hidden} units per destination of the last block, {(rows, hidden)}; got "
+            f"{got}"
+        )
+    if h.dtype != torch.float32:
+        raise InputError(
+            f"{what}: needed float32, as x is; got {str(h.dtype).removeprefix('torch.')}: what it is joined with (a "
+            "parameter, a constant, a numpy array) must be float32 too"
         )
     if not h.isfinite().all():
         raise InputError(f"{what}: NaN or infinity on a toy batch of two nodes, one of which has no neighbours")

@@ -112,6 +112,11 @@ class SeedBatcher:
         per_step = self._options.groups * self._options.anchors
         return -(-len(self._items) // per_step)
 
+    @property
+    def smallest_group(self) -> int:
+        """Items of the smallest group."""
+        return len(self._items) // (self.steps_per_epoch * self._options.groups)
+
     def items(self, epoch: int, turn: int = 0) -> list[list[np.ndarray]]:
         """Step → group → items, whose numbers differ by at most one; ``turn`` counts the times within one epoch."""
         key = (self._seed, epoch, turn) if turn else (self._seed, epoch)

@@ -30,6 +30,15 @@ def check_input(store: GraphStore, config: VariantConfig, seed: int) -> list[str
     if model.encoders and config.train.placement == "sharded":
         raise InputError("model.encoders reads texts and pictures of the whole store: use train.placement=replicated")
     modalities = list(dict.fromkeys([*store.modalities, *model.encoders]))
+    tasks, smallest = {}, []
+    for name, options in named(config.task).items():
+        try:
+            tasks[name] = task = make_task(options, store, seed=seed, modalities=modalities)
+            batcher = SeedBatcher(task.train, store.num_nodes, None, sampling, seed=seed, fill=False)
+        except InputError as error:
+            raise InputError(f"task {name}: {error}" if name else str(error)) from error
+        # An edge has two ends.
+        smallest.append(batcher.smallest_group * task.train.ndim)
     check_backbone(
         model.backbone,
         model.backbone_settings,
@@ -37,14 +46,8 @@ def check_input(store: GraphStore, config: VariantConfig, seed: int) -> list[str
         width=model.embedding,
         hidden=model.hidden,
         num_layers=len(sampling.fanouts),
+        smallest_group=min(smallest),
     )
-    tasks = {}
-    for name, options in named(config.task).items():
-        try:
-            tasks[name] = task = make_task(options, store, seed=seed, modalities=modalities)
-            SeedBatcher(task.train, store.num_nodes, None, sampling, seed=seed, fill=False)
-        except InputError as error:
-            raise InputError(f"task {name}: {error}" if name else str(error)) from error
     return notes_of(tasks)
 
 

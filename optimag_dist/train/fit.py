@@ -402,7 +402,7 @@ class _Fitting:
             return
         state = checkpoint.load(path, self._worker.device)
         _check_made_from(path, state, self._fit, self._store)
-        if not state["weights"].keys() >= self._step_loss.state_dict().keys():
+        if not (state.get("weights") or {}).keys() >= self._step_loss.state_dict().keys():
             # What is finished can be converted; of half a fit the optimiser's state would not fit.
             raise InputError(
                 f"{path}: made by an earlier version of optimag_dist, whose models read features in another way; train "

@@ -21,7 +21,7 @@ from optimag_dist.inference.options import EmbedOptions, PredictOptions
 from optimag_dist.inference.trained import TrainedModel
 from optimag_dist.options import validate_options
 from optimag_dist.store import GraphStore
-from optimag_dist.types import InputError
+from optimag_dist.types import Diverged, InputError
 
 from .dense_oracle import CLOSE, dense
 
@@ -289,3 +289,19 @@ def test_the_commands_write_what_their_options_ask_for(store: GraphStore, make_m
     assert _read(tmp_path / "p")["id"] == ["n7", "n2"]
     with pytest.raises(InputError, match="did you mean 'dtype'"):
         CliRunner().invoke(app, [*embed, "dtyp=float16"], catch_exceptions=False)
+
+
+@pytest.mark.parametrize("kind", ["embed", "predict"])
+def test_what_is_no_number_is_not_written(kind: str, store: GraphStore, make_model, tmp_path: Path) -> None:
+    options = EmbedOptions(per_modality=True) if kind == "embed" else PredictOptions()
+    path = make_model() / "model.pt"
+    state = torch.load(path, weights_only=True)
+    state["model"]["encoders.1.4.weight"] *= 1e38
+    torch.save(state, path)
+    with pytest.raises(Diverged, match=r"the embedding of modality 'image' of node 'n.*' is not finite: its numbers"):
+        infer(path, store, tmp_path / "out", options, user_ids=None if kind == "embed" else ["n1"], progress=False)
+    state["heads"][""]["linear.bias"][2] = torch.inf
+    torch.save(state, path)
+    with pytest.raises(InputError, match="1 of its weights are not finite, as its training had diverged; train again"):
+        infer(path, store, tmp_path / "out", options, progress=False)
+    assert not list(tmp_path.glob("out/*.parquet"))

@@ -123,13 +123,41 @@ def test_what_cannot_be_found_is_named(here: Path, path: str, message: str) -> N
         (
             "x = self.layer(index, x[:block.num_src]",
             "x = self.layer(index, x - x.mean()",
-            r"layer, one block after the",
+            r"in evaluation mode, one node alone: a node alone gives something else than beside another one",
         ),
-        ("enumerate(blocks)", "enumerate(blocks[1:])", r"layer, one block after the other, must give what forward"),
+        (
+            "enumerate(blocks)",
+            "enumerate(blocks[1:])",
+            r"parameters maps.1.weight, maps.1.bias got no gradient",
+        ),
         ("return x\n", "return x / degrees[:2, None]\n", r"forward: NaN or infinity .* no neighbours"),
         ("None, x))", "None, x) / block.indptr.diff()[:, None])", r"forward: NaN or infinity .* no neighbours"),
-        ("return x\n", "return x + 1\n", r"layer, one block after the other, must give what forward gives; .* by 1"),
+        ("return x\n", "return x + 1\n", r"layer, one block after the other, must give what forward gives. .* by 1"),
         ("return self.scale * (x[:block.num_dst]", "return self.scale * (x", r"failed on a toy batch"),
+        ("nn.Linear(w, hidden)", "nn.LazyLinear(hidden)", r"maps.0.weight, .* no shape before the first batch.*lazy"),
+        ("x = self.maps[index](x)", "x = self.maps[index](x).detach()", r"forward: its result is detached"),
+        ("x = self.maps[index](x)", "x = self.maps[index](x.detach())", r"forward: no gradient reaches x"),
+        ("return x\n", "return x.double()\n", r"forward: needed float32, .*; got float64"),
+        (
+            "self.scale = scale",
+            "self.scale = nn.Parameter(Tensor([scale])); self.idle = nn.Linear(2, 3)",
+            r"parameters idle.weight, idle.bias got no gradient: .* in vain",
+        ),
+        (
+            "x = self.maps[index](x)",
+            "x = self.maps[index](x); self.late = getattr(self, 'late', None) or nn.Linear(1, 1)",
+            r"parameters late.weight, late.bias were made in forward",
+        ),
+        (
+            "x = self.maps[index](x)",
+            "x = nn.functional.dropout(self.maps[index](x))",
+            r"in evaluation mode: the same batch gives something else the second time; dropout must be",
+        ),
+        (
+            "x = self.maps[index](x)",
+            "x = nn.functional.normalize(self.maps[index](x), dim=0)",
+            r"one node alone: a node alone gives something else .* \(they differ by",
+        ),
     ],
 )
 def test_a_broken_contract_is_named(here: Path, old: str, new: str, message: str) -> None:
@@ -139,6 +167,19 @@ def test_a_broken_contract_is_named(here: Path, old: str, new: str, message: str
     (here / "other.py").write_text(SUM.replace(old, new))
     with pytest.raises(InputError, match=message):
         check_backbone("other.py:Sum")
+
+
+def test_batch_normalisation_is_welcome_where_no_group_has_one_node(here: Path) -> None:
+    normed = SUM.replace("self.scale = scale", "self.scale = scale; self.norm = nn.BatchNorm1d(hidden)")
+    normed = normed.replace("x = self.maps[index](x)", "x = self.norm(self.maps[index](x))")
+    (here / "mine.py").write_text(normed)
+    check_backbone("mine.py:Sum")
+    with pytest.raises(InputError, match=r"'mine.py:Sum', a training step of one node failed .* more than 1 value"):
+        check_backbone("mine.py:Sum", smallest_group=1)
+    # Statistics of the batch in evaluation too.
+    (here / "batch.py").write_text(normed.replace("1d(hidden)", "1d(hidden, track_running_stats=False)"))
+    with pytest.raises(InputError, match=r"one node alone: a node alone gives something else|one node alone failed"):
+        check_backbone("batch.py:Sum")
 
 
 def test_a_setting_that_is_not_there_is_named(here: Path) -> None:
@@ -178,7 +219,7 @@ def test_a_layer_is_not_asked_for_and_neither_are_messages(here: Path) -> None:
             passes_messages = False
 
             def forward(self, x, blocks, degrees):
-                assert blocks == () and len(x) == 2
+                assert blocks == () and len(x) <= 2
                 return self.map(x)
         """)
     )

@@ -12,7 +12,7 @@ from sklearn.metrics import accuracy_score, f1_score
 from optimag_dist.options import validate_options
 from optimag_dist.tasks import NodeClassification, NodeClassificationOptions, make_task
 from optimag_dist.tasks.node_classification import classification_metrics
-from optimag_dist.types import InputError
+from optimag_dist.types import Diverged, InputError
 
 
 def _store(labels: list[int] | None, split: list[int] | None = None, classes: int = 3) -> SimpleNamespace:
@@ -84,3 +84,45 @@ def test_metrics_are_those_of_scikit_learn() -> None:
 def test_a_store_that_lacks_something_is_named(store: SimpleNamespace, split: object, words: str) -> None:
     with pytest.raises(InputError, match=words):
         _task(store, split)
+
+
+@pytest.mark.parametrize(
+    ("labels", "split", "notes"),
+    [
+        ([0, 1, 2, 0, 1, 2, 0, 1, 2], [0, 0, 0, 1, 1, 1, 2, 2, 2], []),
+        (
+            [0, 1, 0, 1, 2, 0, 1],
+            [0, 0, 1, 1, 1, 2, 2],
+            ["no training nodes of class 'c2', which cannot be learned: 1 validation and test nodes can only be wrong"],
+        ),
+        ([0, 1, 0, 1, 0, 1], [0, 0, 1, 1, 2, 2], ["no nodes at all of class 'c2'"]),
+        (
+            [0, 0, 1, 2, 1, 2],
+            [0, 0, 1, 1, 2, 2],
+            [
+                "no training nodes of 2 classes, 'c1', 'c2', which cannot be learned: 4 validation and test nodes can "
+                "only be wrong",
+                "all training nodes are of class 'c0'",
+                "no validation nodes of class 'c0', which is not judged there",
+                "no test nodes of class 'c0', which is not judged there",
+            ],
+        ),
+        ([0, 1, 2, 1, 0, 1, 2], [0, 0, 0, 1, 2, 2, 2], ["all validation nodes are of class 'c1'"]),
+    ],
+)
+def test_what_a_split_cannot_teach_or_judge_is_noted(labels: list[int], split: list[int], notes: list[str]) -> None:
+    assert _task(_store(labels, split)).notes == [f"split: {note}" for note in notes]
+
+
+def test_of_many_classes_a_few_are_named() -> None:
+    labels = list(range(30))
+    (note, *_) = _task(_store(labels, [0, 1] + [2] * 28, classes=30)).notes
+    assert note.startswith("split: no training nodes of 29 classes, 'c1', 'c2', 'c3', 'c4', 'c5' and 24 more, which")
+
+
+def test_scores_that_are_no_numbers_are_no_accuracy() -> None:
+    evaluation = _task(_store([0, 1, 2], [0, 1, 2])).evaluation("val")
+    head = SimpleNamespace(linear=torch.nn.Linear(1, 3), logits=lambda *_: torch.tensor([[0.0, torch.nan, 1.0]]))
+    evaluation.update(None, head, {}, SimpleNamespace(targets={"labels": torch.tensor([1])}))
+    with pytest.raises(Diverged, match="the class scores of 1 of 1 nodes are not finite: the model has diverged"):
+        evaluation.compute(head)
