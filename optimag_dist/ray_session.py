@@ -5,10 +5,14 @@ import logging
 import os
 import socket
 import stat
+import sys
+import threading
+import time
 import uuid
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray import exceptions
@@ -23,6 +27,7 @@ from optimag_dist.private_folder import private_folder
 from optimag_dist.types import InputError, RunError
 
 _KNOCK_S = 5
+_LOOK_S = 1.0
 # What Ray is given of a session's folder, and the longest path of a socket below it.
 _RAYS_OWN = "r"
 _SESSION_BYTES = len(f"/{_RAYS_OWN}/session_2026-01-01_12-00-00_123456_4194304/sockets/dash_MetricsHead")
@@ -157,6 +162,7 @@ def _embed(num_cpus: int | None) -> None:
                     # Ray opens it and all below to everyone; not the one around it.
                     _temp_dir=str(folder / _RAYS_OWN),
                 )
+            threading.Thread(target=_tell_when_lost, args=(ray._private.worker._global_node,), daemon=True).start()
             return
         except Exception as error:
             ray.shutdown()
@@ -166,6 +172,28 @@ def _embed(num_cpus: int | None) -> None:
                     f"memory, disk or processes (optimag doctor). Run the same command again, or start Ray by hand, "
                     f"ray start --head, and give --address"
                 ) from error
+
+
+def _tell_when_lost(node: Any) -> None:
+    """Watch the processes without which an embedded session cannot go on.
+
+    Ray ends this process within a minute of their death, without an exception, and with no more than its own log.
+    """
+    vital = {name: node.all_processes[name][0].process for name in ("gcs_server", "raylet")}
+    while ray.is_initialized() and ray._private.worker._global_node is node:
+        time.sleep(_LOOK_S)
+        dead = [name for name, process in vital.items() if process.poll() is not None]
+        time.sleep(_LOOK_S)
+        # A session that is shut down loses them, too.
+        if dead and ray.is_initialized():
+            print(
+                f"optimag: the Ray session broke down, its {dead[0]} died, by a signal or for want of memory; this "
+                f"process ends within a minute. What is finished is kept: run the same command again, train and tune "
+                f"with --resume",
+                file=sys.stderr,
+                flush=True,
+            )
+            return
 
 
 def session_folder() -> Path:

@@ -156,6 +156,23 @@ def test_a_killed_driver_is_resumed(training: Training, whole: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("victim", "words"),
+    [
+        ("TrainController", "runs/shop: a process died"),
+        ("raylet/raylet", "the Ray session broke down, its raylet died"),
+        ("gcs_server", "the Ray session broke down, its gcs_server died"),
+    ],
+)
+def test_what_holds_the_workers_together_dies(victim: str, words: str, training: Training) -> None:
+    os.kill(next(pid for pid, command in training.processes().items() if victim in command), signal.SIGKILL)
+    assert training.driver.wait(timeout=180) == 1
+    assert words in training.said
+    assert "--resume" in training.said
+    assert "Traceback" not in training.said
+
+
+@pytest.mark.slow
 def test_failures_used_up_are_one_line_and_a_remedy(tmp_path: Path) -> None:
     run = Training.start(_folder(tmp_path), "train.max_failures=0", "train.epochs=4000", "train.patience=4000")
     try:
