@@ -179,6 +179,8 @@ def _tell_when_lost(node: Any) -> None:
 
     Ray ends this process within a minute of their death, without an exception, and with no more than its own log.
     """
+    if node is None:  # joined, not started
+        return
     vital = {name: node.all_processes[name][0].process for name in ("gcs_server", "raylet")}
     while ray.is_initialized() and ray._private.worker._global_node is node:
         time.sleep(_LOOK_S)

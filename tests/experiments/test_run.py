@@ -105,6 +105,8 @@ def ended(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Ended:
     assert toy.said == [
         "found: Are conflicts found?",
         "  2 cells of 2 graphs",
+        "    1/2 cells",
+        "    2/2 cells",
         "trained: Does it help?",
         "  gone: left out, gone.npz is not there",
         "  made: tuning, 2 points for each of 2 cells",
