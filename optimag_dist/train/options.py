@@ -243,6 +243,8 @@ def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     A section whose ``kind`` changes starts anew: another kind's keys mean nothing to it.
     """
     merged = dict(base)
+    # YAML also has keys that are no text, which no section knows.
+    changes = {str(key): value for key, value in changes.items()}
     # A kind first: what else is said of its section is said of the new kind.
     for dotted, value in sorted(changes.items(), key=lambda change: change[0].rpartition(".")[2] != "kind"):
         key, _, rest = dotted.partition(".")
