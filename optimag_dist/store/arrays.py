@@ -79,8 +79,9 @@ class NpyRows:
         try:
             array = np.load(path, mmap_mode="r", allow_pickle=False)
         except Exception as error:  # a damaged header comes out as almost any
+            reason = reason_of(error)
             raise InputError(
-                f"{path}: not a plain .npy array: {error}; write it with np.save(path, array.astype(np.float32))"
+                f"{path}: not a plain .npy array: {reason}; write it with np.save(path, array.astype(np.float32))"
             ) from error
         if not isinstance(array, np.memmap):
             raise InputError(f"{path}: needed an array, got an archive of arrays; write it with np.save")
@@ -179,9 +180,13 @@ def _reading_archive(place: str) -> Iterator[None]:
         raise
     # Damage to an archive or to a header within comes out as almost any exception.
     except Exception as error:
-        raise InputError(
-            f"{place}: cannot be read: {error or type(error).__name__}; write it again with np.savez"
-        ) from error
+        raise InputError(f"{place}: cannot be read: {reason_of(error)}; write it again with np.savez") from error
+
+
+def reason_of(error: BaseException, longest: int = 200) -> str:
+    """The first line of what a library says about a file, which may quote the file itself."""
+    line = (str(error) or type(error).__name__).splitlines()[0].strip().rstrip(".")
+    return line if len(line) <= longest else f"{line[:longest]} …"
 
 
 def _read_header(member: Any) -> tuple[tuple[int, ...], bool, np.dtype]:

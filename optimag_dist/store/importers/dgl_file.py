@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from optimag_dist.dgl_package import import_dgl
-from optimag_dist.store.arrays import ArrayFeatures, ArrayRows
+from optimag_dist.store.arrays import ArrayFeatures, ArrayRows, reason_of
 from optimag_dist.store.bad_rows import reading
 from optimag_dist.store.importers.array_source import SPLIT_KEYS, ArraySource, labels_of, split_of
 from optimag_dist.store.importers.options import ImportOptions
@@ -58,7 +58,7 @@ def load_graph(path: Path) -> tuple[Any, list[str]]:
         graphs, beside = dgl.load_graphs(str(path))
     # DGL's C++ checks, and what its Python does with numbers they let pass.
     except Exception as error:
-        reason = re.sub(r"^\[.*?\] \S+: (Check failed: )?", "", (str(error) or type(error).__name__).splitlines()[0])
+        reason = re.sub(r"^\[.*?\] \S+: (Check failed: )?", "", reason_of(error))
         raise InputError(
             f"{path}: cannot be read, it is damaged or cut short ({reason}); copy it again or write it with "
             "dgl.save_graphs"

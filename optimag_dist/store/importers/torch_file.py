@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from optimag_dist.store.arrays import reason_of
 from optimag_dist.types import InputError
 
 
@@ -73,23 +74,22 @@ def load_tensors(path: Path) -> Any:
                 f"{path}: holds {match[1]}; only tensors and plain containers are read, since other pickled objects "
                 f"could run code: {advice or 'save a dictionary of tensors'}"
             ) from error
-        reason = (str(error) or type(error).__name__).splitlines()[0].strip().rstrip(".")
         raise InputError(
-            f"{path}: cannot be read as tensors, it is damaged or was not written by torch.save ({reason}); only "
-            "tensors and plain containers are read, since other pickled objects could run code: save a dictionary of "
-            "tensors again"
+            f"{path}: cannot be read as tensors, it is damaged or not written by torch.save ({reason_of(error)}); "
+            "only tensors and plain containers are read, since other pickled objects could run code: save a dictionary "
+            "of tensors again"
         ) from error
 
 
 def _check_sums(path: Path) -> None:
     # torch reads over the checksums of its archives.
-    if not zipfile.is_zipfile(path):
-        return
     try:
+        if not zipfile.is_zipfile(path):
+            return
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
     except Exception as error:
-        damaged = str(error) or type(error).__name__
+        raise InputError(f"{path}: damaged ({reason_of(error)}); copy or write the file again") from error
     if damaged is not None:
         raise InputError(f"{path}: damaged: {damaged} does not match its checksum; copy or write the file again")
 
