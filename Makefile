@@ -2,6 +2,8 @@
 #   PYTHONS="..."     interpreters to try, in order          TORCH_INDEX=URL   package index to take torch from
 PYTHONS ?= python3.11 python3.12 python3.13 python3.10 python3
 TORCH_INDEX ?=
+# Of both cores together.
+FUZZ_SECONDS ?= 7200
 
 BIN := .venv/bin
 SET_UP = for python in $(PYTHONS); do \
@@ -11,7 +13,7 @@ SET_UP = for python in $(PYTHONS); do \
 		'or install one (apt install python3 python3-venv; uv python install 3.12)' >&2; exit 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo test test-slow test-cluster lint format clean
+.PHONY: help setup setup-dev demo test test-slow test-cluster fuzz lint format clean
 
 help:  ## say what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -37,6 +39,9 @@ test-slow: setup-dev  ## the tests that train for minutes
 
 test-cluster: setup-dev  ## the tests that start and kill clusters, hosts, workers and drivers
 	@$(BIN)/pytest -m cluster
+
+fuzz: setup-dev  ## look for an hour, on two cores, for damaged files and odd options that are not handled
+	@$(BIN)/pytest tests/fuzz -m slow -n 2 --fuzz-seconds=$(FUZZ_SECONDS)
 
 format: setup-dev  ## bring the code into shape
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
