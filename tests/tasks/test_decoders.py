@@ -54,7 +54,7 @@ def test_an_edge_scores_the_same_from_both_ends(name: decoders.DecoderName) -> N
 
 def test_the_table_of_all_pairs_is_made_in_bounded_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     decoder, sizes = MLPDecoder(WIDTH), []
-    decoder.layers.register_forward_pre_hook(lambda module, inputs: sizes.append(inputs[0].numel()))
+    decoder.layers[1].register_forward_pre_hook(lambda module, inputs: sizes.append(inputs[0].numel()))
     monkeypatch.setattr(decoders, "_ENTRIES", 1000)
     decoder.score_all(torch.randn(50, WIDTH), torch.randn(40, WIDTH))
     assert sum(sizes) == 50 * 40 * WIDTH
