@@ -85,7 +85,10 @@ def test_an_answer_is_at_rest_or_says_that_it_is_not(
         told = any("rounding" in warning for warning in status.warnings)
         assert told == (rough > 0.01)
         if not told:
-            assert off_rest(solution, written, mu, nu, **weights) <= 10 * tolerance + 30 * rough * min(1, epsilon)
+            # An exponent off by its rounding is ε times that in the derivative, whose terms are ρ and ε at least.
+            # The distance from rest is an estimate, seen to be a hundred times too small.
+            limit = 100 * tolerance + 30 * rough * epsilon / (rho + epsilon)
+            assert off_rest(solution, written, mu, nu, **weights) <= limit
 
 
 @pytest.mark.parametrize("compiled", [True, False])
