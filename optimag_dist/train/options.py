@@ -101,7 +101,7 @@ class TrainOptions(Options):
     cpus_per_worker: int = Field(1, ge=1)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     epochs: int = Field(100, ge=1)
-    lr: float = Field(3e-3, gt=0, allow_inf_nan=False)
+    lr: float = Field(3e-3, gt=0, le=1e30)
     weight_decay: float = Field(1e-4, ge=0, allow_inf_nan=False)
     patience: int = Field(15, ge=1)
     eval_every: int = Field(1, ge=1)

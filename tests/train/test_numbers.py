@@ -26,7 +26,7 @@ def _fit(directory: Path, *, seed: int = 0, **sections: Mapping[str, object]) ->
         "name": "toy",
         "store": "none",
         "sampling": {"groups": 2, "anchors": 32, "fanouts": [3]},
-        "model": {"backbone": "mlp", "hidden": 16, "embedding": 8},
+        "model": {"backbone": "mlp", "hidden": 32, "embedding": 16, "dropout": 0},
         "regulariser": {"weight": 0},
         "task": {"split": {"train": 0.6, "val": 0.2}},
         "train": {"epochs": 40, "lr": 0.02},
@@ -59,7 +59,7 @@ def test_a_price_decides_in_any_unit_and_company(
     store = _shop(tmp_path, facts, np.where(price > np.median(price), "dear", "cheap").tolist())
     result = run_fit(_fit(tmp_path / "fit"), store, None, Worker())
     assert result is not None
-    assert result["test/accuracy"] >= 0.95
+    assert result["test/accuracy"] >= 0.9  # .55 where rows are normalised and nothing else
 
 
 @pytest.fixture(scope="module")
@@ -78,11 +78,11 @@ def _leavings(directory: Path) -> set[str]:
         # Weights of 1e30 overflow once they are used: in the first evaluation or in the second epoch's first step.
         (
             {"train": {"lr": 1e30}},
-            r"after epoch 1: the class scores of 40 of 40 nodes are not finite.* train.lr is 1e\+30",
+            r"after epoch 1: the class scores of 40 of 40 nodes are not finite.*\(train.lr is 1e\+30",
         ),
         (
             {"train": {"lr": 1e30, "eval_every": 10}},
-            r"(modality 'facts'|the task's loss|the gradient) (are|is) not finite in epoch [12], step [12]: "
+            r"(modality 'facts'|the task's loss|the gradient) (are|is) not finite in epoch 2, step 1: "
             r"training has diverged; lower train.lr \(now 1e\+30\) and train under another name",
         ),
     ],
@@ -91,7 +91,7 @@ def test_a_fit_that_diverges_ends_and_keeps_nothing(
     sections: dict, message: str, two_moods: GraphStore, tmp_path: Path
 ) -> None:
     with pytest.raises(Diverged, match=message):
-        run_fit(_fit(tmp_path / "fit", **sections), two_moods, None, Worker())
+        run_fit(_fit(tmp_path / "fit", sampling={"anchors": 64}, **sections), two_moods, None, Worker())
     assert not _leavings(tmp_path)
 
 
