@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from optimag_dist.store.columns import Columns
 
-# Columns that weigh in full beside their row.
+# So many columns weigh in full beside their row.
 _FULL = 32
 
 
@@ -18,8 +18,8 @@ class Scaled(nn.Module):
 
     The first half is the row normalised over itself (LayerNorm), which suits the vectors of a text or picture network.
     It is blind to what columns of different units say: of one column nothing is left, of two a sign. The second half
-    is each column less its mean over the nodes, divided by its spread; beyond 32 columns all together weigh as 32, as
-    the columns of an embedding are no quantities of equal worth. A column without spread is 0.
+    is each column less its mean over the nodes, divided by its spread; a column of more than 32 weighs 32/width, as those
+    of an embedding are no quantities of equal worth (docs/log.md). A column without spread is 0.
 
     Args:
         columns: of the store that the model is fitted to; None where a state dict brings them.
@@ -41,7 +41,7 @@ class Scaled(nn.Module):
             divisor.masked_fill_(divisor == 0, nothing)
 
     def forward(self, x: Tensor) -> Tensor:
-        columns = (x - self.mean) / (self.spread * max(1.0, x.shape[1] / _FULL) ** 0.5)
+        columns = (x - self.mean) / (self.spread * max(1.0, x.shape[1] / _FULL))
         return torch.cat([self.row(x / self.size), columns], 1)
 
 
