@@ -199,7 +199,9 @@ def _read(path: AnyPath, device: torch.device) -> tuple[AnyPath, Path, dict[str,
         raise InputError(f"{file}: not a trained model (checkpoint.pt holds an unfinished fit); give its model.pt")
     sound = (
         all(isinstance(state[name], dict) for name in ("model", "heads", "config", "widths"))
-        and all(isinstance(name, str) and isinstance(width, int) for name, width in state["widths"].items())
+        and all(isinstance(head, dict) for head in state["heads"].values())
+        and all(isinstance(name, str) and type(width) is int and width >= 0 for name, width in state["widths"].items())
+        and isinstance(state.get("kinds"), dict | None)
         and isinstance(state["classes"], list | tuple)
         and all(isinstance(name, str) for name in (*state["classes"], state["store"]))
         and isinstance(state.get("seed"), int | None)
@@ -220,11 +222,19 @@ def _no_model(path: AnyPath) -> InputError:
 
 
 def _build(file: Path, state: dict[str, Any], config: VariantConfig) -> MultimodalModel:
-    model = MultimodalModel(state["widths"], len(config.sampling.fanouts), config.model, state.get("kinds"))
+    try:
+        model = MultimodalModel(state["widths"], len(config.sampling.fanouts), config.model, state.get("kinds"))
+    except InputError:
+        raise
+    # Somebody else's file may say anything, and torch's modules answer with anything.
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{file}: no model can be made from its own configuration: {reason}; {_AGAIN}") from error
     checkpoint.put(model, state["model"], f"{file}: its weights")
     # What features are scaled by may be infinite, and is not trained.
     weights = [p.detach() for p in model.parameters() if p.requires_grad]
-    weights += [w for head in state["heads"].values() for w in head.values()]
+    # What is no tensor is refused where the head is built.
+    weights += [w for head in state["heads"].values() for w in head.values() if isinstance(w, torch.Tensor)]
     if bad := sum(int((~w.isfinite()).sum()) for w in weights):
         raise InputError(
             f"{file}: {bad:,} of its weights are not finite, as its training had diverged; train again with a lower "

@@ -305,3 +305,20 @@ def test_what_is_no_number_is_not_written(kind: str, store: GraphStore, make_mod
     with pytest.raises(InputError, match="1 of its weights are not finite, as its training had diverged; train again"):
         infer(path, store, tmp_path / "out", options, progress=False)
     assert not list(tmp_path.glob("out/*.parquet"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"heads": {"": 2}}, "not a trained model"),
+        ({"heads": {"": {"linear.weight": 2}}}, "classifier do not fit"),
+        ({"widths": {"text": -1}}, "not a trained model"),
+        ({"kinds": 3}, "not a trained model"),
+        ({"config": {"model": {"backbone_settings": {"depth": 1}}}}, "no model can be made .*'depth'"),
+    ],
+)
+def test_a_model_that_says_what_cannot_be_is_refused(changes, words, make_model) -> None:
+    path = make_model() / "model.pt"
+    torch.save(torch.load(path, weights_only=True) | changes, path)
+    with pytest.raises(InputError, match=words):
+        TrainedModel.open(path, torch.device("cpu")).classifier  # noqa: B018
