@@ -336,8 +336,7 @@ def _write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 def _told_lost(lost: Sequence[Mapping[str, Any]], planned: int) -> str:
     names = ", ".join(f"{fit['variant']} seed {fit['seed']}" for fit in lost)
-    others = f"; the other {planned - len(lost)} are finished and kept" if len(lost) < planned else ""
     return (
-        f"{len(lost)} of {planned} fits diverged ({names}){others}. The first one said: {lost[0]['diverged']}. Train "
-        f"again under another name=..., with a lower train.lr or what else it says"
+        f"{len(lost)} of {planned} fits diverged ({names}), {planned - len(lost)} finished. The first one said: "
+        f"{lost[0]['diverged']}"
     )
