@@ -18,8 +18,8 @@ class Scaled(nn.Module):
 
     The first half is the row normalised over itself (LayerNorm), which suits the vectors of a text or picture network.
     It is blind to what columns of different units say: of one column nothing is left, of two a sign. The second half
-    is each column less its mean over the nodes, divided by its spread; a column of more than 32 weighs 32/width, as those
-    of an embedding are no quantities of equal worth (docs/log.md). A column without spread is 0.
+    is each column less its mean over the nodes, divided by its spread; a column of more than 32 weighs 32/width, as
+    those of an embedding are no quantities of equal worth (docs/log.md). A column without spread is 0.
 
     Args:
         columns: of the store that the model is fitted to; None where a state dict brings them.
