@@ -31,8 +31,17 @@ def test_columns_have_mean_0_and_spread_1_whatever_their_unit(width: int, unit: 
     torch.testing.assert_close(columns.std(0, correction=0), torch.ones(width), atol=1e-5, rtol=1e-5)
 
 
-def test_a_column_of_an_embedding_weighs_little() -> None:
-    torch.testing.assert_close(_second_half(torch.randn(50, 128)).std(0, correction=0), torch.full((128,), 32 / 128))
+def test_one_of_many_columns_weighs_little() -> None:
+    torch.testing.assert_close(_second_half(torch.randn(50, 64)).std(0, correction=0), torch.full((64,), 32 / 64))
+
+
+def test_of_vectors_as_networks_make_them_the_row_alone_is_read() -> None:
+    rows = torch.randn(50, 128)
+    scaled = Scaled(128, _columns(rows), affine=True)
+    torch.testing.assert_close(scaled(rows), nn.functional.layer_norm(rows, (128,)), atol=1e-4, rtol=1e-4)
+    # Prices beside shares are none, however many.
+    columns = _second_half(rows * torch.logspace(0, 6, 128))
+    torch.testing.assert_close(columns.std(0, correction=0), torch.full((128,), 32 / 128))
 
 
 @pytest.mark.parametrize("rows", [torch.full((5, 1), 0.1), torch.tensor([[3.0, -1e30]]), torch.zeros(4, 3)])
@@ -40,6 +49,7 @@ def test_a_column_without_spread_is_0(rows: Tensor) -> None:
     assert not _second_half(rows).any()
     # Of another graph's nodes as well.
     other = Scaled(rows.shape[1], _columns(rows), affine=False)(rows + 1)
+    assert other.shape[1] == 2 * rows.shape[1]
     assert not other[:, rows.shape[1] :].any()
 
 
