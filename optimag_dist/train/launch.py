@@ -19,8 +19,8 @@ import ray.train.torch
 import torch
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError, WorkerHealthCheckFailedError
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
-from rich.console import Console
 
+from optimag_dist.console import say
 from optimag_dist.files import atomic
 from optimag_dist.messages import said_by_system
 from optimag_dist.options import dump_options, load_options
@@ -92,7 +92,7 @@ def _launch(kept: RunConfig, config: RunConfig, run: Mirror, resume: bool, addre
     store = GraphStore.open(config.store)
     fits = plan_fits(config)
     for note in dict.fromkeys(note for fit in fits for note in check_input(store, fit.config, fit.seed)):
-        Console().print(note, highlight=False, markup=False, soft_wrap=True)
+        say(note)
     check_trackers(config.tracking)
     _check_directory(config, fits, resume, kept.location)
 

@@ -427,9 +427,9 @@ def test_a_broken_picture_that_was_masked_before_is_fatal_too(store: GraphStore,
         ({"attribute": "nothing"}, "no node has a value in modality 'words'"),
         ({"model": "./nowhere"}, "no such folder"),
         ({"max_length": 25}, "cannot read 25 tokens"),
-        ({"modality": "Facts"}, "the store has 'facts'"),
-        ({"modality": "../x"}, "needed a name"),
-        ({"modality": "id"}, "other than id"),
+        ({"modality": "Facts"}, "differ in more than upper and lower case"),
+        ({"modality": "../x"}, "may hold only letters"),
+        ({"modality": "id"}, "is kept for the column of node ids"),
     ],
 )
 def test_bad_input(

@@ -192,7 +192,7 @@ def test_a_failing_block_names_its_nodes_and_the_rest_is_kept(store: GraphStore,
     obstacle = tmp_path / "out" / "part-000001.parquet"
     obstacle.mkdir(parents=True)
     first, last = store.ids(np.array([30, 59]))
-    with pytest.raises(RuntimeError, match=rf"block 1 of 3 \(nodes '{first}' to '{last}'\)(.|\n)*IsADirectoryError"):
+    with pytest.raises(RuntimeError, match=rf"block 1 of 3 \(nodes '{first}' to '{last}'\)(.|\n)*Is a directory"):
         infer(model, store, tmp_path / "out", options, progress=False)
     obstacle.rmdir()
     assert _read(infer(model, store, tmp_path / "out", options, progress=False))["id"][30] == first
@@ -298,7 +298,7 @@ def test_what_is_no_number_is_not_written(kind: str, store: GraphStore, make_mod
     state = torch.load(path, weights_only=True)
     state["model"]["encoders.1.4.weight"] *= 1e38
     torch.save(state, path)
-    with pytest.raises(Diverged, match=r"the embedding of modality 'text' of node 'n.*' is not finite: its numbers"):
+    with pytest.raises(Diverged, match=r"the embedding of modality 'text' of node 'n.*'.* is not finite: its numbers"):
         infer(path, store, tmp_path / "out", options, user_ids=None if kind == "embed" else ["n1"], progress=False)
     state["heads"][""]["linear.bias"][2] = torch.inf
     torch.save(state, path)

@@ -60,8 +60,9 @@ def test_figures_are_those_of_scikit_learn(make_model: MakeModel, store: GraphSt
     labelled = np.flatnonzero(store.labels >= 0)[::2]
     ids = store.ids(labelled)
     out = tmp_path / "scores.json"
-    found = evaluate(make_model(), store, EvaluateOptions(block_size=10), user_ids=ids, out=out, progress=False)
-    predicted = infer(make_model(), store, tmp_path / "predicted", PredictOptions(), user_ids=ids, progress=False)
+    model = make_model(seed=1)
+    found = evaluate(model, store, EvaluateOptions(block_size=10), user_ids=ids, out=out, progress=False)
+    predicted = infer(model, store, tmp_path / "predicted", PredictOptions(), user_ids=ids, progress=False)
     labels = [CLASSES.index(label) for label in pq.read_table(predicted).column("label").to_pylist()]
     truth = [CLASSES.index(store.classes[label]) for label in store.labels[labelled]]
     assert len(set(labels)) > 1, "or nothing would be tested"

@@ -53,7 +53,7 @@ def test_what_only_messages_tell_is_learned_and_lost_without_them(
     task = {**RETRIEVAL, "pairs": [["text", "image"]]}
     sections: dict[str, dict] = {
         "sampling": {"anchors": 16, "fanouts": [-1]},
-        "model": {"hidden": 32, "embedding": 16},
+        "model": {"hidden": 64, "embedding": 16},
         "train": {"epochs": 25, "eval_every": 5},
     }
     sage = fit(configure(task, **sections), told_by_neighbours, tmp_path / "sage")

@@ -287,7 +287,7 @@ def _first_step_gradients(
     loss, _ = fitting._parallel(batch)
     loss.backward()
     if rank == 0:
-        torch.save({name: p.grad for name, p in fitting._model.named_parameters()}, out)
+        torch.save({name: p.grad for name, p in fitting._model.named_parameters() if p.requires_grad}, out)
     if world_size > 1:
         dist.destroy_process_group()
 
