@@ -28,12 +28,14 @@ from optimag_dist.inference.trained import TrainedModel
 from optimag_dist.storage import AnyPath, opened, remove_tree, to_write
 from optimag_dist.store import GraphStore
 from optimag_dist.tasks import make_task
-from optimag_dist.tasks.node_classification import classification_metrics
+from optimag_dist.tasks.node_classification import ClassCounts
 from optimag_dist.types import InputError
 
 _CALIBRATION_BINS = 15
 # Beyond it a matrix says nothing to the eye.
 _SHOWN_CLASSES = 12
+# Classes up to which pairs of them are counted.
+_CONFUSED_CLASSES = 1000
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Evaluation:
     accuracy, macro_f1: as in a fit's ``result.json``.
     calibration_error: expected calibration error of the predicted class's probability, 15 equal bins.
     classes: in the order of the model's outputs.
-    confusion: ``confusion[i][j]``: nodes of class i that were predicted as class j.
+    confusion: ``confusion[i][j]``: nodes of class i that were predicted as class j; empty with more than 1,000 classes.
     """
 
     checkpoint: str
@@ -193,16 +195,19 @@ def _read(folder: AnyPath, num_classes: int) -> np.ndarray:
 
 def _compare(probabilities: torch.Tensor, labels: torch.Tensor, classes: Sequence[str], **what: Any) -> Evaluation:
     count = len(classes)
-    confusion = np.zeros((count, count), np.int64)
-    np.add.at(confusion, (labels.numpy(), probabilities.argmax(dim=1).numpy()), 1)
-    hits, support, predicted = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
-    metrics = classification_metrics(count)(probabilities, labels)
+    counts = ClassCounts(count)
+    counts.update(probabilities, labels)
+    hits, support, predicted = (x.tolist() for x in (counts.hits, counts.support, counts.predicted))
+    metrics = counts.metrics()
+    pairs = np.zeros((count, count) if count <= _CONFUSED_CLASSES else (0, 0), np.int64)
+    if pairs.size:
+        np.add.at(pairs, (labels.numpy(), probabilities.argmax(dim=1).numpy()), 1)
     calibration = MulticlassCalibrationError(count, n_bins=_CALIBRATION_BINS)
     return Evaluation(
         **what,
         num_nodes=len(labels),
-        accuracy=float(metrics["accuracy"]),
-        macro_f1=float(metrics["macro_f1"]),
+        accuracy=metrics["accuracy"],
+        macro_f1=metrics["macro_f1"],
         calibration_error=float(calibration(probabilities, labels)),
         classes=tuple(
             ClassScore(
@@ -214,7 +219,7 @@ def _compare(probabilities: torch.Tensor, labels: torch.Tensor, classes: Sequenc
             )
             for i, name in enumerate(classes)
         ),
-        confusion=tuple(tuple(map(int, row)) for row in confusion),
+        confusion=tuple(tuple(map(int, row)) for row in pairs),
     )
 
 

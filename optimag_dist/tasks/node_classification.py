@@ -1,7 +1,7 @@
 """Node classification: the class of a node, from itself and its neighbourhood."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -12,10 +12,6 @@ from optimag_dist.store import GraphStore
 from optimag_dist.tasks.splits import NodeSplit, split_nodes
 from optimag_dist.tasks.task import Evaluation, Part, Setting, Task, TaskHead, TaskOptions, diverged, sum_over_ranks
 from optimag_dist.types import Examples, GroupBatch, InputError
-
-if TYPE_CHECKING:
-    from torchmetrics import MetricCollection
-
 
 # Classes that a note names.
 _NAMED = 5
@@ -94,7 +90,7 @@ def _notes(classes: Sequence[str], train: np.ndarray, val: np.ndarray, test: np.
     if (judged := unlearned & (val + test > 0)).any():
         wrong = int((val + test)[judged].sum())
         notes.append(
-            f"split: no training nodes of {_named(classes, judged)}, which cannot be learned: {wrong:,} validation and "
+            f"split: no training nodes of {_named(classes, judged)}: never learned, so that {wrong:,} validation and "
             f"test nodes can only be wrong"
         )
     if (absent := unlearned & (val + test == 0)).any():
@@ -104,7 +100,7 @@ def _notes(classes: Sequence[str], train: np.ndarray, val: np.ndarray, test: np.
         if there.sum() == 1:
             notes.append(f"split: all {part} nodes are of {_named(classes, there)}")
         elif part != "training" and (missing := ~there & ~unlearned).any():
-            notes.append(f"split: no {part} nodes of {_named(classes, missing)}, which is not judged there")
+            notes.append(f"split: no {part} nodes of {_named(classes, missing)}: not judged there")
     return notes
 
 
@@ -119,7 +115,7 @@ class _Evaluation(Evaluation[ClassifierHead]):
     def __init__(self, task: NodeClassification, nodes: np.ndarray) -> None:
         self.nodes = nodes
         self._task = task
-        self._metrics = classification_metrics(task.num_classes)
+        self._counts = ClassCounts(task.num_classes)
         self._wrong: Tensor | None = None
 
     def ask(self, nodes: np.ndarray, rng: np.random.Generator) -> Examples:
@@ -131,27 +127,60 @@ class _Evaluation(Evaluation[ClassifierHead]):
         labels, logits = batch.targets["labels"], head.logits(model, embeddings, batch)
         wrong = (~logits.isfinite()).any(1).sum()
         self._wrong = wrong if self._wrong is None else self._wrong + wrong
-        self._metrics.to(labels.device).update(logits, labels)
+        self._counts.update(logits, labels)
 
     def compute(self, head: ClassifierHead) -> dict[str, float]:
         # A rank without a batch still has to meet the others' devices.
-        device = head.linear.weight.device
-        self._metrics.to(device)
-        mine = self._wrong if self._wrong is not None else torch.zeros((), dtype=torch.int64, device=device)
-        if wrong := int(sum_over_ranks(mine)):
+        nothing = torch.zeros((), dtype=torch.int64, device=head.linear.weight.device)
+        if wrong := int(sum_over_ranks(nothing if self._wrong is None else self._wrong)):
             raise diverged(f"the class scores of {wrong:,} of {len(self.nodes):,} nodes are")
-        return {name: float(value) for name, value in self._metrics.compute().items()}
+        self._counts.to(nothing.device)
+        return self._counts.of_all_ranks().metrics()
 
 
-def classification_metrics(num_classes: int) -> "MetricCollection":
-    """Fresh metrics of ((k, classes) logits or probabilities, (k,) int64 labels); they reduce over the workers."""
-    # It imports whatever it has metrics for, transformers among them: seconds that other tasks need not wait for.
-    from torchmetrics import MetricCollection
-    from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
+class ClassCounts:
+    """Counts nodes by class, in memory that grows with the classes and not with their pairs.
 
-    return MetricCollection(
-        {
-            "accuracy": MulticlassAccuracy(num_classes, average="micro"),
-            "macro_f1": MulticlassF1Score(num_classes, average="macro"),
+    Attributes:
+        hits, predicted, support: (classes,) int64 nodes predicted rightly, predicted so, and that are so.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        self._counts = torch.zeros(3, num_classes, dtype=torch.int64)
+
+    def to(self, device: torch.device) -> None:
+        self._counts = self._counts.to(device)
+
+    def update(self, scores: Tensor, labels: Tensor) -> None:
+        """Add (k, classes) logits or probabilities and (k,) int64 labels."""
+        self.to(labels.device)
+        predicted = scores.argmax(1)
+        for row, nodes in enumerate((labels[predicted == labels], predicted, labels)):
+            self._counts[row] += torch.bincount(nodes, minlength=self._counts.shape[1])
+
+    @property
+    def hits(self) -> Tensor:
+        return self._counts[0]
+
+    @property
+    def predicted(self) -> Tensor:
+        return self._counts[1]
+
+    @property
+    def support(self) -> Tensor:
+        return self._counts[2]
+
+    def of_all_ranks(self) -> "ClassCounts":
+        """The workers' counts together."""
+        total = ClassCounts(self._counts.shape[1])
+        total._counts = sum_over_ranks(self._counts.clone())
+        return total
+
+    def metrics(self) -> dict[str, float]:
+        """Accuracy, and F1 averaged over the classes that were there or predicted."""
+        seen = self.predicted + self.support
+        f1 = 2 * self.hits.double() / seen.clamp(min=1)
+        return {
+            "accuracy": float(self.hits.sum() / self.support.sum()),
+            "macro_f1": float(f1.sum() / (seen > 0).sum()),
         }
-    )

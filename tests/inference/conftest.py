@@ -63,7 +63,8 @@ def make_model(store: GraphStore, tmp_path_factory: pytest.TempPathFactory) -> M
         config = validate_options(VariantConfig, data, "test")
         torch.manual_seed(seed)
         widths = {name: modality.width for name, modality in store.modalities.items()}
-        model = MultimodalModel(widths, 2, config.model)
+        columns = {name: store.columns(name) for name in widths}
+        model = MultimodalModel(widths, 2, config.model, columns=columns)
         head = ClassifierHead(model, len(CLASSES))
         for absent in model.fusion.absent:
             torch.nn.init.normal_(absent)

@@ -11,7 +11,7 @@ from sklearn.metrics import accuracy_score, f1_score
 
 from optimag_dist.options import validate_options
 from optimag_dist.tasks import NodeClassification, NodeClassificationOptions, make_task
-from optimag_dist.tasks.node_classification import classification_metrics
+from optimag_dist.tasks.node_classification import ClassCounts
 from optimag_dist.types import Diverged, InputError
 
 
@@ -63,11 +63,12 @@ def test_seeds_split_differently() -> None:
 
 def test_metrics_are_those_of_scikit_learn() -> None:
     generator = torch.Generator().manual_seed(0)
-    logits, labels = torch.randn(200, 3, generator=generator), torch.randint(3, (200,), generator=generator)
-    metrics = classification_metrics(3)
+    logits, labels = torch.randn(200, 4, generator=generator), torch.randint(3, (200,), generator=generator)
+    logits[:, 3] = -9  # neither there nor predicted
+    counts = ClassCounts(4)
     for part in (slice(0, 70), slice(70, 200)):
-        metrics.update(logits[part], labels[part])
-    found = metrics.compute()
+        counts.update(logits[part], labels[part])
+    found = counts.of_all_ranks().metrics()
     assert float(found["accuracy"]) == pytest.approx(accuracy_score(labels, logits.argmax(1)))
     assert float(found["macro_f1"]) == pytest.approx(f1_score(labels, logits.argmax(1), average="macro"))
 
@@ -93,18 +94,18 @@ def test_a_store_that_lacks_something_is_named(store: SimpleNamespace, split: ob
         (
             [0, 1, 0, 1, 2, 0, 1],
             [0, 0, 1, 1, 1, 2, 2],
-            ["no training nodes of class 'c2', which cannot be learned: 1 validation and test nodes can only be wrong"],
+            ["no training nodes of class 'c2': never learned, so that 1 validation and test nodes can only be wrong"],
         ),
         ([0, 1, 0, 1, 0, 1], [0, 0, 1, 1, 2, 2], ["no nodes at all of class 'c2'"]),
         (
             [0, 0, 1, 2, 1, 2],
             [0, 0, 1, 1, 2, 2],
             [
-                "no training nodes of 2 classes, 'c1', 'c2', which cannot be learned: 4 validation and test nodes can "
+                "no training nodes of 2 classes, 'c1', 'c2': never learned, so that 4 validation and test nodes can "
                 "only be wrong",
                 "all training nodes are of class 'c0'",
-                "no validation nodes of class 'c0', which is not judged there",
-                "no test nodes of class 'c0', which is not judged there",
+                "no validation nodes of class 'c0': not judged there",
+                "no test nodes of class 'c0': not judged there",
             ],
         ),
         ([0, 1, 2, 1, 0, 1, 2], [0, 0, 0, 1, 2, 2, 2], ["all validation nodes are of class 'c1'"]),
@@ -117,7 +118,9 @@ def test_what_a_split_cannot_teach_or_judge_is_noted(labels: list[int], split: l
 def test_of_many_classes_a_few_are_named() -> None:
     labels = list(range(30))
     (note, *_) = _task(_store(labels, [0, 1] + [2] * 28, classes=30)).notes
-    assert note.startswith("split: no training nodes of 29 classes, 'c1', 'c2', 'c3', 'c4', 'c5' and 24 more, which")
+    assert note.startswith(
+        "split: no training nodes of 29 classes, 'c1', 'c2', 'c3', 'c4', 'c5' and 24 more: never learned"
+    )
 
 
 def test_scores_that_are_no_numbers_are_no_accuracy() -> None:

@@ -173,6 +173,6 @@ def test_a_class_that_cannot_be_learned_is_told_with_the_result(rng: np.random.G
     result = run_fit(fit, store, None, Worker())
     assert result is not None
     assert (
-        "split: no training nodes of class '[sideways]', which cannot be learned: 1 validation and test"
+        "split: no training nodes of class '[sideways]': never learned, so that 1 validation and test"
         in (result["advice"])
     )
