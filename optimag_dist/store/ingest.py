@@ -152,7 +152,10 @@ def _write_topology(stage: Staging, source: GraphSource, ids: pa.Array) -> Finis
 
         built = build_topology(counted(), source.num_nodes, source.directed, stage.scratch, sorted_arcs=advance)
     if built is None:
-        raise InputError(f"{source.edge_file}: all {source.num_edges} edges join a node to itself; {NO_EDGES}")
+        raise InputError(
+            f"{source.edge_file}: none of the {source.num_edges:,} edges joins two different nodes that are there; "
+            f"{NO_EDGES}"
+        )
     stored = write_topology(stage.store / TOPOLOGY, built.csr)
     facts = {
         "arcs": built.csr.num_arcs,
