@@ -5,7 +5,7 @@ import select
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -62,6 +62,8 @@ def end(error: BaseException) -> NoReturn:
 
 def fail(message: str, status: int) -> NoReturn:
     """Print ``message`` on standard error and leave with ``status``."""
+    with suppress(OSError, ValueError):
+        sys.stdout.flush()  # in a log, what was said before comes before
     err = console(stderr=True)
     err.print("optimag:", style="bold red", end=" ")
     err.print(message, soft_wrap=True)
