@@ -68,13 +68,20 @@ class SourceTable:
     def _batches(self, names: Sequence[str]) -> Iterator[list[pa.Array]]:
         for part in self._parts:
             batches = part.batches(names)
+            rows = 0
             while True:
                 with reading(part.path):
                     batch = next(batches, None)
                     if batch is None:
                         break
                     arrays = [self._cast(plain(batch.column(name)), name, part) for name in names]
+                rows += len(batch)
                 yield arrays
+            if rows != part.num_rows:
+                raise InputError(
+                    f"{part.path}, column {names[0]!r}: holds {rows:,} rows where the file declares {part.num_rows:,}; "
+                    "it is damaged, or was changed while it was read: write it again"
+                )
 
     def _cast(self, array: pa.Array, name: str, part: TableFile) -> pa.Array:
         kind = self._types[name]

@@ -141,6 +141,26 @@ def test_parts_of_a_table(make, folder, file):
     assert column(make(folder, nodes=file)) == ABC
 
 
+def test_a_parquet_file_whose_counts_disagree_is_refused(make, tmp_path):
+    rows = 60
+    columns = {"id": [f"n{row}" for row in range(rows)], "p": np.arange(rows), "title": ["words"] * rows}
+    files = {"nodes.parquet": columns, "edges.csv": "src,dst\nn0,n1\n"}
+    attributes = {"title": {"column": "title", "kind": "text"}}
+    make(files, nodes="nodes.parquet", attributes=attributes)
+    good = (tmp_path / "nodes.parquet").read_bytes()
+    footer = len(good) - 8 - int.from_bytes(good[-8:-4], "little")
+    refused = []
+    # Counts of values and rows stand in the footer as zigzag varints: 60 as 120, 28 as 56.
+    for at in (at for at in range(footer, len(good)) if good[at] == 2 * rows):
+        files["nodes.parquet"] = good[:at] + bytes([2 * 28]) + good[at + 1 :]
+        try:
+            assert make(files, nodes="nodes.parquet", attributes=attributes).num_nodes == rows
+        except InputError as error:
+            refused.append(str(error))
+    for held, declared in ((rows, 28), (28, rows)):
+        assert any(f"holds {held} rows where the file declares {declared}" in text for text in refused)
+
+
 def test_lists_that_differ_in_what_may_be_null(make):
     parts = {
         "p0.parquet": {"id": ["a"], "x": pa.array([[1.0, 2.0]], NOT_NULL)},
