@@ -28,7 +28,8 @@ class ParzenSearch(OptunaSearch):
             mode=modes if several else modes[0],
             seed=options.search.seed,
         )
-        self._config, self._options = config, options
+        # Tune pickles all of this object into the sweep's directory, where a URI's secrets must not stand: no config.
+        self._trials, self._options = trial_directory(config, ""), options
         self._claimed: set[str] = set()
 
     def suggest(self, trial_id: str) -> dict[str, Any]:
@@ -39,7 +40,7 @@ class ParzenSearch(OptunaSearch):
         """The first directory that is free, or that a sweep that was cut short had begun for the same point."""
         for number in itertools.count():
             trial = f"{number:03d}"
-            file = trial_directory(self._config, trial) / "point.json"
+            file = self._trials / trial / "point.json"
             known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
             if trial not in self._claimed and known in (None, point):
                 self._claimed.add(trial)

@@ -11,6 +11,7 @@ import yaml
 from optimag_dist.options import dump_options, load_options, validate_options
 from optimag_dist.train.options import RunConfig
 from optimag_dist.tune.options import SchedulerOptions, SweepOptions, load_sweep, metrics_of
+from optimag_dist.tune.search import ParzenSearch
 from optimag_dist.tune.space import as_optuna, configure, corners, from_optuna, known_points, priors_needed, values_of
 from optimag_dist.types import InputError
 
@@ -123,6 +124,18 @@ def test_a_grid_has_every_combination_and_corners_every_end() -> None:
     ends = corners(_options(SPACE))
     assert {p["regulariser.alpha"] for p in ends} == {0.1, 0.9}
     assert {p["model.hidden"] for p in ends} == {16, 17}
+
+
+def test_a_search_that_is_written_down_keeps_the_secrets_of_a_place_to_itself(tmp_path: Path) -> None:
+    secret = "hunter2"
+    data = {"name": "a", "store": f"s3://me:{secret}@bucket/store", "out": str(tmp_path)}
+    run = validate_options(RunConfig, data, "test")
+    search = ParzenSearch(run, _options({"train.lr": {"choice": [0.1, 0.2]}}, search={"method": "tpe", "trials": 2}))
+    search.suggest("a")
+    search.save(str(tmp_path / "searcher-state.pkl"))
+    written = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert len(written) == 2
+    assert not any(secret.encode() in file.read_bytes() for file in written)
 
 
 def test_one_prior_per_distinct_value_and_none_without_the_regulariser(config: RunConfig) -> None:
