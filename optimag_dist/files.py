@@ -1,8 +1,10 @@
 """Files that are written whole or not at all."""
 
+import errno
 import fcntl
 import os
 import socket
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -11,6 +13,8 @@ from pathlib import Path
 
 # In a directory that a process is at work on.
 LOCK = ".lock"
+# Between two looks whether a lock is free.
+_LOOK_S = 0.1
 
 
 @contextmanager
@@ -42,7 +46,9 @@ def sync(path: Path) -> None:
 
 
 @contextmanager
-def sole_writer(directory: Path, busy: Callable[[str], None] | None = None) -> Iterator[None]:
+def sole_writer(
+    directory: Path, busy: Callable[[str], None] | None = None, patience_s: float | None = None
+) -> Iterator[None]:
     """Hold ``directory``'s lock, waiting for it; the system releases it when the process ends, however it ends.
 
     The directory is made if missing. At the end the lock's file goes, and with it directories that were made and have
@@ -50,10 +56,14 @@ def sole_writer(directory: Path, busy: Callable[[str], None] | None = None) -> I
 
     Args:
         busy: called with who holds the lock where somebody does; raises to go away instead of waiting.
+        patience_s: how long to wait; default: until it is free.
+
+    Raises:
+        TimeoutError: it was not free in time; names who holds it.
     """
     made = [folder for folder in (directory, *directory.parents) if not folder.exists()]
     file = directory / LOCK
-    descriptor = _locked(file, busy)
+    descriptor = _locked(file, busy, patience_s)
     try:
         yield
     finally:
@@ -73,7 +83,8 @@ def this_process() -> str:
     return f"pid {os.getpid()} on host {socket.gethostname()}, since {datetime.now(timezone.utc):%Y-%m-%d %H:%M:%S} UTC"
 
 
-def _locked(file: Path, busy: Callable[[str], None] | None) -> int:
+def _locked(file: Path, busy: Callable[[str], None] | None, patience_s: float | None) -> int:
+    end = None if patience_s is None else time.monotonic() + patience_s
     while True:
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -84,9 +95,13 @@ def _locked(file: Path, busy: Callable[[str], None] | None) -> int:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
+                holder = os.pread(descriptor, 1000, 0).decode(errors="replace") or "another process"
                 if busy is not None:
-                    busy(os.pread(descriptor, 1000, 0).decode(errors="replace") or "another process")
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                    busy(holder)
+                if end is None:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX)
+                else:
+                    _wait(descriptor, end, holder, file.parent)
             with suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(descriptor), file.stat()):
                     os.ftruncate(descriptor, 0)
@@ -96,3 +111,12 @@ def _locked(file: Path, busy: Callable[[str], None] | None) -> int:
             os.close(descriptor)
             raise
         os.close(descriptor)
+
+
+def _wait(descriptor: int, end: float, holder: str, directory: Path) -> None:
+    while True:
+        if time.monotonic() > end:
+            raise TimeoutError(errno.ETIMEDOUT, f"{holder}, is still at work here: end it", str(directory))
+        time.sleep(_LOOK_S)
+        with suppress(BlockingIOError):
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

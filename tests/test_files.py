@@ -43,6 +43,11 @@ def test_a_lock_names_its_holder_and_goes_with_it(tmp_path: Path) -> None:
             sole_writer(folder, _go_away),
         ):
             pass
+        with (
+            pytest.raises(TimeoutError, match=rf"pid {other.pid} on host .*: end it: '{folder}'$"),
+            sole_writer(folder, patience_s=0.3),
+        ):
+            pass
         other.send_signal(signal.SIGKILL)
         other.wait()
         # What a kill leaves says nothing any more.

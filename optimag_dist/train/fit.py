@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from optimag_dist.files import atomic
+from optimag_dist.files import atomic, sole_writer
 from optimag_dist.models import MultimodalModel
 from optimag_dist.models.pretrained import parameter_groups
 from optimag_dist.ppr import PPRArtefact
@@ -60,6 +60,8 @@ _WORTH_TELLING = 0.5
 _EXPLODED = 1e3
 # Steps after which it is looked whether all is finite, which waits for the device.
 _LOOK_EVERY = 64
+# The workers of a driver that was killed end within seconds; a network drive notices later that a host is gone.
+_LEAVE_S = 120.0
 
 
 @dataclass(frozen=True)
@@ -147,19 +149,25 @@ def try_fit(
     Returns:
         The result, or, on every rank, what is also in ``diverged.json``: variant, seed, and what happened. A diverged
         fit is not finished: another call goes on from its last checkpoint.
+
+    Raises:
+        TimeoutError: workers of an earlier attempt (their driver was killed) are at work on the fit and do not end.
     """
     path = fit.directory / DIVERGED
-    try:
-        result = run_fit(fit, store, ppr, worker, host, rows)
-    except Diverged as error:
-        result = {"variant": fit.variant, "seed": fit.seed, "diverged": str(error)}
+    with sole_writer(fit.directory, patience_s=_LEAVE_S) if worker.rank == 0 else contextlib.nullcontext():
+        # No rank may read what those of an earlier attempt are still writing.
+        _barrier(worker)
+        try:
+            result = run_fit(fit, store, ppr, worker, host, rows)
+        except Diverged as error:
+            result = {"variant": fit.variant, "seed": fit.seed, "diverged": str(error)}
+            if worker.rank == 0:
+                write_result(path, result)
+                host.saved(path)
+            return result
         if worker.rank == 0:
-            write_result(path, result)
-            host.saved(path)
+            path.unlink(missing_ok=True)
         return result
-    if worker.rank == 0:
-        path.unlink(missing_ok=True)
-    return result
 
 
 def _made_from(fit: Fit, store: GraphStore) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +15,13 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from optimag_dist.files import sole_writer
 from optimag_dist.options import validate_options
 from optimag_dist.ppr import PPRArtefact
 from optimag_dist.sampling import GroupLoader, SeedBatcher, StoreRows
 from optimag_dist.store import GraphStore
 from optimag_dist.tasks import make_task
-from optimag_dist.train.fit import Fit, Worker, _Fitting, run_fit
+from optimag_dist.train.fit import Fit, Worker, _Fitting, run_fit, try_fit
 from optimag_dist.train.host import Host, Wish
 from optimag_dist.train.log import read_records
 from optimag_dist.train.options import RunConfig, VariantConfig
@@ -247,6 +249,22 @@ def test_a_finished_fit_is_not_repeated(
     again = Watcher()
     assert run_fit(fit, planted_store, planted_ppr, Worker(), again) == first
     assert not again.beats
+
+
+def test_a_fit_waits_for_those_that_are_still_at_work_on_it(
+    whole: Path, planted_store: GraphStore, planted_ppr: PPRArtefact, tmp_path: Path
+) -> None:
+    """The workers of a driver that was killed, which write one checkpoint more."""
+    host, data = Watcher(), (planted_store, planted_ppr, Worker())
+    with sole_writer(tmp_path):
+        thread = threading.Thread(target=try_fit, args=(_short(tmp_path), *data, host))
+        thread.start()
+        before = Watcher({STEPS: Wish.STOP})
+        assert run_fit(_short(tmp_path), *data, before) is None
+        assert not host.beats
+    thread.join()
+    assert (before.beats[-1], host.beats[0]) == (("save", 1, 1), ("load", 1, 1))
+    _same_fit(tmp_path, whole)
 
 
 def test_another_configuration_does_not_take_up_a_checkpoint(
