@@ -13,6 +13,8 @@ from pathlib import Path
 
 # In a directory that a process is at work on.
 LOCK = ".lock"
+# What the system says of a write without naming the file.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 # Between two looks whether a lock is free.
 _LOOK_S = 0.1
 
@@ -23,17 +25,32 @@ def atomic(path: Path) -> Iterator[Path]:
 
     A reader, a crash or a power cut sees the old file or the new one, never a part; when the block raises, the old one
     stays and the temporary one goes. Missing parent directories are made.
+
+    Raises:
+        OSError: names ``path`` where the disk is full.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+    with writing(path):
+        try:
+            yield temporary
+            sync(temporary)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        # The new name itself has to reach the disk too.
+        sync(path.parent)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """An error of a full disk within the block names ``path``; the system's own names no file."""
     try:
-        yield temporary
-        sync(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    # The new name itself has to reach the disk too.
-    sync(path.parent)
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno in _FULL:
+            error.filename = str(path)
+        raise
 
 
 def sync(path: Path) -> None:
@@ -105,7 +122,9 @@ def _locked(file: Path, busy: Callable[[str], None] | None, patience_s: float | 
             with suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(descriptor), file.stat()):
                     os.ftruncate(descriptor, 0)
-                    os.pwrite(descriptor, this_process().encode(), 0)
+                    # On a full disk the lock holds all the same, without a name.
+                    with suppress(OSError):
+                        os.pwrite(descriptor, this_process().encode(), 0)
                     return descriptor
         except BaseException:
             os.close(descriptor)

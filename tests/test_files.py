@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from optimag_dist.files import LOCK, sole_writer
+from optimag_dist.files import LOCK, atomic, sole_writer
 from optimag_dist.train import checkpoint
 
 _HOLDS = """
@@ -106,6 +106,10 @@ def test_a_full_disk_is_what_the_system_says_and_leaves_the_old_file(tmp_path: P
             checkpoint.save(path, {"w": torch.zeros(100_000)})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert told.value.filename == str(path)
+    # Names a file that the system does not.
+    with pytest.raises(OSError, match="No space left") as told, atomic(path):
+        Path("/dev/full").write_text("x", encoding="utf-8")
     assert told.value.filename == str(path)
     assert list(tmp_path.iterdir()) == [path]
     assert len(checkpoint.load(path, torch.device("cpu"))["w"]) == 10

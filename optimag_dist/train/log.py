@@ -8,7 +8,7 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from optimag_dist.files import atomic
+from optimag_dist.files import atomic, writing
 from optimag_dist.types import InputError
 
 RESULT, DIVERGED = "result.json", "diverged.json"
@@ -29,7 +29,8 @@ class FitLog:
         with atomic(self.path) as temporary:
             temporary.write_text("".join(json.dumps(r) + "\n" for r in kept), encoding="utf-8")
         self._file = self.path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=first_epoch)
+        with writing(self.path):
+            self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=first_epoch)
 
     def __enter__(self) -> "FitLog":
         return self
@@ -37,16 +38,18 @@ class FitLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
-        self._board.close()
+        with writing(self.path):
+            self._file.close()
+            self._board.close()
 
     def write(self, record: dict[str, Any]) -> None:
         """One epoch's numbers; ``record["epoch"]`` counts from 0."""
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
-        for name, value in record.items():
-            if name != "epoch":
-                self._board.add_scalar(name, value, record["epoch"])
+        with writing(self.path):
+            self._file.write(json.dumps(record) + "\n")
+            self._file.flush()
+            for name, value in record.items():
+                if name != "epoch":
+                    self._board.add_scalar(name, value, record["epoch"])
 
 
 def read_result(directory: Path) -> dict[str, Any] | None:
