@@ -299,7 +299,7 @@ def change_ogb(folder: Path, dice: Dice) -> str:
     text = path.with_name("text.csv")
     text.write_bytes(gzip.decompress(path.read_bytes()))
     what = change_csv(text, dice)
-    path.write_bytes(gzip.compress(text.read_bytes()))
+    path.write_bytes(gzip.compress(text.read_bytes(), mtime=0))
     text.unlink()
     return f"{path.name}: {what}"
 

@@ -68,7 +68,7 @@ BYTES = pa.ExtensionArray.from_storage(pa.bool8(), pa.array(P, pa.int8()))
     ("file", "content"),
     [
         ("n.CSV", NODES),
-        ("n.csv.gz", gzip.compress(NODES[:9].encode()) + gzip.compress(NODES[9:].encode())),
+        ("n.csv.gz", gzip.compress(NODES[:9].encode(), mtime=0) + gzip.compress(NODES[9:].encode())),
         ("n.csv.zst", pa.Codec("zstd").compress(NODES.encode(), asbytes=True)),
         ("n.csv", NODES.replace(",", ";")),
         ("n.csv", NODES.replace(",", "|")),
@@ -80,7 +80,7 @@ BYTES = pa.ExtensionArray.from_storage(pa.bool8(), pa.array(P, pa.int8()))
         ("n.csv", NODES.replace("\n", "\r\n")),
         ("n.csv", NODES.replace("\n", "\r")),
         ("n.jsonl", LINES),
-        ("n.JSON.gz", gzip.compress(LINES.encode())),
+        ("n.JSON.gz", gzip.compress(LINES.encode(), mtime=0)),
         ("n.PARQUET", {"id": list("abc"), "p": P}),
         ("n.parquet", {"id": pa.array(list("abc")).dictionary_encode(), "p": P}),
         (
@@ -254,7 +254,7 @@ REFUSED = {
     ),
     "folder without files": ({"t/_SUCCESS": ""}, {"nodes": "t"}, "t: is a folder without files"),
     "cut archive": (
-        {"n.csv.gz": gzip.compress(NODES.encode())[:-12]},
+        {"n.csv.gz": gzip.compress(NODES.encode(), mtime=0)[:-12]},
         {"nodes": "n.csv.gz"},
         r"n\.csv\.gz: cannot be read",
     ),
@@ -456,7 +456,7 @@ def numbered(make):
         ("ids.txt", "7\n1\n"),
         ("ids", "\ufeff7\r\n1\r\n\r\n"),
         ("ids.txt", "7\n1".encode("utf-16")),
-        ("ids.txt.gz", gzip.compress(b"7\n1\n")),
+        ("ids.txt.gz", gzip.compress(b"7\n1\n", mtime=0)),
         ("ids.csv", "id,n\n7,a\n1,b\n\n"),
         ("ids.tsv", "n\tid\na\t7\nb\t1\n"),
         ("ids.jsonl", '{"id": 7}\n{"id": 1}\n'),
@@ -507,7 +507,10 @@ def test_lookup_takes_no_number_for_another(numbered):
 
 
 def test_changes_are_read_as_tables_are(numbered, tmp_path):
-    write(tmp_path / "changes.CSV.gz", gzip.compress("\ufeffsource;target;op\n10;7;insert\n2;1;delete\n".encode()))
+    write(
+        tmp_path / "changes.CSV.gz",
+        gzip.compress("\ufeffsource;target;op\n10;7;insert\n2;1;delete\n".encode(), mtime=0),
+    )
     changes = read_changes(tmp_path / "changes.CSV.gz", numbered)
     assert (changes.inserted.tolist(), changes.deleted.tolist()) == ([[2, 3]], [[0, 1]])
     write(tmp_path / "changes.csv", "source,target,op\n10,07,insert\n")
