@@ -68,7 +68,7 @@ BYTES = pa.ExtensionArray.from_storage(pa.bool8(), pa.array(P, pa.int8()))
     ("file", "content"),
     [
         ("n.CSV", NODES),
-        ("n.csv.gz", gzip.compress(NODES[:9].encode(), mtime=0) + gzip.compress(NODES[9:].encode())),
+        ("n.csv.gz", gzip.compress(NODES[:9].encode(), mtime=0) + gzip.compress(NODES[9:].encode(), mtime=0)),
         ("n.csv.zst", pa.Codec("zstd").compress(NODES.encode(), asbytes=True)),
         ("n.csv", NODES.replace(",", ";")),
         ("n.csv", NODES.replace(",", "|")),
