@@ -145,7 +145,7 @@ def _explain(cls: type[Options], problem: Any) -> str:
     value = problem["input"]
     came = repr(value) if len(repr(value)) <= _SHOWN else f"{repr(value)[:_SHOWN]}…"
     # Typed without quotes.
-    hint = " (YAML reads off, on, yes and no as booleans: put a text in quotes)" if isinstance(value, bool) else ""
+    hint = " (YAML reads true and false as booleans: put a text in quotes)" if isinstance(value, bool) else ""
     return f"key {key!r}: {message}; got {came}{hint}" if key else message
 
 

@@ -2,6 +2,7 @@
 
 It is stricter than PyYAML where that would be silent, knows no dates, sexagesimals or octals (what looks like one is
 text, or the decimal number it shows), and answers anything with a value or an ``InputError`` that names the line.
+``on``, ``off``, ``yes`` and ``no`` are texts, which an option that is true or false takes as well.
 """
 
 import codecs
@@ -148,9 +149,9 @@ def _refuse_many(root: yaml.Node) -> None:
     measure(root)
 
 
-def _plain_numbers(loader: type[yaml.SafeLoader]) -> None:
-    """Leave out of YAML 1.1 what turns text silently into other values: dates, 12:30, 010."""
-    drop = {f"tag:yaml.org,2002:{name}" for name in ("timestamp", "value", "int", "float")}
+def _plain_values(loader: type[yaml.SafeLoader]) -> None:
+    """Leave out of YAML 1.1 what turns text silently into other values: dates, 12:30, 010, a country NO."""
+    drop = {f"tag:yaml.org,2002:{name}" for name in ("timestamp", "value", "int", "float", "bool")}
     known = loader.yaml_implicit_resolvers.items()
     loader.yaml_implicit_resolvers = {letter: [r for r in rules if r[0] not in drop] for letter, rules in known}
     number = r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)(?:[eE][-+][0-9]+)?"
@@ -158,6 +159,8 @@ def _plain_numbers(loader: type[yaml.SafeLoader]) -> None:
     loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(rf"^(?:{number})$"), list("-+0123456789."))
     whole = r"[-+]?(?:0|[1-9][0-9_]*|0b[01]+|0x[0-9a-fA-F]+)"
     loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(rf"^(?:{whole})$"), list("-+0123456789"))
+    boolean = re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$")
+    loader.add_implicit_resolver("tag:yaml.org,2002:bool", boolean, list("tTfF"))
 
 
-_plain_numbers(_Loader)
+_plain_values(_Loader)

@@ -24,7 +24,10 @@ _CHAIN = "a0: &a0 [ha]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}]\n" for i in range(
         ("a: 1_000", 1000),
         ("a: 1.5e-3", 0.0015),
         ("a: -.inf", float("-inf")),
-        ("a: off", False),
+        ("a: off", "off"),
+        ("a: [on, NO, Yes, y]", ["on", "NO", "Yes", "y"]),
+        ("a: {off: {}, no: {}}", {"off": {}, "no": {}}),
+        ("a: [true, False]", [True, False]),
         ("a: =", "="),
         ("b: &b {x: 1, y: 2}\na: {<<: *b, x: 3}", {"x": 3, "y": 2}),
         ("\ufeffa: ü", "ü"),
@@ -40,7 +43,7 @@ def test_a_value_is_what_people_mean(text: str, value: Any) -> None:
         ("a: 1\nb: 2\na: 3", r"line 3, column 1: .*the key 'a' stands twice, first in line 1"),
         ("a:\n  b: {c: 1, c: 2}", r"line 2, column 13: .*the key 'c' stands twice"),
         ("a: 1\n1: 2\n1.0: 3", r"line 3, .*stands twice"),
-        ("variants:\n  off: {}", r"line 2, column 3: .*the key off as true or false; put it in quotes: 'off'"),
+        ("variants:\n  True: {}", r"line 2, column 3: .*the key True as true or false; put it in quotes: 'True'"),
         ("a:\n\tb: 1", r"line 2, .*'\\t'.*indent by blanks"),
         ("a: !!int abc", r"line 1, column 4: .*'abc' is none of int"),
         ("a: !!timestamp abc", r"line 1, column 4: "),
@@ -101,6 +104,7 @@ def test_what_is_no_small_file_is_not_read(tmp_path: Path) -> None:
 class _Small(Options):
     name: str = "x"
     seeds: tuple[int, ...] = ()
+    fast: bool = False
 
 
 def test_options_and_overrides_are_read_by_it(tmp_path: Path) -> None:
@@ -110,9 +114,12 @@ def test_options_and_overrides_are_read_by_it(tmp_path: Path) -> None:
         load_options(_Small, file)
     with pytest.raises(InputError, match=r"^override 'seeds=\[1': not valid YAML, line 1, column \d+: "):
         parse_options(_Small, ["seeds=[1"], "optimag x")
-    with pytest.raises(InputError, match=r"key 'name': .*got False \(YAML reads off, on, yes and no as booleans"):
-        parse_options(_Small, ["name=off"], "optimag x")
+    with pytest.raises(InputError, match=r"key 'name': .*got False \(YAML reads true and false as booleans"):
+        parse_options(_Small, ["name=false"], "optimag x")
     with pytest.raises(InputError, match=r"key 'name': .*…$"):
         parse_options(_Small, [f"name={list(range(10_000))}"], "optimag x")
-    read = parse_options(_Small, ["name=2020-01-02", "seeds=[010]"], "optimag x")
-    assert read == _Small(name="2020-01-02", seeds=(10,))
+    with pytest.raises(InputError, match=r"key 'fast': .*got 'later'"):
+        parse_options(_Small, ["fast=later"], "optimag x")
+    read = parse_options(_Small, ["name=2020-01-02", "seeds=[010]", "fast=yes"], "optimag x")
+    assert read == _Small(name="2020-01-02", seeds=(10,), fast=True)
+    assert parse_options(_Small, ["name=NO", "fast=off"], "optimag x") == _Small(name="NO", fast=False)

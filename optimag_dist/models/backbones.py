@@ -352,6 +352,12 @@ def check_backbone(
             f"model.backbone {name!r}, model.backbone_settings {settings}: {error}; its constructor is {signature}, "
             "needed (modalities, width, hidden, num_layers, dropout) and the settings by name"
         ) from error
+    for key, value in settings.items():
+        known = signature.parameters.get(key)
+        boolean = known is not None and (isinstance(known.default, bool) or known.annotation in (bool, "bool"))
+        # Every text is true to Python, off and no too.
+        if boolean and isinstance(value, str):
+            raise InputError(f"model.backbone_settings.{key}: needed true or false, got {value!r}")
     what = f"model.backbone {name!r}"
     with torch.random.fork_rng(devices=[]):
         with _blamed(what):

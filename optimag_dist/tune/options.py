@@ -189,8 +189,7 @@ def load_sweep(config: Path, space: Path, overrides: Sequence[str]) -> tuple[Run
         if unknown:
             raise InputError(
                 f"{space}: {VARIANT} lists {unknown[0]!r}; {config} has {', '.join(run.variants) or 'no variants'}"
-                + " (YAML reads off, on, no and yes as true or false: put them in quotes)"
-                * isinstance(unknown[0], bool)
+                + " (YAML reads true and false as booleans: put a text in quotes)" * isinstance(unknown[0], bool)
             )
     else:
         run = _around_one(run, options.variant, config, space)

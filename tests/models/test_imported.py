@@ -107,6 +107,14 @@ def test_what_cannot_be_found_is_named(here: Path, path: str, message: str) -> N
             make_backbone(path, 2, 8, 8, 2, 0.0)
 
 
+@pytest.mark.parametrize("parameter", ["deep=True", "deep: bool", "deep: 'bool'"])
+def test_a_text_is_not_taken_for_true(parameter: str, here: Path) -> None:
+    (here / "mine.py").write_text(SUM.replace("*, scale=1.0", f"*, scale=1.0, {parameter}"))
+    check_backbone("mine.py:Sum", {"deep": False})
+    with pytest.raises(InputError, match=r"model\.backbone_settings\.deep: needed true or false, got 'off'"):
+        check_backbone("mine.py:Sum", {"deep": "off"})
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [

@@ -1,5 +1,6 @@
 """Search spaces: what is drawn from them, and the doors in front of a sweep."""
 
+import itertools
 import math
 import re
 from pathlib import Path
@@ -171,6 +172,23 @@ def test_a_sweep_is_read_with_its_overrides_and_around_one_variant(tmp_path: Pat
         load_sweep(*files, [])
     with pytest.raises(InputError, match="has no variants; leave it out"):
         load_sweep(*files, ["variant=a", "variants={}", "compare_to={}"])
+
+
+def test_variants_are_listed_as_they_are_spelt(tmp_path: Path) -> None:
+    files = tmp_path / "run.yaml", tmp_path / "space.yaml"
+    files[0].write_text("name: toy\nstore: nowhere\nvariants: {off: {regulariser.weight: 0}, on: {}}\n")
+    files[1].write_text(
+        "space: {variant: {grid: [off, on]}, regulariser.differentiate: {grid: [no, yes]}}\nsearch: {method: grid}\n"
+    )
+    config, sweep = load_sweep(*files, [])
+    points = known_points(sweep)
+    assert points is not None
+    assert [point["variant"] for point in points] == ["off", "off", "on", "on"]
+    found = [configure(config, point, "space").regulariser for point in points]
+    assert [(r.weight > 0, r.differentiate) for r in found] == list(itertools.product((False, True), repeat=2))
+    files[1].write_text("space: {variant: {grid: [true]}}\nsearch: {method: grid}\n")
+    with pytest.raises(InputError, match=r"variant lists True; .* has off, on \(YAML reads true and false as booleans"):
+        load_sweep(*files, [])
 
 
 @pytest.fixture
