@@ -315,6 +315,10 @@ def test_what_is_no_number_is_not_written(kind: str, store: GraphStore, make_mod
         ({"widths": {"text": -1}}, "not a trained model"),
         ({"kinds": 3}, "not a trained model"),
         ({"config": {"model": {"backbone_settings": {"depth": 1}}}}, "no model can be made .*'depth'"),
+        ({"heads": {}}, "classifier do not fit"),
+        ({"heads": {"": {"linear.weight": torch.zeros(3, 2), "linear.bias": torch.zeros(4)}}}, "classifier do not fit"),
+        ({"model": {}}, "model.pt: its weights do not fit its own"),
+        ({"classes": ["ant"]}, "classifier do not fit"),
     ],
 )
 def test_a_model_that_says_what_cannot_be_is_refused(changes, words, make_model) -> None:
@@ -322,3 +326,23 @@ def test_a_model_that_says_what_cannot_be_is_refused(changes, words, make_model)
     torch.save(torch.load(path, weights_only=True) | changes, path)
     with pytest.raises(InputError, match=words):
         TrainedModel.open(path, torch.device("cpu")).classifier  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda weights: weights.popitem(), "Missing key"),
+        (lambda weights: weights.update(extra=torch.zeros(2)), "Unexpected key.*extra"),
+        (lambda weights: weights.update({next(iter(weights)): torch.zeros(2, 3, 5)}), "size mismatch"),
+        (lambda weights: weights.update({next(iter(weights)): "a text"}), "expected torch.Tensor"),
+    ],
+)
+def test_weights_of_another_model_are_refused(change, words, make_model) -> None:
+    path = make_model() / "model.pt"
+    state = torch.load(path, weights_only=True)
+    change(state["model"])
+    torch.save(state, path)
+    with pytest.raises(
+        InputError, match=rf"(?s)model\.pt: its weights do not fit its own config.*train again.*{words}"
+    ):
+        TrainedModel.open(path, torch.device("cpu"))

@@ -280,6 +280,16 @@ def test_another_configuration_does_not_take_up_a_checkpoint(
         run_fit(fit, planted_store, planted_ppr, Worker())
 
 
+@pytest.mark.parametrize(("name", "made_by"), [("fingerprint", "configuration"), ("store", "graph")])
+def test_a_result_of_something_else_is_not_taken_over(
+    name: str, made_by: str, recipe: dict, planted_store: GraphStore, tmp_path: Path
+) -> None:
+    result = {"variant": "default", "seed": 0, "test/accuracy": 1.0, name: "0" * 16}
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    with pytest.raises(InputError, match=rf"result\.json: made by another {made_by}; train under another name, or del"):
+        run_fit(_fit(recipe, tmp_path), planted_store, None, Worker())
+
+
 def test_patience_stops_early(
     recipe: dict, planted_store: GraphStore, planted_ppr: PPRArtefact, tmp_path: Path
 ) -> None:
