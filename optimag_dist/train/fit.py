@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from optimag_dist.files import atomic, sole_writer
+from optimag_dist.integrity import write_record
 from optimag_dist.models import MultimodalModel
 from optimag_dist.models.pretrained import parameter_groups
 from optimag_dist.ppr import PPRArtefact
@@ -46,7 +47,7 @@ from optimag_dist.train.agreement import Agreement
 from optimag_dist.train.epoch import EpochTotals
 from optimag_dist.train.evaluation import evaluate_part
 from optimag_dist.train.host import Host, Wish
-from optimag_dist.train.log import DIVERGED, RESULT, FitLog, read_result, write_result
+from optimag_dist.train.log import DIVERGED, RESULT, FitLog, read_result
 from optimag_dist.train.options import VariantConfig, fingerprint
 from optimag_dist.train.soundness import Soundness
 from optimag_dist.train.step import StepLoss, align
@@ -130,7 +131,7 @@ def run_fit(
         return None
     result = fitting.finish() | _made_from(fit, store)
     if worker.rank == 0:
-        write_result(finished, result)
+        write_record(finished, result)
         host.saved(finished)
     _barrier(worker)
     return result
@@ -162,7 +163,7 @@ def try_fit(
         except Diverged as error:
             result = {"variant": fit.variant, "seed": fit.seed, "diverged": str(error)}
             if worker.rank == 0:
-                write_result(path, result)
+                write_record(path, result)
                 host.saved(path)
             return result
         if worker.rank == 0:

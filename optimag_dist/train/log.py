@@ -9,6 +9,7 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from optimag_dist.files import atomic, writing
+from optimag_dist.integrity import parse_record, read_record
 from optimag_dist.types import InputError
 
 RESULT, DIVERGED = "result.json", "diverged.json"
@@ -61,22 +62,10 @@ def read_result(directory: Path) -> dict[str, Any] | None:
     Raises:
         InputError: the file is damaged.
     """
-    for name in (RESULT, DIVERGED):
-        try:
-            return json.loads((directory / name).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            continue
-        except ValueError as error:
-            raise InputError(
-                f"{directory / name}: damaged ({error}); delete it, and --resume ends the fit from its checkpoint"
-            ) from error
+    for path in (directory / RESULT, directory / DIVERGED):
+        if path.exists():
+            return read_record(path, "delete it, and --resume ends the fit from its checkpoint")
     return None
-
-
-def write_result(path: Path, result: Mapping[str, Any]) -> None:
-    """Write a fit's ``result.json`` or ``diverged.json``."""
-    with atomic(path) as temporary:
-        temporary.write_text(json.dumps(result, indent=2), encoding="utf-8")
 
 
 def in_one_line(result: Mapping[str, Any]) -> str:
@@ -90,8 +79,24 @@ def in_one_line(result: Mapping[str, Any]) -> str:
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """The epochs in a ``metrics.jsonl``; a last line cut short by a kill is left out."""
+    """The epochs in a ``metrics.jsonl``; a last line cut short by a kill is left out.
+
+    Raises:
+        InputError: the file is damaged.
+    """
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    records = []
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
+        if not line.endswith(b"\n"):
+            break
+        try:
+            record = parse_record(line)
+            if not isinstance(record.get("epoch"), int):
+                raise ValueError("it names no epoch")
+        except (ValueError, RecursionError) as error:
+            raise InputError(
+                f"{path}, line {number}: damaged ({error}); delete the line, which leaves its epoch out of the curves"
+            ) from error
+        records.append(record)
+    return records

@@ -1,6 +1,5 @@
 """A fit's host that tells Ray's metrics and the experiment trackers what it hears."""
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from optimag_dist.telemetry.metrics import FitMetrics
 from optimag_dist.telemetry.trackers import Trackers
 from optimag_dist.train.fit import Fit
 from optimag_dist.train.host import Host, Wish
+from optimag_dist.train.log import RESULT, read_result
 
 
 @contextmanager
@@ -56,8 +56,8 @@ class _Telling(Host):
     def saved(self, path: Path) -> None:
         if path.name == "checkpoint.pt":
             self._metrics.checkpoint(time.perf_counter() - self._saving_since)
-        elif path.name == "result.json":
-            self._trackers.finished(json.loads(path.read_text(encoding="utf-8")))
+        elif path.name == RESULT:
+            self._trackers.finished(read_result(path.parent) or {})
         self._host.saved(path)
 
     def wish(self) -> Wish:

@@ -23,7 +23,7 @@ from optimag_dist.store import GraphStore
 from optimag_dist.tasks import make_task
 from optimag_dist.train.fit import Fit, Worker, _Fitting, run_fit, try_fit
 from optimag_dist.train.host import Host, Wish
-from optimag_dist.train.log import read_records
+from optimag_dist.train.log import read_records, read_result
 from optimag_dist.train.options import RunConfig, VariantConfig
 from optimag_dist.train.watch import place
 from optimag_dist.types import InputError
@@ -90,7 +90,7 @@ def test_every_backbone_leaves_a_whole_fit_behind(
     fit = _fit(recipe, tmp_path / "fit", epochs=3)
     result = run_fit(fit, planted_store, planted_ppr, Worker(), host)
     records = host.records
-    assert result == json.loads((fit.directory / "result.json").read_text())
+    assert result == read_result(fit.directory)
     assert [r["epoch"] for r in records] == [0, 1, 2]
     assert records == [json.loads(line) for line in (fit.directory / "metrics.jsonl").read_text().splitlines()]
     assert {"loss", "alignment", "kept_ppr", "kept_mass/text", "val/accuracy", "val/macro_f1"} <= records[0].keys()
@@ -288,6 +288,34 @@ def test_a_result_of_something_else_is_not_taken_over(
     (tmp_path / "result.json").write_text(json.dumps(result))
     with pytest.raises(InputError, match=rf"result\.json: made by another {made_by}; train under another name, or del"):
         run_fit(_fit(recipe, tmp_path), planted_store, None, Worker())
+
+
+@pytest.mark.parametrize("name", ["result.json", "metrics.jsonl"])
+def test_a_damaged_record_is_told_or_changes_nothing(name: str, whole: Path, tmp_path: Path) -> None:
+    content, expected = (whole / name).read_bytes(), read_result(whole)
+    for index in range(0, len(content), 3):
+        damaged = bytearray(content)
+        damaged[index] ^= (1, 0x80)[index % 2]
+        (tmp_path / name).write_bytes(damaged)
+        try:
+            came = read_result(tmp_path) if name == "result.json" else read_records(tmp_path / name)
+        except InputError as error:
+            came = str(error)
+        # The lines of the curves have no checksum of their own; in its name a flip makes another key.
+        if isinstance(came, str):
+            assert str(tmp_path / name) in came
+        elif name == "result.json":
+            assert came.items() >= expected.items()
+
+
+@pytest.mark.parametrize("content", ["[1]", "3", "null", "", "[" * 100_000])
+def test_a_record_that_is_none_is_told(content: str, tmp_path: Path) -> None:
+    (tmp_path / "result.json").write_text(content)
+    with pytest.raises(InputError, match=r"result\.json: damaged .*delete it, and --resume ends the fit"):
+        read_result(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text('{"epoch": 0}\n' + content + "\n")
+    with pytest.raises(InputError, match=r"metrics\.jsonl, line 2: damaged .*delete the line"):
+        read_records(tmp_path / "metrics.jsonl")
 
 
 def test_patience_stops_early(
