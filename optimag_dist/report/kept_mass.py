@@ -2,8 +2,10 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
@@ -101,7 +103,7 @@ def read_kept_mass(run: Run) -> list[KeptMass]:
     """Kept mass of every variant that has exported any.
 
     Raises:
-        InputError: seeds of one variant were trained on stores of different size.
+        InputError: seeds of one variant were trained on stores of different size, or a file is damaged.
     """
     masses = []
     for variant in run.variants:
@@ -109,8 +111,8 @@ def read_kept_mass(run: Run) -> list[KeptMass]:
         paths = {seed: path for seed, path in paths.items() if path.exists()}
         if not paths:
             continue
-        names = [name for name in pq.read_schema(next(iter(paths.values()))).names if name != "id"]
-        tables = [pq.read_table(path, columns=names) for path in paths.values()]
+        tables = [_read(path) for path in paths.values()]
+        names = tables[0].column_names
         sizes = {table.num_rows for table in tables}
         if len(sizes) > 1:
             raise InputError(
@@ -120,6 +122,15 @@ def read_kept_mass(run: Run) -> list[KeptMass]:
         values = {name: np.stack([table.column(name).to_numpy() for table in tables]) for name in names}
         masses.append(KeptMass(variant, tuple(paths), values))
     return masses
+
+
+def _read(path: Path) -> pa.Table:
+    """All columns but the ids."""
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            return file.read([name for name in file.schema_arrow.names if name != "id"])
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise InputError(f"{path}: damaged ({error}); delete it to have a report without it") from error
 
 
 def check_store(store: GraphStore, run: Run) -> None:

@@ -534,7 +534,7 @@ class _Fitting:
 
     def _write_table(self, path: Path, table: pa.Table) -> None:
         with atomic(path) as temporary:
-            pq.write_table(table, temporary)
+            pq.write_table(table, temporary, write_page_checksum=True)
         self._host.saved(path)
 
     def _totals_of_ranks(self) -> Tensor:

@@ -64,7 +64,11 @@ def read_result(directory: Path) -> dict[str, Any] | None:
     """
     for path in (directory / RESULT, directory / DIVERGED):
         if path.exists():
-            return read_record(path, "delete it, and --resume ends the fit from its checkpoint")
+            remedy = "delete it, and --resume ends the fit from its checkpoint"
+            result = read_record(path, remedy)
+            if "variant" not in result:
+                raise InputError(f"{path}: damaged (it names no variant); {remedy}")
+            return result
     return None
 
 

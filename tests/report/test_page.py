@@ -183,6 +183,18 @@ def test_seeds_over_different_stores_are_refused(full_run: Path) -> None:
         write_report(full_run)
 
 
+@pytest.mark.parametrize("place", ["values", "footer"])
+def test_a_damaged_table_of_kept_mass_is_named(place: str, full_run: Path) -> None:
+    path = full_run / "plain+optimag" / "seed-1" / "kept_mass.parquet"
+    pq.write_table(pq.read_table(path), path, write_page_checksum=True)
+    values, content = pq.read_metadata(path).row_group(0).column(1), bytearray(path.read_bytes())
+    start = values.dictionary_page_offset or values.data_page_offset
+    content[start + values.total_compressed_size - 1 if place == "values" else -5] ^= 0x80
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"seed-1/kept_mass\.parquet: damaged .*delete it to have a report without it"):
+        write_report(full_run)
+
+
 def test_out_elsewhere_replaces_and_leaves_no_other_file(full_run: Path, tmp_path: Path) -> None:
     out = tmp_path / "pages" / "one.html"
     out.parent.mkdir()

@@ -308,7 +308,7 @@ def test_a_damaged_record_is_told_or_changes_nothing(name: str, whole: Path, tmp
             assert came.items() >= expected.items()
 
 
-@pytest.mark.parametrize("content", ["[1]", "3", "null", "", "[" * 100_000])
+@pytest.mark.parametrize("content", ["[1]", "3", "null", "{}", "", "[" * 100_000])
 def test_a_record_that_is_none_is_told(content: str, tmp_path: Path) -> None:
     (tmp_path / "result.json").write_text(content)
     with pytest.raises(InputError, match=r"result\.json: damaged .*delete it, and --resume ends the fit"):
