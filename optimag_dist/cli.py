@@ -247,8 +247,8 @@ def ppr_compute(
     Keys: teleport, eps, k, block_size, placement, partition, actors, row_cache_mb, in_flight_mb.
     """
     from optimag_dist.options import parse_options
-    from optimag_dist.ppr import PPROptions, compute_ppr
-    from optimag_dist.ppr.driver import RunTotals
+    from optimag_dist.ppr import PPROptions
+    from optimag_dist.ppr.driver import RunTotals, compute_ppr
     from optimag_dist.ray_session import ensure_ray
     from optimag_dist.store import GraphStore
 
@@ -299,7 +299,7 @@ def ppr_update(
 ) -> None:
     """Insert and delete edges, and bring the store's PPR up to date where it changes (key: slack)."""
     from optimag_dist.options import parse_options
-    from optimag_dist.ppr import UpdateOptions, update_ppr
+    from optimag_dist.ppr.update import UpdateOptions, update_ppr
     from optimag_dist.ray_session import ensure_ray
 
     options = parse_options(UpdateOptions, overrides, "optimag ppr update")

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy
 import torch
-from scipy.sparse import coo_array
 from torch import Tensor, nn
 
-from optimag_dist.ppr import PPRArtefact
 from optimag_dist.types import GraphPrior, InputError
 from optimag_dist.ufgw import UFGWDiagnostics, UFGWRegulariser
 from optimag_dist.ufgw.backend import outside_graphs
@@ -34,9 +33,10 @@ class OptiMAG(nn.Module):
 
     Args:
         prior: personalised PageRank of the graph: the path of a PPR artefact, an open one (or anything with
-            ``submatrix(node_ids)``), or a dense (n, n) tensor of values ≥ 0 for a small graph. Of a dense one the ``k``
-            largest entries of each row and the diagonal are kept, on the host, as in an artefact: in a whole PPR matrix
-            every pair is a little near, and among so many neighbours a conflict with the few that count is lost.
+            ``submatrix(node_ids)``, and with ``num_nodes`` if ids are to be checked), or a dense (n, n) tensor of
+            values ≥ 0 for a small graph. Of a dense one the ``k`` largest entries of each row and the diagonal are
+            kept, on the host, as in an artefact: in a whole PPR matrix every pair is a little near, and among so many
+            neighbours a conflict with the few that count is lost.
         k: entries kept of each row of a dense prior, at least 1; of an artefact it was chosen when that was made.
         plan: ``local`` leaves mass where it is and judges nodes by their neighbourhood; ``transport`` is the published
             problem. What is said of either below is not used by the other.
@@ -96,6 +96,9 @@ class OptiMAG(nn.Module):
         )
         self.prior: GraphPrior
         if isinstance(prior, (str, PathLike)):
+            # Loads pyarrow and numba, which take longer than all else here; a dense prior needs neither.
+            from optimag_dist.ppr import PPRArtefact
+
             self.prior = PPRArtefact.open(Path(prior))
         elif isinstance(prior, Tensor):
             self.prior = _TopEntries(prior, k)
@@ -107,9 +110,7 @@ class OptiMAG(nn.Module):
                 "torch tensor (torch.as_tensor converts a numpy array)"
             )
         # None: the prior is the user's own and judges the ids itself.
-        self.num_nodes: int | None = None
-        if isinstance(self.prior, (PPRArtefact, _TopEntries)):
-            self.num_nodes = self.prior.num_nodes
+        self.num_nodes: int | None = getattr(self.prior, "num_nodes", None)
 
     @outside_graphs
     def forward(
@@ -201,7 +202,7 @@ class _TopEntries:
             raise InputError(f"prior: the minimum is {float(prior.min()):.3g}; needed PPR values ≥ 0")
         self.num_nodes = len(prior)
         rows, columns, values = (torch.cat(x).cpu().numpy() for x in zip(*_top_entries(prior, k), strict=True))
-        self._entries = coo_array((values, (rows, columns)), shape=prior.shape).tocsr()
+        self._entries = scipy.sparse.coo_array((values, (rows, columns)), shape=prior.shape).tocsr()
 
     def submatrix(self, node_ids: np.ndarray) -> np.ndarray:
         """As :meth:`PPRArtefact.submatrix`; float64 where the prior was."""

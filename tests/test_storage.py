@@ -27,8 +27,8 @@ from optimag_dist.inference.evaluate import evaluate
 from optimag_dist.inference.options import EmbedOptions, EvaluateOptions
 from optimag_dist.models import MultimodalModel
 from optimag_dist.options import dump_options, load_options, parse_options, validate_options
-from optimag_dist.ppr import PPRArtefact, PPROptions, compute_ppr
-from optimag_dist.ppr.driver import RunTotals
+from optimag_dist.ppr import PPRArtefact, PPROptions
+from optimag_dist.ppr.driver import RunTotals, compute_ppr
 from optimag_dist.storage import AnyPath, Mirror, RemotePath, located, sole_user
 from optimag_dist.store import GraphStore, ingest
 from optimag_dist.tasks.node_classification import ClassifierHead

@@ -26,7 +26,8 @@ from ppr import power_law_graph
 from rich.console import Console
 from rich.table import Table
 
-from optimag_dist.ppr import PPRArtefact, PPROptions, compute_ppr
+from optimag_dist.ppr import PPRArtefact, PPROptions
+from optimag_dist.ppr.driver import compute_ppr
 from optimag_dist.sampling import BlockSampler, GroupLoader, SamplingOptions, SeedBatcher, StoreRows, nodes_alone
 from optimag_dist.store import GraphStore, ingest
 

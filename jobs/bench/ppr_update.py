@@ -26,7 +26,9 @@ from ppr import power_iteration, power_law_graph
 from rich.console import Console
 from rich.table import Table
 
-from optimag_dist.ppr import PPRArtefact, PPROptions, UpdateOptions, compute_ppr, update_ppr
+from optimag_dist.ppr import PPRArtefact, PPROptions
+from optimag_dist.ppr.driver import compute_ppr
+from optimag_dist.ppr.update import UpdateOptions, update_ppr
 from optimag_dist.ray_session import ensure_ray
 from optimag_dist.store import GraphStore, ingest
 

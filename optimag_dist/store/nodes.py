@@ -13,7 +13,7 @@ from optimag_dist.store.tables import SourceTable, cells, null_rows
 from optimag_dist.types import InputError
 
 # What programs write for a value that is not there.
-_MISSING_WORDS = pa.array(["nan", "none", "null", "na", "n/a", "<na>", "nat", "#n/a"], pa.large_string())
+_MISSING_WORDS = ("nan", "none", "null", "na", "n/a", "<na>", "nat", "#n/a")
 
 
 def read_ids(nodes: SourceTable, column: str) -> pa.Array:
@@ -61,7 +61,8 @@ def note_missing_words(ids: pa.Array, noted: BadRows) -> None:
 
 def missing_words(texts: pa.ChunkedArray | pa.Array) -> np.ndarray:
     """(k,) bool: where the text is a word for a missing value, such as ``nan``."""
-    return pc.is_in(pc.utf8_lower(texts), value_set=_MISSING_WORDS).to_numpy(zero_copy_only=False)
+    words = pa.array(_MISSING_WORDS, pa.large_string())
+    return pc.is_in(pc.utf8_lower(texts), value_set=words).to_numpy(zero_copy_only=False)
 
 
 def _all_different(key: pa.Array) -> bool:

@@ -24,7 +24,8 @@ from optimag_dist.console import say
 from optimag_dist.files import atomic
 from optimag_dist.messages import said_by_system
 from optimag_dist.options import dump_options, load_options
-from optimag_dist.ppr import PPRArtefact, PPROptions, compute_ppr
+from optimag_dist.ppr import PPRArtefact, PPROptions
+from optimag_dist.ppr.driver import compute_ppr
 from optimag_dist.ray_session import ensure_ray, translated_ray_errors
 from optimag_dist.sampling import GraphRows
 from optimag_dist.storage import AnyPath, Mirror, file_system, sole_user

@@ -11,7 +11,7 @@ from typing import Any
 from ray import tune
 
 from optimag_dist.options import dump_options, load_options
-from optimag_dist.ppr import compute_ppr
+from optimag_dist.ppr.driver import compute_ppr
 from optimag_dist.ray_session import ensure_ray, translated_ray_errors
 from optimag_dist.storage import sole_user
 from optimag_dist.store import GraphStore

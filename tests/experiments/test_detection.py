@@ -20,7 +20,8 @@ from optimag_dist.experiments.detection import (
     kept_mass,
     without_transport,
 )
-from optimag_dist.ppr import PPRArtefact, PPROptions, compute_ppr
+from optimag_dist.ppr import PPRArtefact, PPROptions
+from optimag_dist.ppr.driver import compute_ppr
 from optimag_dist.store import GraphStore, ingest
 from optimag_dist.train.options import VariantConfig
 from optimag_dist.ufgw import UFGWRegulariser

@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from optimag_dist.ppr import PPRArtefact, PPROptions, compute_ppr, driver, ppr_topk
-from optimag_dist.ppr.driver import BlockReport
+from optimag_dist.ppr import PPRArtefact, PPROptions, driver, ppr_topk
+from optimag_dist.ppr.driver import BlockReport, compute_ppr
 from optimag_dist.store import GraphStore
 from optimag_dist.types import InputError
 

@@ -20,8 +20,8 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from optimag_dist import cli
-from optimag_dist.ppr import PPRArtefact, PPROptions, compute_ppr, driver
-from optimag_dist.ppr.driver import BlockReport, RunTotals
+from optimag_dist.ppr import PPRArtefact, PPROptions, driver
+from optimag_dist.ppr.driver import BlockReport, RunTotals, compute_ppr
 from optimag_dist.ppr.sharded import ShardedPusher, actor_bytes
 from optimag_dist.store import GraphStore, PartitionOptions, partition_store
 from optimag_dist.store.partition import find_partition
@@ -135,7 +135,7 @@ def test_killed_driver_resumes_at_the_last_finished_block(
     path = tmp_path / "ppr"
     options = sharded(actors=1, block_size=2)
     code = (
-        "import json, sys; from optimag_dist.ppr import PPROptions, compute_ppr; from optimag_dist.store import *; "
+        "import json, sys; from optimag_dist.ppr.driver import *; from optimag_dist.store import GraphStore; "
         "compute_ppr(GraphStore.open(sys.argv[1]), PPROptions(**json.loads(sys.argv[2])), sys.argv[3])"
     )
     address = ray.get_runtime_context().gcs_address

@@ -15,9 +15,10 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
-from optimag_dist.ppr import PPRArtefact, PPROptions, compute_ppr, update
+from optimag_dist.ppr import PPRArtefact, PPROptions, update
 from optimag_dist.ppr.artefact import artefact_key
 from optimag_dist.ppr.block import block_name, write_block
+from optimag_dist.ppr.driver import compute_ppr
 from optimag_dist.ppr.topk import push_sources
 from optimag_dist.ppr.update import ArtefactUpdate, UpdateOptions, update_ppr
 from optimag_dist.store import GraphStore

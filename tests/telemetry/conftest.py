@@ -10,7 +10,8 @@ import pytest
 import ray
 import torch
 
-from optimag_dist.ppr import PPROptions, compute_ppr
+from optimag_dist.ppr import PPROptions
+from optimag_dist.ppr.driver import compute_ppr
 from optimag_dist.store import GraphStore
 from optimag_dist.telemetry import TrackingOptions
 from optimag_dist.telemetry.metrics import PPRMetrics

@@ -2,7 +2,8 @@
 
 import pytest
 
-from optimag_dist.ppr import PPRArtefact, PPROptions, compute_ppr
+from optimag_dist.ppr import PPRArtefact, PPROptions
+from optimag_dist.ppr.driver import compute_ppr
 from optimag_dist.store import GraphStore
 
 
