@@ -56,7 +56,7 @@ def test_without_a_working_dir_nothing_of_the_recipes_folder_travels(recipe: Pat
 def test_the_package_itself_travels_when_asked(recipe: Path, tmp_path: Path) -> None:
     write_package(load_job(recipe, ["ship=true"]), tmp_path / "a.zip")
     names = _names(tmp_path / "a.zip")
-    assert "optimag_dist/cli.py" in names
+    assert "optimag_dist/console.py" in names
     assert "optimag_dist/datasets/openmoji/schema.yaml" in names
     assert not [name for name in names if "__pycache__" in name]
 

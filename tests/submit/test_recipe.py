@@ -3,13 +3,16 @@
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 
-from optimag_dist.cli import check_command
+from optimag_dist.cli import app
+from optimag_dist.cli.submit import check_command
 from optimag_dist.options import load_options
 from optimag_dist.submit import load_job
 from optimag_dist.train.options import RunConfig
 from optimag_dist.types import InputError
 
+OPTIMAG = get_command(app)
 JOBS = Path(__file__).parents[2] / "jobs"
 FILES = [*JOBS.glob("*.yaml"), *JOBS.glob("tasks/*.yaml")]
 RECIPES = sorted(path for path in FILES if "steps:" in path.read_text(encoding="utf-8"))
@@ -42,7 +45,7 @@ def test_the_recipes_that_come_with_the_package_are_these() -> None:
 def test_every_step_is_a_command_that_this_optimag_takes(path: Path) -> None:
     job = load_job(path)
     for step in job.steps:
-        check_command(step)
+        check_command(OPTIMAG, step)
     if "{here}" in path.read_text(encoding="utf-8"):
         assert job.files == (JOBS if path.parent == JOBS else path.parent / "configs")
 
@@ -136,10 +139,10 @@ def test_variables_that_only_look_alike_are_let_through(tmp_path: Path) -> None:
 )
 def test_a_step_that_is_no_command_is_told_before_anything_runs(step: tuple[str, ...], words: str) -> None:
     with pytest.raises(InputError) as told:
-        check_command(step)
+        check_command(OPTIMAG, step)
     assert words in str(told.value)
 
 
 def test_commands_by_default_are_found(tmp_path: Path) -> None:
-    check_command(("ppr", "stores/x", "k=3"))
-    check_command(("ppr", "inspect", "stores/x/ppr/KEY"))
+    check_command(OPTIMAG, ("ppr", "stores/x", "k=3"))
+    check_command(OPTIMAG, ("ppr", "inspect", "stores/x/ppr/KEY"))

@@ -1,0 +1,3 @@
+from optimag_dist.cli import main
+
+main()

@@ -1,0 +1,138 @@
+"""Commands about what was trained: ``optimag embed``, ``predict``, ``evaluate`` and ``report``."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from optimag_dist.cli.arguments import Address, Overrides, Store, path
+from optimag_dist.console import console, say
+
+if TYPE_CHECKING:
+    from optimag_dist.inference.options import EmbedOptions, PredictOptions
+    from optimag_dist.storage import AnyPath
+
+Checkpoint = Annotated[str, typer.Argument(help="model.pt of a finished fit, or the fit's directory; path or URI.")]
+Parts = Annotated[str, typer.Argument(help="Directory or URI of the Parquet parts to make.")]
+NodeFile = Annotated[
+    Path | None, typer.Option(parser=path, help="Ids to do: a Parquet column 'id', or a text file of one a line.")
+]
+
+
+def embed(
+    checkpoint: Checkpoint,
+    store: Store,
+    out: Parts,
+    overrides: Overrides = None,
+    nodes: NodeFile = None,
+    address: Address = None,
+) -> None:
+    """Write every node's embedding (keys: block_size, fanouts, device, dtype, per_modality, allow_other_store)."""
+    from optimag_dist.inference.options import EmbedOptions
+    from optimag_dist.options import parse_options
+
+    _infer(checkpoint, store, out, parse_options(EmbedOptions, overrides, "optimag embed"), nodes, address)
+
+
+def predict(
+    checkpoint: Checkpoint,
+    store: Store,
+    out: Parts,
+    overrides: Overrides = None,
+    nodes: NodeFile = None,
+    address: Address = None,
+) -> None:
+    """Write every node's most probable class (keys: block_size, fanouts, device, probabilities, allow_other_store)."""
+    from optimag_dist.inference.options import PredictOptions
+    from optimag_dist.options import parse_options
+
+    _infer(checkpoint, store, out, parse_options(PredictOptions, overrides, "optimag predict"), nodes, address)
+
+
+def evaluate(
+    checkpoint: Checkpoint,
+    store: Store,
+    overrides: Overrides = None,
+    nodes: NodeFile = None,
+    out: Annotated[str | None, typer.Option(help="JSON file to write the figures to; path or URI.")] = None,
+    address: Address = None,
+) -> None:
+    """Tell how good a trained model is (keys: split=test|val|train, task.KEY, fanouts, device, allow_other_store)."""
+    from dataclasses import asdict
+
+    from optimag_dist.inference import evaluate_tasks as tasks
+    from optimag_dist.inference.driver import read_ids
+    from optimag_dist.inference.evaluate import as_table
+    from optimag_dist.inference.evaluate import evaluate as evaluate_classes
+    from optimag_dist.inference.options import EvaluateOptions
+    from optimag_dist.inference.trained import tasks_of
+    from optimag_dist.options import parse_options
+    from optimag_dist.ray_session import ensure_ray
+    from optimag_dist.storage import located
+    from optimag_dist.store import GraphStore
+    from optimag_dist.tasks import NodeClassificationOptions
+    from optimag_dist.types import InputError
+
+    options = parse_options(EvaluateOptions, overrides, "optimag evaluate")
+    model, graph = located(checkpoint), GraphStore.open(store)
+    target = None if out is None else located(out)
+    kinds = [isinstance(task, NodeClassificationOptions) for task in tasks_of(model).values()]
+    classes = None
+    if any(kinds):
+        user_ids = None if nodes is None else read_ids(nodes, graph)
+        ensure_ray(address)
+        alone = target if all(kinds) else None
+        classes = evaluate_classes(model, graph, options, user_ids=user_ids, out=alone)
+        console().print(as_table(classes))
+    elif nodes is not None:
+        raise InputError(f"--nodes: lists nodes to compare classes of, and {checkpoint} was trained on none")
+    if not all(kinds):
+        evaluations = tasks.evaluate_tasks(model, graph, options)
+        console().print(*map(tasks.as_table, evaluations))
+        if target is not None:
+            found = None if classes is None else asdict(classes)
+            tasks.write_evaluations(evaluations, target, checkpoint=model, store=graph, classes=found)
+
+
+def _infer(
+    checkpoint: str,
+    store: str,
+    out: str,
+    options: "EmbedOptions | PredictOptions",
+    nodes: Path | None,
+    address: str | None,
+) -> None:
+    from optimag_dist.inference.driver import infer, read_ids
+    from optimag_dist.ray_session import ensure_ray
+    from optimag_dist.storage import located
+    from optimag_dist.store import GraphStore
+
+    graph = GraphStore.open(store)
+    user_ids = None if nodes is None else read_ids(nodes, graph)
+    ensure_ray(address)
+    made = infer(located(checkpoint), graph, located(out), options, user_ids=user_ids)
+    say(str(made))
+
+
+def report(run: Annotated[str, typer.Argument(help="The directory of a run or of a sweep, or its URI.")]) -> None:
+    """Write the results of a run or a sweep, and what it learned, into one HTML file."""
+    from optimag_dist.storage import located
+
+    show_report(located(run))
+
+
+def show_report(run: "AnyPath") -> None:
+    """Write the report of a run or a sweep, and print what it says first and where it is."""
+    from optimag_dist.report import is_sweep, render_comparison, write_report, write_sweep_report
+    from optimag_dist.storage import Mirror
+    from optimag_dist.train.launch import worth_reporting
+
+    with Mirror(run, "report") as mirror:
+        mirror.fetch(worth_reporting)
+        if is_sweep(mirror.path):
+            file = write_sweep_report(mirror.path)
+        else:
+            render_comparison(mirror.path, console())
+            file = write_report(mirror.path)
+        mirror.publish(file)
+    say(f"report:      {run / file.name}")

@@ -1,0 +1,175 @@
+"""``optimag submit``: jobs of several commands, here or on a Ray cluster."""
+
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+from rich.table import Table
+from typer.core import TyperGroup
+
+from optimag_dist.cli.arguments import DefaultCommand, path
+from optimag_dist.console import console, fail, nobody_listens, say
+
+if TYPE_CHECKING:
+    from optimag_dist.submit.cluster import Jobs
+
+# click's own error, whichever click this typer comes with.
+_USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
+
+app = typer.Typer(
+    cls=DefaultCommand,
+    help="Jobs of several commands: optimag submit JOB.yaml [KEY=VALUE]... runs one, here or on a Ray cluster.",
+    no_args_is_help=True,
+)
+
+ClusterAddress = Annotated[
+    str | None,
+    typer.Option("--address", help="Dashboard of a Ray cluster, http://HOST:8265; or RAY_API_SERVER_ADDRESS."),
+]
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="Id of a job, as optimag submit prints it.")]
+
+
+@app.command("run")
+def submit_run(
+    context: typer.Context,
+    recipe: Annotated[Path, typer.Argument(parser=path, metavar="JOB.yaml", help="Recipe of a job; jobs/ holds some.")],
+    changes: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to its parameters and its steps.")
+    ] = None,
+    address: ClusterAddress = None,
+    local: Annotated[bool, typer.Option("--local", help="Run it here; so it is where no cluster is named.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", help="Show what the job prints until it ends.")] = False,
+) -> None:
+    """Run the steps of a recipe, here or as a job of a Ray cluster."""
+    from optimag_dist.submit import load_job, run_steps
+
+    job = load_job(recipe, changes or [])
+    for step in job.steps:
+        check_command(context.find_root().command, step)
+    if local or not (address or os.environ.get("RAY_API_SERVER_ADDRESS")):
+        raise typer.Exit(run_steps(job.steps, job.directory, job.files))
+    jobs = _jobs(address)
+    submitted = jobs.submit(job)
+    say(f"submitted: {submitted}")
+    if follow:
+        _follow(jobs, submitted)
+    else:
+        say(f"watch: {_submit_command('logs', jobs, submitted)} --follow")
+
+
+@app.command("list")
+def submit_list(address: ClusterAddress = None) -> None:
+    """Show the jobs the cluster remembers."""
+    table = Table("job", "status", "started", "seconds")
+    for job in _jobs(address).known():
+        table.add_row(job.submission_id, job.status.value, *_times(job.start_time, job.end_time))
+    console().print(table)
+
+
+@app.command("status")
+def submit_status(job: JobId, address: ClusterAddress = None) -> None:
+    """Show where a job stands."""
+    from optimag_dist.submit.cluster import remedy
+
+    info = _jobs(address).info(job)
+    started, seconds = _times(info.start_time, info.end_time)
+    say(f"{job}: {info.status.value}, started {started}, {seconds} s\n{info.message}")
+    if advice := remedy(info):
+        say(advice)
+
+
+@app.command("logs")
+def submit_logs(
+    job: JobId,
+    follow: Annotated[bool, typer.Option("--follow", help="Go on until the job ends.")] = False,
+    address: ClusterAddress = None,
+) -> None:
+    """Show what a job printed."""
+    jobs = _jobs(address)
+    if follow:
+        _follow(jobs, job)
+    sys.stdout.write(jobs.logs(job))
+
+
+@app.command("stop")
+def submit_stop(job: JobId, address: ClusterAddress = None) -> None:
+    """End a job; what it has saved stays, and the same recipe goes on from there."""
+    status = _jobs(address).stop(job).status.value
+    say(f"{job}: {status}" + ("; it ends as soon as it has the resources it waits for" * (status == "PENDING")))
+
+
+@app.command("delete")
+def submit_delete(job: JobId, address: ClusterAddress = None) -> None:
+    """Have the cluster forget a job that has ended."""
+    _jobs(address).delete(job)
+    say(f"{job}: forgotten")
+
+
+def check_command(optimag: Any, words: Sequence[str]) -> None:
+    """Check that ``optimag``, the program's command, has a command that takes ``words``, without running it.
+
+    Raises:
+        InputError: it has not; the message is what the command itself would say.
+    """
+    from optimag_dist.types import InputError
+
+    command, args = optimag, list(words)
+    name = "optimag"
+    while isinstance(command, TyperGroup):
+        args = command.spelt_out(args) if isinstance(command, DefaultCommand) else args
+        if not args or args[0] not in command.commands or args[0] == "submit":
+            raise InputError(f"step {shlex.join(words)!r}: needed one of {', '.join(command.commands)} after {name!r}")
+        name = f"{name} {args[0]}"
+        command = command.commands[args.pop(0)]
+    try:
+        command.make_context(name, args)
+    except _USAGE_ERROR as error:
+        raise InputError(f"step {shlex.join(words)!r}: {error}; see {name} --help") from error
+
+
+def _jobs(address: str | None) -> "Jobs":
+    from optimag_dist.submit.cluster import Jobs
+
+    return Jobs(address, say=say)
+
+
+def _follow(jobs: "Jobs", job: str) -> NoReturn:
+    from optimag_dist.submit.cluster import remedy
+
+    def write(text: str) -> None:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+        if nobody_listens():
+            raise typer.Exit(0)
+
+    try:
+        status = jobs.follow(job, write)
+    except KeyboardInterrupt:
+        fail(
+            f"left; the job goes on. Come back: {_submit_command('logs', jobs, job)} --follow; end it: "
+            f"{_submit_command('stop', jobs, job)}",
+            130,
+        )
+    info = jobs.info(job)
+    say(f"{job}: {info.status.value}")
+    if advice := remedy(info):
+        fail(advice, status)
+    raise typer.Exit(status)
+
+
+def _submit_command(name: str, jobs: "Jobs", job: str) -> str:
+    return f"optimag submit {name} {job} --address {jobs.address}"
+
+
+def _times(start_ms: int | None, end_ms: int | None) -> tuple[str, str]:
+    """When a job started, and how many seconds it took or takes so far."""
+    if start_ms is None:
+        return "", ""
+    start = datetime.fromtimestamp(start_ms / 1000)
+    end = datetime.fromtimestamp(end_ms / 1000) if end_ms else datetime.now()
+    return f"{start:%Y-%m-%d %H:%M:%S}", f"{(end - start).total_seconds():.0f}"
