@@ -15,13 +15,18 @@ Symbols (the whole code base uses them):
     β, eps, k          teleport probability, push residual per degree, entries kept per PPR row
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-import torch
-from torch import Tensor
+
+# For annotations alone: what makes stores and PPR takes its errors from here and does without torch.
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 class InputError(ValueError):
@@ -115,7 +120,7 @@ class Block:
     def num_dst(self) -> int:
         return self.indptr.numel() - 1
 
-    def map(self, f: Callable[[Tensor], Tensor]) -> "Block":
+    def map(self, f: Callable[[Tensor], Tensor]) -> Block:
         return Block(f(self.indptr), f(self.indices), self.num_src)
 
 
@@ -150,7 +155,7 @@ class GroupBatch:
     proximity: Tensor | None
     kept_ppr: float
 
-    def map(self, f: Callable[[Tensor], Tensor]) -> "GroupBatch":
+    def map(self, f: Callable[[Tensor], Tensor]) -> GroupBatch:
         """The same batch with ``f`` applied to every tensor."""
         return replace(
             self,
@@ -164,7 +169,7 @@ class GroupBatch:
             proximity=None if self.proximity is None else f(self.proximity),
         )
 
-    def to(self, device: torch.device) -> "GroupBatch":
+    def to(self, device: torch.device) -> GroupBatch:
         """The same batch on ``device``; copies from pinned memory do not block."""
         return self.map(lambda tensor: tensor.to(device, non_blocking=True))
 
@@ -186,5 +191,5 @@ class StepBatch:
     num_groups: int
     num_items: tuple[int, ...]
 
-    def to(self, device: torch.device) -> "StepBatch":
+    def to(self, device: torch.device) -> StepBatch:
         return replace(self, groups=tuple(group.to(device) for group in self.groups))

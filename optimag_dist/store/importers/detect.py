@@ -4,13 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from optimag_dist.options import parse_options
-from optimag_dist.store.importers.dgl_file import is_dgl, open_dgl
-from optimag_dist.store.importers.magb import is_magb, open_magb
-from optimag_dist.store.importers.mm_graph import is_mm_graph, open_mm_graph
-from optimag_dist.store.importers.npz import open_npz
-from optimag_dist.store.importers.ogb import is_ogb, open_ogb
 from optimag_dist.store.importers.options import ImportOptions
-from optimag_dist.store.importers.pyg import open_pyg
 from optimag_dist.store.importers.tables import TableSource
 from optimag_dist.store.source import GraphSource
 from optimag_dist.types import InputError
@@ -24,6 +18,14 @@ def open_source(path: Path, overrides: Sequence[str] = ()) -> GraphSource:
     """
     if path.suffix.lower() in (".yaml", ".yml"):
         return TableSource(path, overrides)
+    # Some load torch, which neither tables nor stores that are there need.
+    from optimag_dist.store.importers.dgl_file import is_dgl, open_dgl
+    from optimag_dist.store.importers.magb import is_magb, open_magb
+    from optimag_dist.store.importers.mm_graph import is_mm_graph, open_mm_graph
+    from optimag_dist.store.importers.npz import open_npz
+    from optimag_dist.store.importers.ogb import is_ogb, open_ogb
+    from optimag_dist.store.importers.pyg import open_pyg
+
     options = parse_options(ImportOptions, overrides, str(path))
     if path.is_dir():
         for has_layout, open_folder in ((is_ogb, open_ogb), (is_mm_graph, open_mm_graph), (is_magb, open_magb)):
