@@ -5,6 +5,7 @@ import logging
 import os
 import socket
 import stat
+import subprocess
 import sys
 import threading
 import time
@@ -12,16 +13,11 @@ import uuid
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import ray
 from ray import exceptions
-from ray._private.authentication.authentication_token_generator import generate_new_authentication_token
-from ray._private.authentication.authentication_token_setup import (
-    AuthenticationTokenLoader,
-    maybe_enable_token_auth_if_token_available,
-)
 
+from optimag_dist import ray_private
 from optimag_dist.messages import said_by_system
 from optimag_dist.private_folder import private_folder
 from optimag_dist.types import InputError, RunError
@@ -33,7 +29,6 @@ _RAYS_OWN = "r"
 _SESSION_BYTES = len(f"/{_RAYS_OWN}/session_2026-01-01_12-00-00_123456_4194304/sockets/dash_MetricsHead")
 # Letters of what Ray says that are passed on.
 _WORDS = 300
-_token_log = logging.getLogger("ray._private.authentication.authentication_token_setup")
 # Tasks handed to Ray per process that works: one that runs, one that waits, so that no core idles and Ctrl-C cancels
 # quickly.
 IN_FLIGHT = 2
@@ -147,6 +142,8 @@ def _embed(num_cpus: int | None) -> None:
         InputError: there is no place for its folder.
         RunError: it does not start; a machine that is busy was given a second chance.
     """
+    # Ray Train would start an actor for each group of workers that looks whether one of the hosts is being taken away.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     for attempt in (1, 2):
         folder = session_folder()
         # Before the folder goes: what is registered last is called first.
@@ -162,7 +159,7 @@ def _embed(num_cpus: int | None) -> None:
                     # Ray opens it and all below to everyone; not the one around it.
                     _temp_dir=str(folder / _RAYS_OWN),
                 )
-            threading.Thread(target=_tell_when_lost, args=(ray._private.worker._global_node,), daemon=True).start()
+            threading.Thread(target=_tell_when_lost, args=(ray_private.vital_processes(),), daemon=True).start()
             return
         except Exception as error:
             ray.shutdown()
@@ -174,15 +171,12 @@ def _embed(num_cpus: int | None) -> None:
                 ) from error
 
 
-def _tell_when_lost(node: Any) -> None:
+def _tell_when_lost(vital: dict[str, subprocess.Popen]) -> None:
     """Watch the processes without which an embedded session cannot go on.
 
     Ray ends this process within a minute of their death, without an exception, and with no more than its own log.
     """
-    if node is None:  # joined, not started
-        return
-    vital = {name: node.all_processes[name][0].process for name in ("gcs_server", "raylet")}
-    while ray.is_initialized() and ray._private.worker._global_node is node:
+    while vital and ray.is_initialized() and ray_private.vital_processes() == vital:
         time.sleep(_LOOK_S)
         dead = [name for name, process in vital.items() if process.poll() is not None]
         time.sleep(_LOOK_S)
@@ -231,10 +225,7 @@ def use_token() -> None:
     What ``ray start`` does by itself: a client that is given an address would not send it. Setting ``RAY_AUTH_MODE``
     would be too late, Ray has read it when it was imported.
     """
-    level = _token_log.level
-    _token_log.setLevel(logging.ERROR)  # says at each start that tokens are on
-    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
-    _token_log.setLevel(level)
+    ray_private.send_token()
     file = _token_file()
     # Ray writes it with the modes of any file, readable by all.
     if (
@@ -256,10 +247,9 @@ def _token_file() -> Path | None:
 
 def _make_token() -> None:
     """Make this user's token where there is none, as Ray would, but for the user alone to read."""
-    loader = AuthenticationTokenLoader.instance()
-    if loader.has_token(ignore_auth_mode=True):
+    if ray_private.has_token():
         return
-    token = generate_new_authentication_token()
+    token = ray_private.new_token()
     file = _token_file()
     try:
         if file is None:
@@ -280,7 +270,7 @@ def _make_token() -> None:
     except OSError:
         # A home that cannot be written to: this process and its children alone know the token.
         os.environ["RAY_AUTH_TOKEN"] = token
-    loader.reset_cache()
+    ray_private.forget_token()
 
 
 def _knock(address: str, given: str) -> None:

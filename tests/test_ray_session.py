@@ -1,7 +1,8 @@
-"""The rim to Ray: what its errors become, and where its sessions live."""
+"""The boundary to Ray: what its errors become, where its sessions live, and where its private names stand."""
 
 import errno
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -14,6 +15,14 @@ from ray import exceptions
 from optimag_dist.private_folder import private_folder
 from optimag_dist.ray_session import ensure_ray, session_folder, translated_ray_errors
 from optimag_dist.types import InputError, RunError
+
+PACKAGE = Path(__file__).parents[1] / "optimag_dist"
+
+
+def test_what_ray_does_not_publish_is_named_in_one_file() -> None:
+    private = re.compile(r"\bray(\.\w+)*\._\w|\bray\.train\.v2\b|__internal_head__|_global_node")
+    files = {file.name for file in PACKAGE.rglob("*.py") if private.search(file.read_text(encoding="utf-8"))}
+    assert files == {"ray_private.py"}
 
 
 def _task_error(cause: Exception) -> Exception:

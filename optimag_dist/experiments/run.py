@@ -46,11 +46,11 @@ from optimag_dist.storage import sole_user
 from optimag_dist.store import GraphStore, ingest, split_links
 from optimag_dist.tasks import decisive_of
 from optimag_dist.tasks.metrics import metric_of
-from optimag_dist.train.doors import refuse_second
 from optimag_dist.train.log import read_records, read_result
 from optimag_dist.train.options import RunConfig
+from optimag_dist.train.validation import refuse_second
 from optimag_dist.tune.options import VARIANT, Distribution, SweepOptions, metrics_of
-from optimag_dist.tune.space import draw
+from optimag_dist.tune.space import random_points
 from optimag_dist.tune.sweep import run_sweep
 from optimag_dist.tune.trial import trial_directory
 from optimag_dist.types import InputError, RunError
@@ -273,16 +273,10 @@ def _validation(result: Mapping[str, Any]) -> float:
 
 
 def _points(tuning: TuningOptions, arm: str) -> list[dict[str, Any]]:
-    """The arm as it stands, and what was drawn; draws of a key do not depend on which others there are."""
-    columns: dict[str, list[Any]] = {}
-    for number, (key, distribution) in enumerate(_searched(tuning, arm).items()):
-        rng = np.random.default_rng((_TUNING_SEED, number))
-        columns[key] = [draw(distribution, rng) for _ in range(tuning.trials - 1)]
-    return [{}, *({key: values[i] for key, values in columns.items()} for i in range(tuning.trials - 1))]
-
-
-def _searched(tuning: TuningOptions, arm: str) -> dict[str, Distribution]:
-    return {**tuning.space, **tuning.arms.get(arm, {})}
+    """The arm as it stands, and what was drawn."""
+    space = {**tuning.space, **tuning.arms.get(arm, {})}
+    # Without a key every point is the arm as it stands.
+    return [{}, *random_points(space, tuning.trials - 1, _TUNING_SEED)]
 
 
 def _fit_cells(

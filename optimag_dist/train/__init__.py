@@ -1,4 +1,4 @@
-"""Fitting models: ``fit`` knows torch.distributed alone, ``launch`` at the rim knows Ray.
+"""Fitting models: ``fit`` knows torch.distributed alone, ``launch`` and ``worker_group`` know Ray.
 
 Nothing is imported here: who reads a run's options should not wait for Ray.
 """

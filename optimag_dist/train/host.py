@@ -1,6 +1,7 @@
-"""What surrounds a fit: who is told how it goes, and who may ask it to save or to stop."""
+"""What surrounds a fit: callbacks that are told how it goes, and may ask it to save or to stop."""
 
 import enum
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,11 @@ class Wish(enum.IntEnum):
     STOP = 2
 
 
-# In the order in which a fit passes through them between two positions (epoch, step); see :func:`Host.beat`.
+# In the order in which a fit passes through them between two positions (epoch, step); see :meth:`TrainerCallback.beat`.
 PHASES = ("open", "evaluate", "save", "load", "step", "test", "export", "done")
 
 
-class Host:
+class TrainerCallback:
     """Called by a fit on every rank; this one does nothing, which is what a fit outside of Ray has.
 
     All calls must return at once: they are made between steps.
@@ -43,3 +44,28 @@ class Host:
         The ranks agree on it, so any of them may ask; the fit complies one step later.
         """
         return Wish.GO_ON
+
+
+Host = TrainerCallback
+
+
+class CallbackList(TrainerCallback):
+    """Calls each of ``callbacks``, in their order; of their wishes the greatest counts."""
+
+    def __init__(self, callbacks: Sequence[TrainerCallback]) -> None:
+        self._callbacks = callbacks
+
+    def beat(self, phase: str, epoch: int, step: int) -> None:
+        for callback in self._callbacks:
+            callback.beat(phase, epoch, step)
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        for callback in self._callbacks:
+            callback.epoch(record)
+
+    def saved(self, path: Path) -> None:
+        for callback in self._callbacks:
+            callback.saved(path)
+
+    def wish(self) -> Wish:
+        return max((callback.wish() for callback in self._callbacks), default=Wish.GO_ON)

@@ -1,56 +1,34 @@
-"""The rim between a run's configuration and Ray: checks, PPR, worker group, results.
-
-One ``TorchTrainer`` runs every fit of a run in turn, so that a comparison of variants over seeds pays once for starting
-workers. What a fit leaves lies in its own directory and is all that resuming needs; Ray is told results, not weights.
-"""
+"""The driver of a run: checks, PPR artefacts, a worker group that goes through all fits, and the tables of results."""
 
 import os
-import queue
-import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray
-import ray.train
-import ray.train.torch
-import torch
-from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError, WorkerHealthCheckFailedError
-from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 
 from optimag_dist.console import say
 from optimag_dist.files import atomic
-from optimag_dist.messages import said_by_system
 from optimag_dist.options import dump_options, load_options
-from optimag_dist.ppr import PPRArtefact, PPROptions
+from optimag_dist.ppr import PPROptions
 from optimag_dist.ppr.driver import compute_ppr
 from optimag_dist.ray_session import ensure_ray, translated_ray_errors
-from optimag_dist.sampling import GraphRows
-from optimag_dist.storage import AnyPath, Mirror, file_system, sole_user
+from optimag_dist.storage import AnyPath, Mirror, sole_user
 from optimag_dist.store import GraphStore
-from optimag_dist.telemetry import TrackingOptions, check_trackers
-from optimag_dist.train.doors import check_free, check_input, refuse_second
-from optimag_dist.train.fit import Fit, Worker, try_fit
-from optimag_dist.train.guard import Guard
+from optimag_dist.telemetry import check_trackers
+from optimag_dist.train.fit import Fit
 from optimag_dist.train.log import read_records
-from optimag_dist.train.mirrored import mirrored
-from optimag_dist.train.options import RunConfig, TrainOptions, fingerprint
+from optimag_dist.train.options import RunConfig, fingerprint
 from optimag_dist.train.owners import shard_owners
-from optimag_dist.train.placement import Cluster, use_gpus
+from optimag_dist.train.placement import use_gpus
 from optimag_dist.train.progress import ProgressView
-from optimag_dist.train.ray_host import RayHost
-from optimag_dist.train.telemetry import telling
-from optimag_dist.train.watch import Watch
+from optimag_dist.train.validation import check_free, check_input, refuse_second
+from optimag_dist.train.worker_group import RAY_TRAIN, WorkerGroup, WorkerGroupSpec, WorkersLost
 from optimag_dist.types import Diverged, InputError, RunError
 
-# A node may go while workers are started on it.
-_START_RETRIES = 3
-# By so much torch's own time-out, which names nobody, comes after ours.
-_GRACE_S = 60
-# What Ray Train itself notes down lies in a folder of the run.
-_RAY_TRAIN = "ray_train"
+# The view is kept waiting no longer than this.
+_PATIENCE_S = 1.0
 
 
 def launch(config: RunConfig, *, resume: bool = False, address: str | None = None) -> AnyPath:
@@ -85,7 +63,7 @@ def launch(config: RunConfig, *, resume: bool = False, address: str | None = Non
 
 def worth_reporting(name: str) -> bool:
     """Whether a file of a run directory is one that a driver or a report reads."""
-    return not (name.endswith("checkpoint.pt") or "tensorboard/" in name or name.startswith(f"{_RAY_TRAIN}/"))
+    return not (name.endswith("checkpoint.pt") or "tensorboard/" in name or name.startswith(f"{RAY_TRAIN}/"))
 
 
 def _launch(kept: RunConfig, config: RunConfig, run: Mirror, resume: bool, address: str | None) -> None:
@@ -101,12 +79,22 @@ def _launch(kept: RunConfig, config: RunConfig, run: Mirror, resume: bool, addre
     # An embedded session counts CPUs for bookkeeping alone: more workers than cores run, only slower.
     ensure_ray(address, num_cpus=max(len(os.sched_getaffinity(0)), options.workers * options.cpus_per_worker))
     use_gpu = use_gpus(options.workers, options.cpus_per_worker, options.device)
-    prior_paths = _compute_priors(store, fits)
+    priors = _compute_priors(store, fits)
     dump_options(kept, config.directory / "config.yaml")
     run.publish(config.directory / "config.yaml")
     run.flush()
     with shard_owners(store, options.owners if options.placement == "sharded" else 0) as rows:
-        results = _train(kept.location, store, fits, prior_paths, rows, use_gpu, config.tracking)
+        spec = WorkerGroupSpec(
+            options=options,
+            use_gpu=use_gpu,
+            store=store.location,
+            priors=priors,
+            rows=rows,
+            run=kept.location,
+            tracking=config.tracking,
+            max_failures=options.max_failures,
+        )
+        results = _train(spec, fits)
     run.fetch(worth_reporting)
     _write_tables(config.directory, fits, results)
     run.publish_all()
@@ -151,170 +139,28 @@ def _compute_priors(store: GraphStore, fits: list[Fit]) -> dict[PPROptions, AnyP
     return {options: compute_ppr(store, options).location for options in wanted}
 
 
-def _train(
-    run: AnyPath,
-    store: GraphStore,
-    fits: list[Fit],
-    priors: dict[PPROptions, AnyPath],
-    rows: GraphRows | None,
-    use_gpu: bool,
-    tracking: TrackingOptions,
-) -> list[dict[str, Any]]:
-    options = fits[0].config.train
-    # Of one attempt to place the workers; Ray takes it from the environment alone.
-    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(options.start_timeout_s / (_START_RETRIES + 1))
-    storage_filesystem, storage_path = file_system(run)
-    with ProgressView(len(fits)) as view:
-        trainer = ray.train.torch.TorchTrainer(
-            _worker_loop,
-            train_loop_config={
-                "run": run,
-                "fits": fits,
-                "store": store.location,
-                "priors": priors,
-                "rows": rows,
-                "options": options,
-                "board": view.board,
-                "tracking": tracking,
-            },
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=options.workers,
-                use_gpu=use_gpu,
-                resources_per_worker={"CPU": options.cpus_per_worker, **({"GPU": 1} if use_gpu else {})},
-            ),
-            torch_config=ray.train.torch.TorchConfig(
-                backend="nccl" if use_gpu else "gloo",
-                # Collectives wait for a stuck rank until the guard has named and killed it.
-                timeout_s=int(options.stall_timeout_s + options.start_timeout_s + _GRACE_S),
-            ),
-            run_config=ray.train.RunConfig(
-                name=_RAY_TRAIN,
-                storage_path=storage_path,
-                storage_filesystem=storage_filesystem,
-                failure_config=ray.train.FailureConfig(
-                    max_failures=options.max_failures, controller_failure_limit=_START_RETRIES
-                ),
-                logging_config=ray.train.LoggingConfig(log_level="ERROR"),
-                callbacks=[_TellBoard(view.board)],
-            ),
-        )
-        return _run(trainer, view, options).return_value
-
-
-def _run(trainer: ray.train.torch.TorchTrainer, view: ProgressView, options: TrainOptions) -> ray.train.Result:
-    """``trainer.fit()`` on a thread: on the main thread Ray takes Ctrl-C over and exits as if all were well.
-
-    Raises:
-        InputError: a worker cannot use its input.
-        RunError: the workers did not come, or died more often than ``train.max_failures`` allows.
-    """
-    # What comes first counts: the trainer's end or the guard's.
-    outcome: queue.SimpleQueue[ray.train.Result | BaseException] = queue.SimpleQueue()
-
-    def fit() -> None:
-        try:
-            outcome.put(trainer.fit())
-        except BaseException as error:
-            outcome.put(error)
-
-    def give_up(error: Exception) -> None:
-        # The controller would start the workers again.
-        controller = ray.get(view.board.controller.remote())
-        if controller is not None:
-            controller.abort.remote()
-        outcome.put(error)
-
-    watch = Watch(options.workers, options.start_timeout_s, options.stall_timeout_s)
-    with Guard(view.board, watch, view.say, give_up) as guard:
-        threading.Thread(target=fit, daemon=True).start()
-        end = outcome.get()
-    if isinstance(getattr(end, "controller_failure", None), WorkerGroupStartupTimeoutError):
+def _train(spec: WorkerGroupSpec, fits: list[Fit]) -> list[dict[str, Any]]:
+    """The fits' results, in their order."""
+    results: dict[int, dict[str, Any]] = {}
+    try:
+        with ProgressView(len(fits)) as view, WorkerGroup(spec, view.say) as group:
+            numbers = group.submit(fits)
+            while len(results) < len(fits):
+                for kind, number, content in group.events(_PATIENCE_S):
+                    if kind == "line":
+                        view.say(content)
+                    elif kind == "epoch":
+                        fit = fits[number]
+                        view.epoch(f"{fit.variant} seed {fit.seed}", content, fit.config.train.epochs)
+                    elif kind == "result":
+                        results[number] = content
+                        view.result(content)
+    except WorkersLost as error:
         raise RunError(
-            f"the workers were not placed within {options.start_timeout_s:g} s: {options.workers} of "
-            f"{options.cpus_per_worker} CPUs each were asked for; {Cluster.current()}; CPUs free now: "
-            f"{ray.available_resources().get('CPU', 0):g}. Raise train.start_timeout_s, or add nodes; go on with "
-            f"--resume"
-        )
-    if isinstance(end, ray.train.TrainingFailedError):
-        raise _explained(end, guard.last_words, options) from end
-    if isinstance(end, BaseException):
-        raise end
-    return end
-
-
-def _explained(error: ray.train.TrainingFailedError, last_words: str, options: TrainOptions) -> Exception:
-    """What ended the workers: an error of theirs as it is, a death in one line."""
-    failures = getattr(error, "worker_failures", {})
-    for failure in failures.values():
-        while failure is not None:
-            if isinstance(failure, InputError):
-                return failure
-            if isinstance(failure, OSError | MemoryError):
-                what = said_by_system(failure) if isinstance(failure, OSError) else "the memory of a host ran out"
-                return RunError(f"{what}. Finished fits and checkpoints are kept: go on with --resume")
-            failure = failure.__cause__
-    dead = [rank for rank, e in failures.items() if isinstance(e, WorkerHealthCheckFailedError)]
-    # A peer of a dead worker may tell of it before Ray has noticed.
-    bereft = [rank for rank, e in failures.items() if "gloo" in str(e) or "NCCL" in str(e)]
-    if not dead and not bereft:
-        return error
-    ranks, what = (dead, "died, by a signal or with its host") if dead else (bereft, "lost the connection to a peer")
-    blame = last_words or f"rank {', '.join(map(str, ranks))} of the workers {what}"
-    return RunError(
-        f"{blame}; train.max_failures={options.max_failures} is used up. Finished fits and checkpoints are kept: "
-        f"go on with --resume, or allow more failures"
-    )
-
-
-class _TellBoard(ControllerCallback, WorkerGroupCallback):
-    """Tells a :class:`ProgressBoard`, from the actor that starts the workers."""
-
-    def __init__(self, board: Any) -> None:
-        self._board = board
-
-    def after_controller_start(self, train_run_context: Any) -> None:
-        self._board.controlled_by.remote(ray.get_runtime_context().current_actor)
-
-    def before_worker_group_start(self, worker_group_context: Any) -> None:
-        ray.get(self._board.starting.remote())
-
-
-def _worker_loop(config: dict[str, Any]) -> list[dict[str, Any]]:
-    """Every fit in turn, on one rank."""
-    context, options, board = ray.train.get_context(), config["options"], config["board"]
-    torch.set_num_threads(options.cpus_per_worker)
-    worker = Worker(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
-    results = []
-    with RayHost(board, worker.rank, options.stall_timeout_s) as host:
-        try:
-            store = GraphStore.open(config["store"])
-            priors = {options: PPRArtefact.open(path) for options, path in config["priors"].items()}
-            for fit in config["fits"]:
-                host.begin(fit)
-                ppr = priors.get(fit.config.ppr) if fit.config.needs_ppr else None
-                place = config["run"] / fit.variant / f"seed-{fit.seed}"
-                with (
-                    mirrored(fit, place, worker.rank, host) as (here, listening),
-                    telling(
-                        listening,
-                        here,
-                        worker.rank,
-                        run=config["run"].name,
-                        tracking=config["tracking"],
-                        say=board.say.remote,
-                    ) as told,
-                ):
-                    result = try_fit(here, store, ppr, worker, told, config["rows"])
-                assert result is not None, "nobody stops a fit of a run"
-                if worker.rank == 0:
-                    ray.get(board.finished.remote(result))
-                ray.train.report(result)
-                results.append(result)
-        except InputError as error:
-            ray.get(board.refuse.remote(error))
-            raise
-        host.done()
-    return results
+            f"{error}; train.max_failures={spec.max_failures} is used up. Finished fits and checkpoints are kept: go "
+            f"on with --resume, or allow more failures"
+        ) from error
+    return [results[number] for number in numbers]
 
 
 def _write_tables(directory: Path, fits: list[Fit], results: list[dict[str, Any]]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import ray
 
+from optimag_dist.ray_private import HEAD
 from optimag_dist.types import InputError
 from optimag_dist.yaml_files import read_yaml
 
@@ -34,7 +35,7 @@ class Cluster:
         """Of the session this process is connected to. Ray has no call for what an autoscaler may add; its head knows
         by the command line of the autoscaler's process."""
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        look = ray.remote(_autoscaler).options(num_cpus=0, resources={"node:__internal_head__": 0.001})
+        look = ray.remote(_autoscaler).options(num_cpus=0, resources={HEAD: 0.001})
         try:
             found = ray.get(look.remote(ray.get_runtime_context().gcs_address), timeout=_ANSWER_S)
         except (ray.exceptions.RayError, TimeoutError):

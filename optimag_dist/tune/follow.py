@@ -1,5 +1,6 @@
 """Follows a sweep while it runs: Tune's trials as rows, kept in ``trials.parquet`` and shown in the terminal."""
 
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -91,10 +92,18 @@ class Follower(tune.Callback):
             return point
 
     def get_state(self) -> dict[str, Any]:
-        return {"scheduler": self._scheduler.__dict__}
+        if self._plan.options.scheduler.method == "none":
+            return {}
+        with tempfile.NamedTemporaryFile() as file:
+            self._scheduler.save(file.name)
+            return {"scheduler": file.read()}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        self._scheduler.__dict__.update(state["scheduler"])
+        if "scheduler" in state:
+            with tempfile.NamedTemporaryFile() as file:
+                file.write(state["scheduler"])
+                file.flush()
+                self._scheduler.restore(file.name)
 
 
 def _status(trial: Trial, last: dict[str, Any]) -> Status:

@@ -15,7 +15,7 @@ class Score:
     """
 
     def __init__(self, seeds: tuple[int, ...], epochs: int, decisive: str) -> None:
-        self._seeds, self._limit, self._decisive = seeds, epochs, f"val/{decisive}"
+        self.seeds, self._limit, self._decisive = seeds, epochs, f"val/{decisive}"
         self._records: dict[int, dict[int, dict[str, Any]]] = {}
         self.results: dict[int, dict[str, Any]] = {}
 
@@ -30,7 +30,7 @@ class Score:
     @property
     def finished(self) -> bool:
         """Whether all fits have ended."""
-        return len(self.results) == len(self._seeds)
+        return len(self.results) == len(self.seeds)
 
     @property
     def diverged(self) -> str | None:
@@ -45,8 +45,8 @@ class Score:
         """
         if not self._records:
             return 0
-        current = max(self._seeds.index(seed) for seed in self._records)
-        return current * self._limit + max(self._records[self._seeds[current]]) + 1
+        current = max(self.seeds.index(seed) for seed in self._records)
+        return current * self._limit + max(self._records[self.seeds[current]]) + 1
 
     @property
     def epochs(self) -> int:

@@ -23,7 +23,7 @@ class ParzenSearch(OptunaSearch):
         several = len(options.metrics) > 1
         names, modes = list(options.metrics), list(options.metrics.values())
         super().__init__(
-            space=as_optuna(options),
+            space=as_optuna(options.space),
             metric=names if several else names[0],
             mode=modes if several else modes[0],
             seed=options.search.seed,
@@ -33,7 +33,7 @@ class ParzenSearch(OptunaSearch):
         self._claimed: set[str] = set()
 
     def suggest(self, trial_id: str) -> dict[str, Any]:
-        point = from_optuna(self._options, super().suggest(trial_id))
+        point = from_optuna(self._options.space, super().suggest(trial_id))
         return {"chosen": {"trial": self._claim(point), "point": point}}
 
     def _claim(self, point: Point) -> str:
@@ -50,18 +50,19 @@ class ParzenSearch(OptunaSearch):
         raise AssertionError
 
 
-def search_arguments(config: RunConfig, options: SweepOptions, points: list[Point] | None) -> dict[str, Any]:
-    """The arguments of ``tune.run`` that say which points are tried, each as ``config["chosen"]``."""
-    limit = options.search.concurrency
+def search_arguments(
+    config: RunConfig, options: SweepOptions, points: list[Point] | None, concurrency: int
+) -> dict[str, Any]:
+    """The arguments of ``tune.run`` that say which points are tried, each as ``config["chosen"]``, and how many at a
+    time."""
     if points is None:
-        search = ParzenSearch(config, options)
         return {
-            "search_alg": search if limit is None else ConcurrencyLimiter(search, limit),
+            "search_alg": ConcurrencyLimiter(ParzenSearch(config, options), concurrency),
             "num_samples": num_trials(options),
         }
     chosen = [{"trial": f"{number:03d}", "point": point} for number, point in enumerate(points)]
     return {
-        "search_alg": BasicVariantGenerator(max_concurrent=limit or 0),
+        "search_alg": BasicVariantGenerator(max_concurrent=concurrency),
         "config": {"chosen": tune.grid_search(chosen)},
     }
 

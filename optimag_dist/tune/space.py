@@ -3,6 +3,7 @@
 import functools
 import itertools
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -35,45 +36,39 @@ def known_points(options: SweepOptions) -> list[Point] | None:
     if options.search.method == "grid":
         values = [d.arguments for d in options.space.values()]
         return [dict(zip(options.space, point, strict=True)) for point in itertools.product(*values)]
-    rng = np.random.default_rng(options.search.seed)
-    return [{key: draw(d, rng) for key, d in options.space.items()} for _ in range(num_trials(options))]
+    return random_points(options.space, num_trials(options), options.search.seed)
 
 
-def draw(distribution: Distribution, rng: np.random.Generator) -> Any:
-    """A value of ``distribution``."""
-    arguments = distribution.arguments
-    if distribution.finite:
-        return arguments[rng.integers(len(arguments))]
-    low, high = arguments[:2]
-    if distribution.kind == "uniform":
-        return float(rng.uniform(low, high))
-    if distribution.kind == "loguniform":
-        return float(np.exp(rng.uniform(np.log(low), np.log(high))))
-    if distribution.kind == "randint":
-        return int(rng.integers(low, high))
-    step = arguments[2]
-    return float(low + step * rng.integers(int((high - low) / step + 1e-9) + 1))
+def random_points(space: Mapping[str, Distribution], number: int, seed: int) -> list[Point]:
+    """So many points of ``space``. A key's values do not depend on which other keys there are, so that the arms of a
+    comparison share those of the keys they share."""
+    columns = {}
+    for key, distribution in as_optuna(space).items():
+        of_key = int(np.random.SeedSequence((seed, *key.encode())).generate_state(1)[0])
+        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(of_key))
+        columns[key] = [study.ask({key: distribution}).params[key] for _ in range(number)]
+    return [from_optuna(space, {key: column[i] for key, column in columns.items()}) for i in range(number)]
 
 
-def as_optuna(options: SweepOptions) -> dict[str, BaseDistribution]:
-    """The space as Optuna has it; listed values by their positions, for it takes no lists as values."""
+def as_optuna(space: Mapping[str, Distribution]) -> dict[str, BaseDistribution]:
+    """``space`` as Optuna has it; listed values by their positions, for it takes no lists as values."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    space: dict[str, BaseDistribution] = {}
-    for key, distribution in options.space.items():
+    theirs: dict[str, BaseDistribution] = {}
+    for key, distribution in space.items():
         arguments = distribution.arguments
         if distribution.finite:
-            space[key] = CategoricalDistribution(range(len(arguments)))
+            theirs[key] = CategoricalDistribution(range(len(arguments)))
         elif distribution.kind == "randint":
-            space[key] = IntDistribution(arguments[0], arguments[1] - 1)
+            theirs[key] = IntDistribution(arguments[0], arguments[1] - 1)
         else:
             low, high, *step = arguments
-            space[key] = FloatDistribution(low, high, log=distribution.kind == "loguniform", step=(*step, None)[0])
-    return space
+            theirs[key] = FloatDistribution(low, high, log=distribution.kind == "loguniform", step=(*step, None)[0])
+    return theirs
 
 
-def from_optuna(options: SweepOptions, suggested: dict[str, Any]) -> Point:
+def from_optuna(space: Mapping[str, Distribution], suggested: dict[str, Any]) -> Point:
     """What Optuna suggests in the space of :func:`as_optuna`, as a point."""
-    return {key: d.arguments[suggested[key]] if d.finite else suggested[key] for key, d in options.space.items()}
+    return {key: d.arguments[suggested[key]] if d.finite else suggested[key] for key, d in space.items()}
 
 
 def configure(config: RunConfig, point: Point, source: str) -> VariantConfig:

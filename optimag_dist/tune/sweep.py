@@ -1,4 +1,4 @@
-"""The driver of a sweep: doors, artefacts, Ray Tune, and what is left at the end."""
+"""The driver of a sweep: checks, artefacts, Ray Tune, and what is left at the end."""
 
 import concurrent.futures
 import logging
@@ -12,17 +12,18 @@ from ray import tune
 
 from optimag_dist.options import dump_options, load_options
 from optimag_dist.ppr.driver import compute_ppr
+from optimag_dist.ray_private import keep_coordinator_here
 from optimag_dist.ray_session import ensure_ray, translated_ray_errors
 from optimag_dist.storage import sole_user
 from optimag_dist.store import GraphStore
 from optimag_dist.tasks import validated
 from optimag_dist.telemetry import check_trackers
-from optimag_dist.train.doors import check_free, check_input, refuse_second
 from optimag_dist.train.options import HOW_IT_RUNS, RunConfig
 from optimag_dist.train.owners import shard_owners
-from optimag_dist.train.placement import use_gpus
+from optimag_dist.train.placement import Cluster, use_gpus
+from optimag_dist.train.validation import check_free, check_input, refuse_second
+from optimag_dist.train.worker_group import WorkerGroupSpec
 from optimag_dist.tune.follow import Follower
-from optimag_dist.tune.gang import Crew
 from optimag_dist.tune.options import SweepOptions
 from optimag_dist.tune.results import TrialRow, best, export_best, write_table
 from optimag_dist.tune.search import make_scheduler, search_arguments
@@ -33,6 +34,8 @@ from optimag_dist.types import InputError
 
 # After Ctrl-C the workers are given so long to write their checkpoints.
 _LEAVE_S = 20
+# Trials at a time where nobody knows how many nodes an autoscaler may add.
+_UNKNOWN = 16
 # Tune's own state under the sweep's directory.
 _STATE = "tune"
 
@@ -83,23 +86,21 @@ def _run_sweep(config: RunConfig, options: SweepOptions, resume: bool, address: 
     dump_options(config, config.directory / "config.yaml")
     dump_options(options, config.directory / "space.yaml")
     with shard_owners(store, train.owners if train.placement == "sharded" else 0) as graph_rows:
-        crew = Crew(
-            sweep=config.name,
-            tracking=config.tracking,
-            workers=train.workers,
-            cpus=train.cpus_per_worker,
+        workers = WorkerGroupSpec(
+            options=train,
             use_gpu=use_gpu,
             store=config.store,
             priors=priors,
             rows=graph_rows,
-            start_timeout_s=train.start_timeout_s,
-            stall_timeout_s=train.stall_timeout_s,
+            run=config.directory,
+            tracking=config.tracking,
+            wait_for_places=True,
         )
-        return _search(TrialPlan(config, options, crew), points)
+        return _search(TrialPlan(config, options, workers), points)
 
 
 def _check(config: RunConfig, options: SweepOptions, store: GraphStore, points: list[Point]) -> None:
-    """Every door that a trial goes through, before anything is started or written."""
+    """What a trial's workers check, before anything is started or written."""
     configs = [configure(config, point, source="space") for point in points]
     for variant in {c.model_dump_json(exclude={"regulariser", "train"}): c for c in configs}.values():
         for seed in config.seeds:
@@ -169,20 +170,21 @@ def _what_is_searched(options: SweepOptions) -> dict[str, Any]:
 
 
 def _search(plan: TrialPlan, points: list[Point] | None) -> list[TrialRow]:
-    config, options, crew = plan.config, plan.options, plan.crew
+    config, options = plan.config, plan.options
     state = config.directory / _STATE
     state.mkdir(mode=0o700, exist_ok=True)
     quieten()
-    # An empty first bundle: the trial's own actor only waits, and needs no CPU that its workers could use.
-    places = tune.PlacementGroupFactory([{}, *[crew.bundle] * crew.workers], strategy="PACK")
+    keep_coordinator_here()
+    # The trial's own actor only waits, and needs no CPU that its workers could use: they have places of their own.
+    place = tune.PlacementGroupFactory([{"memory": 1}])
     scheduler = make_scheduler(options, _last_epoch(config))
     with SweepView(options, num_trials(options), len(config.seeds)) as view:
         follower = Follower(plan, view, scheduler)
 
         def run() -> None:
             analysis = tune.run(
-                tune.with_resources(tune.with_parameters(SweepTrial, plan=plan), places),
-                **search_arguments(config, options, points),
+                tune.with_resources(tune.with_parameters(SweepTrial, plan=plan), place),
+                **search_arguments(config, options, points, _concurrency(plan)),
                 name=_STATE,
                 storage_path=str(config.directory),
                 scheduler=scheduler,
@@ -206,6 +208,14 @@ def _search(plan: TrialPlan, points: list[Point] | None) -> list[TrialRow]:
             # However it ends: what has been found until then is of use.
             _keep(follower.rows, config, options)
     return follower.rows
+
+
+def _concurrency(plan: TrialPlan) -> int:
+    """How many trials run or wait for their workers at a time."""
+    workers, trials = plan.workers.options.workers, num_trials(plan.options)
+    cluster = Cluster.current()
+    room = max(1, cluster.fits(plan.workers.bundle, workers * trials) // workers)
+    return min(trials, plan.options.search.concurrency or (min(room, _UNKNOWN) if cluster.boundless else room))
 
 
 def _keep(rows: list[TrialRow], config: RunConfig, options: SweepOptions) -> None:

@@ -1,4 +1,4 @@
-"""One trial as Ray Tune sees it: an actor that holds a gang of workers and reports how far they are."""
+"""One trial as Ray Tune sees it: an actor that holds a group of workers and reports how far they are."""
 
 import time
 from collections import deque
@@ -9,14 +9,15 @@ from typing import Any
 from ray import tune
 
 from optimag_dist.tasks import decisive_of
+from optimag_dist.train.board import Event
 from optimag_dist.train.fit import Fit
-from optimag_dist.train.log import in_one_line
+from optimag_dist.train.log import in_one_line, read_records
 from optimag_dist.train.options import RunConfig
-from optimag_dist.tune.gang import Crew, Gang, GangError, News
+from optimag_dist.train.worker_group import WorkerGroup, WorkerGroupSpec, WorkersLost
 from optimag_dist.tune.options import SweepOptions
 from optimag_dist.tune.score import Score
 from optimag_dist.tune.space import Point, configure
-from optimag_dist.types import InputError
+from optimag_dist.types import InputError, RunError
 
 # Tune hears of a trial at the epochs at which it decides, and otherwise this often: each report costs the driver time.
 _REPORT_S = 1.0
@@ -28,7 +29,7 @@ class TrialPlan:
 
     config: RunConfig
     options: SweepOptions
-    crew: Crew
+    workers: WorkerGroupSpec
 
 
 def trial_directory(config: RunConfig, trial: str) -> Path:
@@ -60,12 +61,12 @@ class SweepTrial(tune.Trainable):
 
     def setup(self, config: dict[str, Any], plan: TrialPlan) -> None:
         self._plan = plan
-        self._gang: Gang | None = None
+        self._group: WorkerGroup | None = None
         self._take(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        if self._gang is not None:
-            self._gang.stop()
+        if self._group is not None:
+            self._group.stop()
         self._take(new_config)
         return True
 
@@ -73,7 +74,7 @@ class SweepTrial(tune.Trainable):
         self._trial, self._point = config["chosen"]["trial"], config["chosen"]["point"]
         self._score: Score | None = None
         self._refusal: str | None = None
-        self._news: deque[News] = deque()
+        self._events: deque[Event] = deque()
 
     def step(self) -> dict[str, Any]:
         """The state after some more epochs; ``done`` when all fits have ended.
@@ -92,41 +93,46 @@ class SweepTrial(tune.Trainable):
             self._refusal = str(error)
             metrics = {name: float("nan") for name in self._plan.options.metrics}
             return {"epoch": 0, "epochs": 0, "seconds": 0.0, **metrics, "error": self._refusal}
-        except GangError:
-            self._gang = None
+        except Exception:
+            self.cleanup()
             raise
 
     def _start(self) -> Score:
         fits = plan_fits(self._plan.config, self._trial, self._point)
         try:
-            if self._gang is not None:
-                self._gang.start(fits)
-        except GangError:
+            if self._group is not None:
+                self._group.drain()
+        except (WorkersLost, InputError, RunError):
             # What they were at before failed to stop, which is not this trial's fault.
-            self._gang = None
-        if self._gang is None:
-            self._gang = Gang(self._plan.crew)
-            self._gang.start(fits)
+            self.cleanup()
+        if self._group is None:
+            self._group = WorkerGroup(self._plan.workers)
+            self._group.start()
         config = fits[0].config
         epochs = config.train.epochs
         self._milestones = self._plan.options.scheduler.milestones(epochs * len(fits))
-        return Score(tuple(fit.seed for fit in fits), epochs, decisive_of(config.task))
+        score = Score(tuple(fit.seed for fit in fits), epochs, decisive_of(config.task))
+        for fit in fits:
+            for record in read_records(fit.directory / "metrics.jsonl"):
+                score.epoch(fit.seed, record)
+        self._seeds = dict(zip(self._group.submit(fits), score.seeds, strict=True))
+        return score
 
     def _progress(self, score: Score) -> dict[str, Any]:
-        assert self._gang is not None
+        assert self._group is not None
         started = time.monotonic()
         before = score.clock
         while not score.finished:
-            if not self._news:
-                self._news.extend(self._gang.news(_REPORT_S))
-            while self._news:
-                kind, seed, content = self._news.popleft()
+            if not self._events:
+                self._events.extend(self._group.events(_REPORT_S))
+            while self._events:
+                kind, number, content = self._events.popleft()
                 if kind == "result":
-                    score.result(seed, content)
-                    continue
-                score.epoch(seed, content)
-                if any(before < milestone <= score.clock for milestone in self._milestones):
-                    return self._report(score)
+                    score.result(self._seeds[number], content)
+                elif kind == "epoch":
+                    score.epoch(self._seeds[number], content)
+                    if any(before < milestone <= score.clock for milestone in self._milestones):
+                        return self._report(score)
             if score.clock > before and time.monotonic() - started > _REPORT_S:
                 break
         return self._report(score)
@@ -143,6 +149,7 @@ class SweepTrial(tune.Trainable):
         }
 
     def cleanup(self) -> None:
-        if self._gang is not None:
-            self._gang.close()
-            self._gang = None
+        group, self._group = self._group, None
+        if group is not None:
+            group.stop()
+            group.close(self._plan.workers.options.stall_timeout_s)

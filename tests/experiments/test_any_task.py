@@ -289,8 +289,7 @@ def test_an_arm_is_tuned_by_what_its_task_goes_by(
         return folders
 
     monkeypatch.setattr(run_module, "_fit_cells", fit_cells)
-    draws = iter([0.03, 0.01])
-    monkeypatch.setattr(run_module, "draw", lambda distribution, rng: next(draws))
+    monkeypatch.setattr(run_module, "random_points", lambda *asked: [{"train.lr": 0.03}, {"train.lr": 0.01}])
     experiment = _experiment(tuning={"trials": 3, "space": {"train.lr": {"uniform": [0, 1]}}}, arms=["on"], compare={})
     study = experiment.studies["asked"]
     setting = next(iter(run_module.settings(experiment, study)))

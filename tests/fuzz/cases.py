@@ -41,10 +41,10 @@ from optimag_dist.store.partition import PartitionOptions, find_partition, parti
 from optimag_dist.store.undirected import graph_hash, symmetrise
 from optimag_dist.submit.recipe import load_job
 from optimag_dist.train import checkpoint
-from optimag_dist.train.doors import check_input
 from optimag_dist.train.fit import Fit, Worker, run_fit
 from optimag_dist.train.launch import plan_fits
 from optimag_dist.train.options import RunConfig, VariantConfig
+from optimag_dist.train.validation import check_input
 from optimag_dist.tune.options import load_sweep
 from optimag_dist.types import InputError
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from optimag_dist.store import GraphStore
-from optimag_dist.train.doors import check_input
+from optimag_dist.train.validation import check_input
 from optimag_dist.types import InputError
 
 from .signposts import IMAGE, TEXT, make_signposts

@@ -23,7 +23,7 @@ from optimag_dist.store.rewire import EdgeChanges, rewire
 from optimag_dist.tasks.decoders import DotDecoder, MLPDecoder
 from optimag_dist.tasks.link_prediction import LinkPrediction, LinkPredictionOptions
 from optimag_dist.tasks.task import Setting
-from optimag_dist.train.doors import check_input
+from optimag_dist.train.validation import check_input
 from optimag_dist.types import Examples, GroupBatch, InputError
 
 from .tiny_stores import both_ways, configure, fit, make_ppr, make_store, messages_of, quietly, start

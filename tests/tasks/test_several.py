@@ -17,12 +17,12 @@ from optimag_dist.options import load_options
 from optimag_dist.ppr import PPRArtefact
 from optimag_dist.store import GraphStore, LinkSplitOptions, split_links
 from optimag_dist.tasks import decisive_of, named, validated
-from optimag_dist.train.doors import check_input
 from optimag_dist.train.fit import Worker
 from optimag_dist.train.host import Host, Wish
 from optimag_dist.train.log import read_records
 from optimag_dist.train.options import RunConfig, VariantConfig, merge
 from optimag_dist.train.step import StepLoss
+from optimag_dist.train.validation import check_input
 from optimag_dist.types import InputError, StepBatch
 
 from .tiny_stores import configure, fit, make_ppr, make_store, quietly, start

@@ -15,10 +15,10 @@ from optimag_dist.ppr.driver import compute_ppr
 from optimag_dist.store import GraphStore
 from optimag_dist.telemetry import TrackingOptions
 from optimag_dist.telemetry.metrics import PPRMetrics
+from optimag_dist.train.callbacks import telemetry
 from optimag_dist.train.fit import Fit, Worker, run_fit
-from optimag_dist.train.host import Host
+from optimag_dist.train.host import CallbackList, TrainerCallback
 from optimag_dist.train.options import VariantConfig
-from optimag_dist.train.telemetry import telling
 
 CONFIG = {
     "sampling": {"groups": 1, "anchors": 12, "group_size": 32, "fanouts": [5, 5]},
@@ -38,14 +38,14 @@ def metrics_url(ray_session: None) -> str:
 def fit_with(
     planted_store: GraphStore, ray_session: None, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., Fit]:
-    """Runs a fit of three epochs in this process, told of by ``telling`` with the arguments given."""
+    """Runs a fit of three epochs in this process, told of by ``telemetry`` with the arguments given."""
     ppr = compute_ppr(planted_store, PPROptions(), tmp_path_factory.mktemp("ppr") / "artefact")
 
-    def fit_with(directory: Path, host: Host, **arguments: object) -> Fit:
+    def fit_with(directory: Path, callback: TrainerCallback, **arguments: object) -> Fit:
         fit = Fit("sage", 4, VariantConfig.model_validate(CONFIG), directory)
         torch.set_num_threads(1)
-        with telling(host, fit, 0, run="toy", **arguments) as told:  # type: ignore[arg-type]
-            run_fit(fit, planted_store, ppr, Worker(0, 1, torch.device("cpu")), told)
+        with telemetry(fit, 0, run="toy", **arguments) as told:  # type: ignore[arg-type]
+            run_fit(fit, planted_store, ppr, Worker(0, 1, torch.device("cpu")), CallbackList([*told, callback]))
         return fit
 
     return fit_with
@@ -56,7 +56,7 @@ def scraped(fit_with: Callable[..., Fit], metrics_url: str, tmp_path_factory: py
     """What the metrics port serves after a run, by name: labels and value of every sample."""
     samples: Samples = {}
 
-    class Lingering(Host):
+    class Lingering(TrainerCallback):
         """Keeps the fit's figures alive until the port has served them, as a longer fit would."""
 
         def saved(self, path: Path) -> None:

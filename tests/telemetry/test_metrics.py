@@ -12,7 +12,7 @@ import pytest
 from optimag_dist.telemetry import TrackingOptions
 from optimag_dist.telemetry.metrics import FitMetrics
 from optimag_dist.train.fit import Fit
-from optimag_dist.train.host import Host
+from optimag_dist.train.host import TrainerCallback
 from optimag_dist.train.log import read_records
 
 Samples = dict[str, list[tuple[dict[str, str], float]]]
@@ -48,7 +48,7 @@ def test_ppr_counts_what_was_pushed_and_fetched(scraped: Samples) -> None:
 def test_every_call_reaches_the_host_that_is_wrapped(fit_with: Callable[..., Fit], tmp_path: Path) -> None:
     heard: list[str] = []
 
-    class Hearing(Host):
+    class Hearing(TrainerCallback):
         def beat(self, phase: str, epoch: int, step: int) -> None:
             heard.append(phase)
 

@@ -14,7 +14,7 @@ from optimag_dist.options import load_options
 from optimag_dist.telemetry import TrackingOptions, check_trackers, trackers
 from optimag_dist.telemetry.trackers import Trackers
 from optimag_dist.train.fit import Fit
-from optimag_dist.train.host import Host
+from optimag_dist.train.host import TrainerCallback
 from optimag_dist.train.launch import launch
 from optimag_dist.train.log import read_records
 from optimag_dist.train.options import RunConfig
@@ -37,7 +37,7 @@ def test_mlflow_has_a_run_per_fit_with_its_configuration_and_metrics(
     mlflow = pytest.importorskip("mlflow")
     tracking = TrackingOptions(mlflow=str(tmp_path / "mlflow.db"))
     said: list[str] = []
-    fit = fit_with(tmp_path / "fit", Host(), tracking=tracking, say=said.append)
+    fit = fit_with(tmp_path / "fit", TrainerCallback(), tracking=tracking, say=said.append)
     assert said == []
     client = mlflow.MlflowClient(tracking_uri=tracking.mlflow)
     (run,) = client.search_runs([client.get_experiment_by_name("toy").experiment_id])
@@ -81,7 +81,7 @@ def test_a_tracker_that_fails_is_said_once_and_harms_nothing(
     stand_in.Settings = lambda **_: None  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "wandb", stand_in)
     said: list[str] = []
-    fit = fit_with(tmp_path, Host(), tracking=TrackingOptions(wandb="toy"), say=said.append)
+    fit = fit_with(tmp_path, TrainerCallback(), tracking=TrackingOptions(wandb="toy"), say=said.append)
     assert (fit.directory / "result.json").exists()
     assert calls == [0]
     (line,) = said

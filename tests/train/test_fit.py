@@ -25,7 +25,7 @@ from optimag_dist.train.fit import Fit, Worker, _Fitting, run_fit, try_fit
 from optimag_dist.train.host import Host, Wish
 from optimag_dist.train.log import read_records, read_result
 from optimag_dist.train.options import RunConfig, VariantConfig
-from optimag_dist.train.watch import place
+from optimag_dist.train.stalls import place
 from optimag_dist.types import InputError
 
 

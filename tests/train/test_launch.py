@@ -1,4 +1,4 @@
-"""Whole runs through Ray Train, and the doors in front of them."""
+"""Whole runs through Ray Train, and what is checked before them."""
 
 import os
 import sys

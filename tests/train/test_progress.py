@@ -3,24 +3,23 @@
 import io
 from typing import Any
 
-import ray
 from rich.console import Console
 
 from optimag_dist.train.progress import ProgressView
 
 
 def _drawn(current: dict[str, Any], finished: list[dict[str, Any]], *, terminal: bool) -> str:
-    """All that was drawn while the workers told ``current`` and ``finished``."""
+    """All that was drawn when it was told ``current`` and ``finished``."""
     file = io.StringIO()
     console = Console(file=file, force_terminal=terminal, width=200, color_system=None)
     with ProgressView(3, console) as view:
         for result in finished:
-            ray.get(view.board.finished.remote(result))
-        ray.get(view.board.epoch.remote(current["fit"], current["record"], 9))
+            view.result(result)
+        view.epoch(current["fit"], current["record"], 9)
     return file.getvalue()
 
 
-def test_figures_are_named_and_the_decisive_one_comes_first(ray_session: None) -> None:
+def test_figures_are_named_and_the_decisive_one_comes_first() -> None:
     base = {"seed": 0, "best_epoch": 3, "epochs": 7, "advice": ""}
     finished = [
         {**base, "variant": "words", "decisive": "nll", "val/nll": 3.0, "test/bleu4": 0.125, "test/nll": 3.25},

@@ -1,4 +1,4 @@
-"""Search spaces: what is drawn from them, and the doors in front of a sweep."""
+"""Search spaces: what is drawn from them, and what is checked before a sweep."""
 
 import itertools
 import math
@@ -91,6 +91,8 @@ def test_random_points_are_drawn_from_their_distributions_and_again_by_the_seed(
     assert points == known_points(options)
     assert points != known_points(_options(SPACE, search={"trials": 400, "seed": 4}))
     columns = {key: [point[key] for point in points] for key in SPACE}
+    alone = known_points(_options({"model.hidden": SPACE["model.hidden"]}, search={"trials": 400, "seed": 3}))
+    assert [point["model.hidden"] for point in alone or []] == columns["model.hidden"]
     assert 0.1 <= min(columns["regulariser.alpha"]) < 0.15
     assert 0.85 < max(columns["regulariser.alpha"]) <= 0.9
     # Half of a log-uniform draw lies below the geometric mean.
@@ -112,7 +114,7 @@ def test_optuna_draws_from_the_same_space() -> None:
     options = _options(SPACE, search={"method": "tpe"})
     assert known_points(options) is None
     study = optuna.create_study()
-    points = [from_optuna(options, study.ask(as_optuna(options)).params) for _ in range(50)]
+    points = [from_optuna(options.space, study.ask(as_optuna(options.space)).params) for _ in range(50)]
     assert {p["model.hidden"] for p in points} == {16, 17}
     assert {tuple(p["sampling.fanouts"]) for p in points} == {(5, 5), (10, 10)}
     assert {round(p["model.dropout"], 9) for p in points} == {0, 0.2, 0.4, 0.6}
@@ -230,7 +232,7 @@ def test_variants_are_drawn_by_name_at_random_and_by_optuna() -> None:
     assert {point["variant"] for point in random} == names
     options = _options({"variant": {"choice": ["gcn", "plain"]}}, search={"method": "tpe"})
     study = optuna.create_study()
-    asked = [from_optuna(options, study.ask(as_optuna(options)).params) for _ in range(20)]
+    asked = [from_optuna(options.space, study.ask(as_optuna(options.space)).params) for _ in range(20)]
     assert {point["variant"] for point in asked} == names
 
 

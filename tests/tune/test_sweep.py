@@ -45,7 +45,7 @@ def _same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 def _workers() -> list:
     here = ray.get_runtime_context().gcs_address
-    return list_actors(address=here, filters=[("class_name", "=", "GangWorker")], limit=1000, timeout=120)
+    return list_actors(address=here, filters=[("class_name", "=", "RayTrainWorker")], limit=1000, timeout=120)
 
 
 def _no_placement_group_is_left() -> bool:
@@ -220,7 +220,7 @@ def test_a_killed_worker_costs_its_trial_a_retry_or_the_trial_never_the_sweep(re
         assert _no_placement_group_is_left()
     assert [row.status for row in trials["retried"]] == ["finished", "finished"]
     assert [row.status for row in trials["lost"]] == ["failed", "finished"]
-    assert "worker died" in str(trials["lost"][0].error)
+    assert "of the workers died" in str(trials["lost"][0].error)
     out = Path(recipe["out"])
     kept = pq.read_table(out / "lost" / "trials.parquet").to_pylist()
     assert kept[0]["error"] == trials["lost"][0].error

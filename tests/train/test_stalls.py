@@ -5,34 +5,34 @@ from dataclasses import replace
 import pytest
 
 from optimag_dist.train.placement import Cluster
-from optimag_dist.train.watch import Beat, Verdict, Watch
+from optimag_dist.train.stalls import Heartbeat, StallDetector, StallReport
 
 START, STALL = 100.0, 20.0
 
 
 class Group:
-    """Ranks that tell a watch of themselves, second by second."""
+    """Ranks that tell a detector of themselves, second by second."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, *, wait_for_places: bool = False) -> None:
         self.now = 0.0
-        self.watch = Watch(size, START, STALL, clock=lambda: self.now)
-        self.beats: dict[int, Beat] = {}
+        self.detector = StallDetector(size, START, STALL, wait_for_places, clock=lambda: self.now)
+        self.beats: dict[int, Heartbeat] = {}
         self.silent: set[int] = set()
 
     def put(self, rank: int, phase: str, epoch: int, step: int, **changes: object) -> None:
         count = self.beats[rank].count + 10 if rank in self.beats else 10
-        beat = Beat(rank, f"host{rank}", f"node{rank}", 100 + rank, 1, "plain seed 0", phase, epoch, step, count)
+        beat = Heartbeat(rank, f"host{rank}", f"node{rank}", 100 + rank, 1, "plain seed 0", phase, epoch, step, count)
         self.beats[rank] = replace(beat, **changes)  # type: ignore[arg-type]
 
-    def verdict_after(self, seconds: int) -> Verdict | None:
+    def report_after(self, seconds: int) -> StallReport | None:
         for _ in range(seconds):
             self.now += 1
             for rank, beat in self.beats.items():
                 if rank not in self.silent:
-                    self.watch.hear(beat)
-            verdict = self.watch.verdict()
-            if verdict is not None:
-                return verdict
+                    self.detector.hear(beat)
+            report = self.detector.report()
+            if report is not None:
+                return report
         return None
 
 
@@ -41,7 +41,7 @@ def group() -> Group:
     made = Group(3)
     for rank in range(3):
         made.put(rank, "step", 2, 5)
-    assert made.verdict_after(3) is None
+    assert made.report_after(3) is None
     return made
 
 
@@ -61,13 +61,13 @@ def group() -> Group:
 def test_the_one_furthest_behind_is_named(healthy: tuple, stuck: tuple, group: Group) -> None:
     for rank in range(3):
         group.put(rank, *(stuck if rank == 1 else healthy))
-    assert group.verdict_after(int(STALL)) is None
-    verdict = group.verdict_after(2)
-    assert verdict is not None
-    assert [beat.rank for beat in verdict.stuck] == [1]
-    assert not verdict.starting
-    assert not verdict.silent
-    said = str(verdict)
+    assert group.report_after(int(STALL)) is None
+    report = group.report_after(2)
+    assert report is not None
+    assert [beat.rank for beat in report.stuck] == [1]
+    assert not report.starting
+    assert not report.silent
+    said = str(report)
     assert "rank 1 (host host1, pid 101)" in said
     assert f"phase '{stuck[0]}', epoch {stuck[1]}, step {stuck[2]} of plain seed 0: stuck for 20 s" in said
 
@@ -76,9 +76,9 @@ def test_an_earlier_fit_is_behind_whatever_its_epoch(group: Group) -> None:
     group.put(0, "load", 0, 0, fit=2)
     group.put(1, "export", 50, 3, fit=1)
     group.put(2, "load", 0, 0, fit=2)
-    verdict = group.verdict_after(30)
-    assert verdict is not None
-    assert [beat.rank for beat in verdict.stuck] == [1]
+    report = group.report_after(30)
+    assert report is not None
+    assert [beat.rank for beat in report.stuck] == [1]
 
 
 def test_silence_counts_more_than_place(group: Group) -> None:
@@ -86,35 +86,35 @@ def test_silence_counts_more_than_place(group: Group) -> None:
     group.put(0, "load", 2, 6)
     group.put(1, "step", 2, 6)
     group.put(2, "load", 2, 6)
-    group.verdict_after(1)
+    group.report_after(1)
     group.silent = {1}
-    verdict = group.verdict_after(30)
-    assert verdict is not None
-    assert [beat.rank for beat in verdict.stuck] == [1]
-    assert "no sign of life" in str(verdict)
+    report = group.report_after(30)
+    assert report is not None
+    assert [beat.rank for beat in report.stuck] == [1]
+    assert "no sign of life" in str(report)
 
 
 def test_all_at_one_place_are_all_named(group: Group) -> None:
-    verdict = group.verdict_after(30)
-    assert verdict is not None
-    assert [beat.rank for beat in verdict.stuck] == [0, 1, 2]
+    report = group.report_after(30)
+    assert report is not None
+    assert [beat.rank for beat in report.stuck] == [0, 1, 2]
 
 
 def test_whoever_moves_keeps_the_group_alive(group: Group) -> None:
     for step in range(6, 16):
         group.put(1, "step", 2, step)
-        assert group.verdict_after(int(STALL) - 2) is None
+        assert group.report_after(int(STALL) - 2) is None
 
 
 def test_nothing_is_expected_of_those_that_are_done(group: Group) -> None:
     for rank in range(3):
         group.put(rank, "done", 0, 0)
-    assert group.verdict_after(200) is None
+    assert group.report_after(200) is None
     # One alone is not.
     group.put(2, "export", 5, 0)
-    verdict = group.verdict_after(30)
-    assert verdict is not None
-    assert [beat.rank for beat in verdict.stuck] == [2]
+    report = group.report_after(30)
+    assert report is not None
+    assert [beat.rank for beat in report.stuck] == [2]
 
 
 def test_start_has_a_time_out_of_its_own() -> None:
@@ -122,13 +122,13 @@ def test_start_has_a_time_out_of_its_own() -> None:
     group.put(0, "step", 0, 0, count=3)
     group.put(1, "open", 0, 0, count=1)
     # A first step may compile for longer than a step may stall.
-    assert group.verdict_after(int(START) - 1) is None
-    verdict = group.verdict_after(2)
-    assert verdict is not None
-    assert verdict.starting
-    assert [beat.rank for beat in verdict.stuck] == [0, 1]
-    assert verdict.missing == (2,)
-    assert "rank 2 of the workers: not started within 100 s" in str(verdict)
+    assert group.report_after(int(START) - 1) is None
+    report = group.report_after(2)
+    assert report is not None
+    assert report.starting
+    assert [beat.rank for beat in report.stuck] == [0, 1]
+    assert report.missing == (2,)
+    assert "rank 2 of the workers: not started within 100 s" in str(report)
 
 
 def test_silence_at_the_start_is_no_start() -> None:
@@ -136,31 +136,45 @@ def test_silence_at_the_start_is_no_start() -> None:
     group = Group(2)
     group.put(0, "step", 0, 1)
     group.put(1, "open", 0, 0, count=1)
-    group.verdict_after(2)
+    group.report_after(2)
     group.silent = {1}
-    verdict = group.verdict_after(int(STALL) + 1)
-    assert verdict is not None
-    assert [beat.rank for beat in verdict.stuck] == [1]
-    assert not verdict.starting
+    report = group.report_after(int(STALL) + 1)
+    assert report is not None
+    assert [beat.rank for beat in report.stuck] == [1]
+    assert not report.starting
 
 
 def test_where_nobody_comes_ray_is_waited_for_first() -> None:
     group = Group(2)
-    assert group.verdict_after(2 * int(START) - 1) is None
-    verdict = group.verdict_after(2)
-    assert verdict is not None
-    assert verdict.missing == (0, 1)
+    assert group.report_after(2 * int(START) - 1) is None
+    report = group.report_after(2)
+    assert report is not None
+    assert report.missing == (0, 1)
+
+
+def test_a_group_may_wait_for_places_as_long_as_it_takes() -> None:
+    group = Group(2, wait_for_places=True)
+    assert group.report_after(9 * int(START)) is None
+
+
+def test_the_time_to_start_counts_from_when_there_is_something_to_do() -> None:
+    group = Group(1)
+    group.put(0, "done", 0, 0, count=2)
+    assert group.report_after(2 * int(START)) is None
+    group.put(0, "open", 0, 0, count=3)
+    assert group.report_after(int(START) - 1) is None
+    assert group.report_after(2) is not None
 
 
 def test_a_new_life_starts_anew(group: Group) -> None:
-    assert group.verdict_after(int(STALL) - 5) is None
-    group.watch.restart()
+    assert group.report_after(int(STALL) - 5) is None
+    group.detector.restart()
     group.beats.clear()
-    assert group.verdict_after(int(START) - 1) is None
+    assert group.report_after(int(START) - 1) is None
     for rank in range(3):
         group.put(rank, "load", 2, 0)
-    assert group.verdict_after(int(STALL)) is None
-    assert group.verdict_after(2) is not None
+    assert group.report_after(int(STALL)) is None
+    assert group.report_after(2) is not None
 
 
 def test_bundles_fit_whole_nodes_of_those_there_or_to_come() -> None:

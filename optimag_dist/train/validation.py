@@ -15,7 +15,7 @@ from optimag_dist.types import InputError, RunError
 
 
 def check_input(store: GraphStore, config: VariantConfig, seed: int) -> list[str]:
-    """Go through the doors that a fit's workers go through.
+    """Check what a fit's workers check.
 
     Returns:
         Sentences about the tasks' splits that whoever starts the run should know.

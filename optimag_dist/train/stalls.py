@@ -1,5 +1,6 @@
-"""Who holds a group of workers up: decided from what each last told of itself. Knows neither Ray nor torch."""
+"""Who holds a group of workers up, decided from their heartbeats. Knows neither Ray nor torch."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,18 +10,19 @@ from optimag_dist.train.host import PHASES
 # A worker's first step compiles and connects, so it counts as start: opening the fit, loading and step come before.
 _STARTED = 4
 # A worker that is alive tells of itself this many times within the time-out, whether or not it has moved.
-SIGNS_PER_TIMEOUT = 5
+BEATS_PER_TIMEOUT = 5
 
 
 @dataclass(frozen=True)
-class Beat:
-    """What a worker last told of itself.
+class Heartbeat:
+    """What a worker tells of itself every few seconds.
 
     Attributes:
         rank, host, node_id, pid: which worker, and where its process runs; ``node_id`` is Ray's.
-        fit: how many fits it had begun before this one.
+        fit: its number, by which fits follow one another.
         name: of the fit.
-        phase, epoch, step: where it is, see :meth:`optimag_dist.train.host.Host.beat`; phase ``done`` after all fits.
+        phase, epoch, step: where it is, see :meth:`optimag_dist.train.host.TrainerCallback.beat`; phase ``done``
+            between fits.
         count: of its beats so far; it has moved when this has.
         stack: the last frames of its training thread, if it has not moved for long.
     """
@@ -45,7 +47,7 @@ class Beat:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class StallReport:
     """Workers that have not come, or that hold the others up.
 
     Attributes:
@@ -57,7 +59,7 @@ class Verdict:
     """
 
     starting: bool
-    stuck: tuple[Beat, ...]
+    stuck: tuple[Heartbeat, ...]
     missing: tuple[int, ...]
     silent: bool
     seconds: float
@@ -72,8 +74,8 @@ class Verdict:
         return "; ".join(lines)
 
 
-class Watch:
-    """Judges one group of workers.
+class StallDetector:
+    """Tells who holds one group of workers up.
 
     Ranks move in lockstep: all but the one that is stuck get as far as its next collective and wait there. So nobody
     moves soon, and the one to blame is the one furthest behind, or one that has fallen silent.
@@ -82,6 +84,8 @@ class Watch:
         world_size: how many ranks there are.
         start_timeout_s: until every rank has begun to train.
         stall_timeout_s: without progress of any rank from then on.
+        wait_for_places: where no rank was heard of, the group may still wait for a place in the cluster, and does so
+            for as long as it takes.
         clock: seconds.
     """
 
@@ -90,50 +94,54 @@ class Watch:
         world_size: int,
         start_timeout_s: float,
         stall_timeout_s: float,
+        wait_for_places: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._world_size = world_size
         self._start_timeout_s, self._stall_timeout_s = start_timeout_s, stall_timeout_s
-        self._clock = clock
+        self._wait_for_places, self._clock = wait_for_places, clock
         self.restart()
 
     def restart(self) -> None:
         """The workers are started anew: those before are forgotten, and the time to start counts from here."""
         self._since = self._clock()
-        self._beats: dict[int, Beat] = {}
+        self._beats: dict[int, Heartbeat] = {}
         self._heard: dict[int, float] = {}
         self._moved = self._since
 
-    def hear(self, beat: Beat) -> None:
+    def hear(self, beat: Heartbeat) -> None:
         """A worker has told of itself just now."""
         before = self._beats.get(beat.rank)
         if before is None or (before.pid, before.node_id, before.count) != (beat.pid, beat.node_id, beat.count):
             self._moved = self._clock()
+        if before is not None and before.phase == "done" != beat.phase:
+            self._since = self._clock()
         self._beats[beat.rank] = beat
         self._heard[beat.rank] = self._clock()
 
-    def verdict(self) -> Verdict | None:
+    def report(self) -> StallReport | None:
         """Who is to blame, once a time-out has passed; None before."""
         now = self._clock()
         active = [beat for beat in self._beats.values() if beat.phase != "done"]
         # Whatever a worker is at, compiling included, its other thread tells of it.
         gone = tuple(beat for beat in active if now - self._heard[beat.rank] >= self._stall_timeout_s)
         if gone:
-            return Verdict(False, gone, (), True, now - min(self._heard[beat.rank] for beat in gone))
+            return StallReport(False, gone, (), True, now - min(self._heard[beat.rank] for beat in gone))
         late = [beat for beat in active if beat.count < _STARTED]
         missing = tuple(rank for rank in range(self._world_size) if rank not in self._beats)
         if late or missing:
             seconds = now - self._since
             # Whoever places workers has a time-out of its own and can say what is missing; here it is the last resort.
-            if seconds < self._start_timeout_s * (1 if self._beats else 2):
+            patience = 1.0 if self._beats else math.inf if self._wait_for_places else 2.0
+            if seconds < self._start_timeout_s * patience:
                 return None
-            return Verdict(True, tuple(late), missing, False, seconds)
+            return StallReport(True, tuple(late), missing, False, seconds)
         seconds = now - self._moved
         if seconds < self._stall_timeout_s or not active:
             return None
         # Only the last to move sets the time; one that fell silent shortly after is as much to blame.
         silent = tuple(beat for beat in active if now - self._heard[beat.rank] > self._stall_timeout_s / 2)
-        return Verdict(False, silent or _furthest_behind(active), (), bool(silent), seconds)
+        return StallReport(False, silent or _furthest_behind(active), (), bool(silent), seconds)
 
 
 def place(phase: str, epoch: int, step: int) -> tuple[int, ...]:
@@ -143,7 +151,7 @@ def place(phase: str, epoch: int, step: int) -> tuple[int, ...]:
     return (epoch, part, step, PHASES.index(phase))
 
 
-def _furthest_behind(beats: Sequence[Beat]) -> tuple[Beat, ...]:
+def _furthest_behind(beats: Sequence[Heartbeat]) -> tuple[Heartbeat, ...]:
     places = {beat.rank: (beat.fit, place(beat.phase, beat.epoch, beat.step)) for beat in beats}
     last = min(places.values())
     return tuple(beat for beat in beats if places[beat.rank] == last)
