@@ -14,6 +14,8 @@ from optimag_dist.yaml_files import read_yaml
 
 Bundle = Mapping[str, float]
 _ANSWER_S = 60
+# Groups of workers that are asked for beyond the room there is: each one that waits is a few idle processes.
+_HOPED_FOR = 16
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,12 @@ class Cluster:
         places = sum(_times(node, bundle) for node in self.nodes)
         places += sum(number * _times(resources, bundle) for resources, number in self.addable.values())
         return count if self.boundless else min(places, count)
+
+    def groups(self, bundle: Bundle, size: int, count: int) -> int:
+        """How many of ``count`` groups of ``size`` bundles should be placed at a time: one at least, which may wait for
+        others' work to end; where nobody knows what may be added, a few more than there is room for now."""
+        known = replace(self, boundless=False).fits(bundle, size * count) // size
+        return max(1, min(count, known + _HOPED_FOR) if self.boundless else known)
 
     def __str__(self) -> str:
         there = ", ".join(f"{n} × {text}" for text, n in Counter(map(_text, self.nodes)).items())

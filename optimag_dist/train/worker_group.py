@@ -214,8 +214,8 @@ class WorkerGroup:
                 timeout_s=int(options.stall_timeout_s + options.start_timeout_s + _GRACE_S),
             ),
             run_config=ray.train.RunConfig(
-                # A group that found an earlier one's name would take it for its own.
-                name=f"{RAY_TRAIN}/{uuid.uuid4().hex}",
+                # Of another group of this name nothing is taken up: Ray Train is given no checkpoints.
+                name=RAY_TRAIN,
                 storage_path=storage_path,
                 storage_filesystem=storage_filesystem,
                 failure_config=ray.train.FailureConfig(

@@ -34,8 +34,6 @@ from optimag_dist.types import InputError
 
 # After Ctrl-C the workers are given so long to write their checkpoints.
 _LEAVE_S = 20
-# Trials at a time where nobody knows how many nodes an autoscaler may add.
-_UNKNOWN = 16
 # Tune's own state under the sweep's directory.
 _STATE = "tune"
 
@@ -174,8 +172,12 @@ def _search(plan: TrialPlan, points: list[Point] | None) -> list[TrialRow]:
     state = config.directory / _STATE
     state.mkdir(mode=0o700, exist_ok=True)
     quieten()
+    workers = plan.workers
+    # Each place for a trial is one run of Ray Train, whose workers are placed by itself.
+    room = Cluster.current().groups(workers.bundle, workers.options.workers, num_trials(options))
+    concurrency = min(room, options.search.concurrency or room)
     keep_coordinator_here()
-    # The trial's own actor only waits, and needs no CPU that its workers could use: they have places of their own.
+    # The trial's own actor only waits, and needs no CPU that its workers could use.
     place = tune.PlacementGroupFactory([{"memory": 1}])
     scheduler = make_scheduler(options, _last_epoch(config))
     with SweepView(options, num_trials(options), len(config.seeds)) as view:
@@ -184,7 +186,7 @@ def _search(plan: TrialPlan, points: list[Point] | None) -> list[TrialRow]:
         def run() -> None:
             analysis = tune.run(
                 tune.with_resources(tune.with_parameters(SweepTrial, plan=plan), place),
-                **search_arguments(config, options, points, _concurrency(plan)),
+                **search_arguments(config, options, points, concurrency),
                 name=_STATE,
                 storage_path=str(config.directory),
                 scheduler=scheduler,
@@ -208,14 +210,6 @@ def _search(plan: TrialPlan, points: list[Point] | None) -> list[TrialRow]:
             # However it ends: what has been found until then is of use.
             _keep(follower.rows, config, options)
     return follower.rows
-
-
-def _concurrency(plan: TrialPlan) -> int:
-    """How many trials run or wait for their workers at a time."""
-    workers, trials = plan.workers.options.workers, num_trials(plan.options)
-    cluster = Cluster.current()
-    room = max(1, cluster.fits(plan.workers.bundle, workers * trials) // workers)
-    return min(trials, plan.options.search.concurrency or (min(room, _UNKNOWN) if cluster.boundless else room))
 
 
 def _keep(rows: list[TrialRow], config: RunConfig, options: SweepOptions) -> None:

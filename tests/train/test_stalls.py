@@ -190,3 +190,12 @@ def test_bundles_fit_whole_nodes_of_those_there_or_to_come() -> None:
         "nodes: 1 × {}; its autoscaler may add up to 2 × small {CPU: 4}, up to 1 × gpu {CPU: 8, GPU: 1}"
     )
     assert Cluster([], boundless=True).fits({"CPU": 512}, 3) == 3
+
+
+@pytest.mark.parametrize(
+    ("size", "count", "boundless", "placed"),
+    [(2, 9, False, 1), (1, 9, False, 3), (1, 2, False, 2), (4, 9, False, 1), (1, 9, True, 9), (1, 99, True, 19)],
+)
+def test_as_many_groups_are_asked_for_as_find_a_place(size: int, count: int, boundless: bool, placed: int) -> None:
+    three = Cluster([{"memory": 1e9}], {"small": ({"CPU": 1}, 3)}, boundless)
+    assert three.groups({"CPU": 1}, size, count) == placed

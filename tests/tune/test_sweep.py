@@ -1,5 +1,6 @@
 """Whole sweeps on the test run's Ray, of trials that take a second."""
 
+import itertools
 import json
 import os
 import re
@@ -57,8 +58,12 @@ def test_trials_of_two_workers_take_turns_and_share_priors(recipe: dict, ray_ses
     before = len(_workers())
     rows = run_sweep(config, options)
     assert [(row.trial, row.status, row.epochs) for row in rows] == [(f"00{i}", "finished", 4) for i in range(3)]
-    # Three trials in turn on the same two workers.
+    # Three trials in turn on the same two workers, without waiting.
     assert len(_workers()) - before == 2
+    fits = [config.directory / "trials" / row.trial / "seed-0" for row in rows]
+    for fit, following in itertools.pairwise(fits):
+        began, ended = (path.stat().st_mtime for path in (following / "tensorboard", fit / "result.json"))
+        assert 0 <= began - ended < 3
     assert _no_placement_group_is_left()
     table = pq.read_table(config.directory / "trials.parquet").to_pylist()
     assert [row["regulariser.alpha"] for row in table] == [row.values["regulariser.alpha"] for row in rows]
