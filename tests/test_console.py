@@ -12,7 +12,7 @@ from rich.table import Table
 
 from optimag_dist.cli import main
 from optimag_dist.console import console, end, say, unfailing_output
-from optimag_dist.inference.evaluate import ClassScore, Evaluation, as_table
+from optimag_dist.inference.evaluate import ClassReport, ClassScore, TaskEvaluation, as_table
 from optimag_dist.messages import without_secrets
 from optimag_dist.tune.options import SweepOptions
 from optimag_dist.tune.results import TrialRow
@@ -55,7 +55,8 @@ def test_a_name_is_shown_as_it_is_from_ingest_on(
 
 def _evaluation() -> Any:
     score = ClassScore(HOSTILE, 1.0, 1.0, 1.0, 2)
-    return as_table(Evaluation("m", "s", HOSTILE, (2,), 2, 1.0, 1.0, 0.0, (score,), ((2,),)))
+    report = ClassReport("m", "s", HOSTILE, (2,), 2, 1.0, 1.0, 0.0, (score,), ((2,),))
+    return as_table(TaskEvaluation("", "node_classification", "test", {}, classes=report))
 
 
 _SWEEP = SweepOptions.model_validate(

@@ -54,44 +54,23 @@ def evaluate(
     store: Store,
     overrides: Overrides = None,
     nodes: NodeFile = None,
-    out: Annotated[str | None, typer.Option(help="JSON file to write the figures to; path or URI.")] = None,
-    address: Address = None,
+    out: Annotated[str | None, typer.Option(help="JSON file to write the metrics to; path or URI.")] = None,
 ) -> None:
-    """Tell how good a trained model is (keys: split=test|val|train, task.KEY, fanouts, device, allow_other_store)."""
-    from dataclasses import asdict
-
-    from optimag_dist.inference import evaluate_tasks as tasks
-    from optimag_dist.inference.driver import read_ids
-    from optimag_dist.inference.evaluate import as_table
-    from optimag_dist.inference.evaluate import evaluate as evaluate_classes
+    """Tell how good a trained model is (keys: split=test|val|train, task.KEY, fanouts, seed, device, allow_other_store)."""
+    from optimag_dist.inference.evaluate import as_table, evaluate, write_evaluations
+    from optimag_dist.inference.ids import read_ids
     from optimag_dist.inference.options import EvaluateOptions
-    from optimag_dist.inference.trained import tasks_of
     from optimag_dist.options import parse_options
-    from optimag_dist.ray_session import ensure_ray
     from optimag_dist.storage import located
     from optimag_dist.store import GraphStore
-    from optimag_dist.tasks import NodeClassificationOptions
-    from optimag_dist.types import InputError
 
     options = parse_options(EvaluateOptions, overrides, "optimag evaluate")
     model, graph = located(checkpoint), GraphStore.open(store)
-    target = None if out is None else located(out)
-    kinds = [isinstance(task, NodeClassificationOptions) for task in tasks_of(model).values()]
-    classes = None
-    if any(kinds):
-        user_ids = None if nodes is None else read_ids(nodes, graph)
-        ensure_ray(address)
-        alone = target if all(kinds) else None
-        classes = evaluate_classes(model, graph, options, user_ids=user_ids, out=alone)
-        console().print(as_table(classes))
-    elif nodes is not None:
-        raise InputError(f"--nodes: lists nodes to compare classes of, and {checkpoint} was trained on none")
-    if not all(kinds):
-        evaluations = tasks.evaluate_tasks(model, graph, options)
-        console().print(*map(tasks.as_table, evaluations))
-        if target is not None:
-            found = None if classes is None else asdict(classes)
-            tasks.write_evaluations(evaluations, target, checkpoint=model, store=graph, classes=found)
+    user_ids = None if nodes is None else read_ids(nodes, graph)
+    evaluations = evaluate(model, graph, options, user_ids=user_ids)
+    console().print(*map(as_table, evaluations))
+    if out is not None:
+        write_evaluations(evaluations, located(out), checkpoint=model, store=graph)
 
 
 def _infer(
@@ -102,7 +81,8 @@ def _infer(
     nodes: Path | None,
     address: str | None,
 ) -> None:
-    from optimag_dist.inference.driver import infer, read_ids
+    from optimag_dist.inference.driver import infer
+    from optimag_dist.inference.ids import read_ids
     from optimag_dist.ray_session import ensure_ray
     from optimag_dist.storage import located
     from optimag_dist.store import GraphStore

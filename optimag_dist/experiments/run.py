@@ -44,7 +44,7 @@ from optimag_dist.ray_session import ensure_ray, translated_ray_errors
 from optimag_dist.report.measure import decisive_figure
 from optimag_dist.storage import sole_user
 from optimag_dist.store import GraphStore, ingest, split_links
-from optimag_dist.tasks import decisive_of
+from optimag_dist.tasks import monitor_of
 from optimag_dist.tasks.metrics import metric_of
 from optimag_dist.train.log import read_records, read_result
 from optimag_dist.train.options import RunConfig
@@ -291,7 +291,7 @@ def _fit_cells(
     """Fit every cell with every seed, as trials of one sweep; the fits' directories, cell by cell."""
     configured = [configure(experiment, study, c.setting, c.arm, c.changes) for c in cells]
     configs = [config.model_dump(mode="json") for config in configured]
-    figures = {decisive_of(config.task) for config in configured}
+    figures = {monitor_of(config.task) for config in configured}
     # An arm may have any name, a variant may not.
     names = [f"{re.sub(r'[^A-Za-z0-9+_.-]', '_', cell.arm)}-{i:04d}" for i, cell in enumerate(cells)]
     variants = dict(zip(names, configs, strict=True))

@@ -1,6 +1,6 @@
 """Embeds or predicts every node of a store with Ray tasks over blocks of nodes, into Parquet.
 
-The model goes over the graph layer by layer (see :mod:`optimag_dist.inference.forward`): a stage per layer, a task per
+The model goes over the graph layer by layer (see :mod:`optimag_dist.layerwise`): a stage per layer, a task per
 block and stage, and files between the stages. Finished files are kept, so a killed run goes on where it was.
 """
 
@@ -21,17 +21,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from optimag_dist.console import console
-from optimag_dist.inference.forward import Activations, Forward, NotFinite, check_finite
+from optimag_dist.inference.ids import distinct_nodes
 from optimag_dist.inference.options import EmbedOptions, PredictOptions
 from optimag_dist.inference.parts import Parts
 from optimag_dist.inference.trained import TrainedModel
+from optimag_dist.layerwise import LayerwiseForward
 from optimag_dist.ray_session import completed, ensure_ray, explained, task_device, task_slots, translated_ray_errors
 from optimag_dist.storage import AnyPath, on_this_host, sole_user
 from optimag_dist.store import GraphStore
-from optimag_dist.store.bad_rows import shown
-from optimag_dist.store.edges import IdColumn
-from optimag_dist.store.ids import NodeIds
-from optimag_dist.store.tables import open_list
 from optimag_dist.types import Diverged, InputError, RunError
 
 
@@ -98,7 +95,7 @@ def infer(
     if isinstance(options, PredictOptions):
         trained.classification()
     fanouts = trained.fanouts(options.fanouts)
-    nodes = None if user_ids is None else _lookup(store, user_ids)
+    nodes = None if user_ids is None else distinct_nodes(store, user_ids)
     kind = "embed" if isinstance(options, EmbedOptions) else "predict"
     record = {
         "kind": kind,
@@ -134,38 +131,6 @@ def infer(
     return parts.path
 
 
-def read_ids(path: Path, store: GraphStore) -> list[Any]:
-    """Users' ids from a file: column ``id`` of a table as ingest reads them, or a text file with one id per line.
-
-    Raises:
-        InputError: no such file, no such column, no id in it, an empty or repeated one, or one that no node has (file
-            and row are named).
-    """
-    table = open_list(path, "id")
-    values = pa.concat_arrays(table.column("id").chunks)
-    column = IdColumn(table, "id", store.path, NodeIds(store.id_column), "correct it or drop the row")
-    nodes, _ = column.find(values, 0)
-    column.bad.raise_if_any()
-    column.unknown.raise_if_any()
-    _, firsts = np.unique(nodes, return_index=True)
-    column.bad.add(
-        "twice",
-        np.setdiff1d(np.arange(len(nodes)), firsts),
-        lambda row: f"{shown(values[row].as_py())} is listed in an earlier row too; list every id once",
-    )
-    column.bad.raise_if_any()
-    return store.ids(nodes)
-
-
-def _lookup(store: GraphStore, user_ids: Sequence[Any]) -> np.ndarray:
-    nodes = store.lookup(user_ids)
-    distinct, first = np.unique(nodes, return_index=True)
-    if len(distinct) < len(nodes):
-        place = int(np.setdiff1d(np.arange(len(nodes)), first)[0])
-        raise InputError(f"nodes: {shown(user_ids[place])} is listed again at row {place + 1}; list every id once")
-    return nodes
-
-
 def _missing(job: Job) -> list[list[int]]:
     """Stage → blocks to compute. A layer is needed only where a later one lacks a block."""
     parts = range(job.parts.num_parts)
@@ -177,33 +142,73 @@ def _missing(job: Job) -> list[list[int]]:
     return missing
 
 
+class NotFinite(Exception):
+    """A model's answer for a node is no number.
+
+    Attributes:
+        node: id of the first such node.
+        count: how many there are among those computed with it.
+        what: of the node.
+    """
+
+    def __init__(self, node: int, count: int, what: str) -> None:
+        super().__init__(node, count, what)
+        self.node, self.count, self.what = node, count, what
+
+
+class Activations:
+    """One layer's output for all nodes, a mapped file per block of ``block_size`` nodes."""
+
+    def __init__(self, files: Sequence[Path], block_size: int) -> None:
+        self._blocks = [np.load(file, mmap_mode="r") for file in files]
+        self._block_size = block_size
+
+    def gather(self, nodes: np.ndarray) -> Tensor:
+        """(k,) int64 → (k, width) float32."""
+        out = np.empty((len(nodes), self._blocks[0].shape[1]), np.float32)
+        order = np.argsort(nodes)
+        cuts = np.searchsorted(nodes[order], np.arange(len(self._blocks) + 1) * self._block_size)
+        for number in np.flatnonzero(np.diff(cuts)):
+            mine = order[cuts[number] : cuts[number + 1]]
+            out[mine] = self._blocks[number][nodes[mine] - number * self._block_size]
+        return torch.from_numpy(out)
+
+
 @ray.remote(num_cpus=1)
 def _compute_block(job: Job, stage: int, index: int) -> int:
     device = torch.device(job.device)
     trained = TrainedModel.open(job.checkpoint, device)
-    forward = Forward(
-        trained.model, list(trained.widths), trained.rows(job.store), job.fanouts, job.options.seed, device
-    )
+    forward = trained.forward(job.store, job.fanouts, job.options.seed)
     nodes = job.block(index)
-    with torch.inference_mode(), _told(job):
+    with _told(job):
         if stage == 0 and job.stages > 1:
-            job.parts.write_activations(stage, index, _numpy(forward.fuse(nodes)))
-            return len(nodes)
-        if job.stages == 1:
-            hidden = forward.represent(nodes)
+            values = forward.fuse(nodes)
+            for m, z in zip(trained.widths, values.chunk(len(trained.widths), 1), strict=True):
+                check_finite(z, nodes, f"the embedding of modality {m!r}")
+        elif job.stages == 1:
+            values = forward.states(nodes)
+            check_finite(values, nodes, "the state")
         else:
             files = [on_this_host(job.parts.activations(stage - 1, i)) for i in range(job.parts.num_parts)]
-            hidden = forward.layer(stage - 1, nodes, Activations(files, job.parts.block_size))
+            values = forward.layer(stage - 1, nodes, Activations(files, job.parts.block_size).gather)
+            check_finite(values, nodes, f"the state in layer {stage}")
         if stage < job.stages - 1:
-            job.parts.write_activations(stage, index, _numpy(hidden))
+            job.parts.write_activations(stage, index, _numpy(values))
             return len(nodes)
         columns = {"id": pa.array(job.store.ids(nodes))}
         if isinstance(job.options, EmbedOptions):
-            columns |= _embedding_columns(job.options, hidden, forward, nodes)
+            columns |= _embedding_columns(job.options, values, forward, nodes)
         else:
-            columns |= _prediction_columns(job.options, trained, hidden, nodes)
+            columns |= _prediction_columns(job.options, trained, values, nodes)
         job.parts.write_part(index, pa.table(columns))
     return len(nodes)
+
+
+def check_finite(values: Tensor, nodes: np.ndarray, what: str) -> None:
+    """Raise :class:`NotFinite` for the first of ``nodes`` (k,) whose row of ``values`` (k, …) holds NaN or infinity."""
+    bad = (~values.isfinite()).flatten(1).any(1)
+    if bad.any():
+        raise NotFinite(int(nodes[int(bad.int().argmax())]), int(bad.sum()), what)
 
 
 @contextmanager
@@ -221,20 +226,23 @@ def _told(job: Job) -> Iterator[None]:
 
 
 def _embedding_columns(
-    options: EmbedOptions, hidden: Tensor, forward: Forward, nodes: np.ndarray
+    options: EmbedOptions, hidden: Tensor, forward: LayerwiseForward, nodes: np.ndarray
 ) -> dict[str, pa.Array]:
     columns = {"embedding": _lists(_numpy(hidden), options.dtype)}
     if options.per_modality:
+        present = forward.present(nodes)
         for name, embedding in forward.encode(nodes).items():
-            values = _numpy(embedding)
-            columns[f"embedding:{name}"] = _lists(values, options.dtype, absent=np.isnan(values).all(axis=1))
+            here = present[name].to(embedding.device)
+            check_finite(embedding.masked_fill(~here[:, None], 0), nodes, f"the embedding of modality {name!r}")
+            columns[f"embedding:{name}"] = _lists(_numpy(embedding), options.dtype, absent=~_numpy(here))
     return columns
 
 
 def _prediction_columns(
     options: PredictOptions, trained: TrainedModel, hidden: Tensor, nodes: np.ndarray
 ) -> dict[str, pa.Array]:
-    scores = trained.classifier.linear(hidden)
+    with torch.inference_mode():
+        scores = trained.classifier.linear(hidden)
     check_finite(scores, nodes, "a class's score")
     probabilities = _numpy(scores.softmax(dim=1))
     best = probabilities.argmax(axis=1)

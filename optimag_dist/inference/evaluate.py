@@ -1,34 +1,36 @@
-"""How good a trained model is on labelled nodes of a store.
+"""How good a trained model is at its tasks: what its fit says of itself, on this or another split, and more of classes.
 
-Training evaluates with the fan-outs ``sampling.eval_fanouts``, and so does this unless it is given others. With all
-neighbours, the default, the two agree; where neighbours are drawn, training draws them by batch and this by node
-(:mod:`optimag_dist.inference.forward`), so that they agree up to the luck of the draw.
+Metrics and draws are those of the fit's own evaluation, by the same code, so what was not changed comes out the same.
 """
 
 import json
-import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from rich.console import Group
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from torch import Tensor
 from torchmetrics.classification import MulticlassCalibrationError
 
+from optimag_dist.console import console
 from optimag_dist.files import atomic
-from optimag_dist.inference.driver import infer
-from optimag_dist.inference.options import EvaluateOptions, PredictOptions
-from optimag_dist.inference.parts import META
+from optimag_dist.inference.ids import distinct_nodes
+from optimag_dist.inference.options import EvaluateOptions
 from optimag_dist.inference.trained import TrainedModel
-from optimag_dist.storage import AnyPath, opened, remove_tree, to_write
+from optimag_dist.layerwise import LayerwiseForward
+from optimag_dist.storage import AnyPath, to_write
 from optimag_dist.store import GraphStore
-from optimag_dist.tasks import make_task
-from optimag_dist.tasks.node_classification import ClassCounts
+from optimag_dist.tasks import NodeClassificationOptions, TaskOptions, make_task
+from optimag_dist.tasks.metrics import metric_of
+from optimag_dist.tasks.node_classification import ClassCounts, classify
+from optimag_dist.train.evaluation import evaluate_part
 from optimag_dist.types import InputError
 
 _CALIBRATION_BINS = 15
@@ -50,7 +52,7 @@ class ClassScore:
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class ClassReport:
     """Attributes:
     checkpoint, store: what was evaluated on what.
     nodes: which: the name of a split, or ``listed``.
@@ -73,79 +75,216 @@ class Evaluation:
     confusion: tuple[tuple[int, ...], ...]
 
 
+@dataclass(frozen=True)
+class TaskEvaluation:
+    """Attributes:
+    name: of the task; empty where the model has one.
+    kind: of the task.
+    part: ``train``, ``val`` or ``test``; ``listed`` for listed nodes.
+    metrics: by the names of a fit's ``result.json``.
+    outputs: what was made for each node, of tasks that make something: ``id``, ``reference``, ``output``.
+    classes: more about these, where the task is to tell them.
+    """
+
+    name: str
+    kind: str
+    part: str
+    metrics: dict[str, float]
+    outputs: pa.Table | None = None
+    classes: ClassReport | None = None
+
+
 def evaluate(
     checkpoint: AnyPath,
     store: GraphStore,
     options: EvaluateOptions,
     *,
     user_ids: Sequence[Any] | None = None,
-    out: AnyPath | None = None,
     progress: bool = True,
-) -> Evaluation:
-    """Predict labelled nodes by Ray tasks and compare with their labels.
+) -> list[TaskEvaluation]:
+    """Evaluate a trained model on all its tasks, in this process.
 
     Args:
         checkpoint: ``model.pt`` of a fit, or the fit's directory.
         store: the graph; the one the model was trained on, unless ``options.allow_other_store``.
-        user_ids: nodes to evaluate on, all labelled; default: those of ``options.split`` of the fit's own split.
-        out: JSON file to write as well.
-        progress: show a bar when the terminal can.
+        user_ids: nodes to compare classes of, all labelled; default: those of ``options.split`` of the fit's own split.
+        progress: show that it goes on, where the terminal can.
 
     Raises:
-        InputError: checkpoint, store and nodes do not fit together, or the fit's split is not known.
-        RunError: as of :func:`infer`.
+        InputError: checkpoint, store, nodes and options do not fit together, or the fit's split is not known.
+        Diverged: what the model says is not finite.
     """
-    trained = TrainedModel.open(checkpoint, torch.device("cpu"))
+    trained = TrainedModel.open(checkpoint, _device(options))
     trained.check_store(store, allow_other=options.allow_other_store)
-    nodes = _split(trained, store, options) if user_ids is None else store.lookup(user_ids)
-    labels = _labels(trained, store, nodes)
-    predict = PredictOptions(probabilities=True, **options.model_dump(exclude={"split", "task"}))
-    with _scratch(out or trained.location) as scratch:
-        infer(trained.location, store, scratch, predict, user_ids=store.ids(nodes), progress=progress)
-        probabilities = torch.from_numpy(_read(scratch, len(trained.classes)))
-    evaluation = _compare(
-        probabilities,
-        torch.from_numpy(labels),
-        trained.classes,
-        checkpoint=str(trained.location),
-        store=str(store.location),
-        nodes=options.split if user_ids is None else "listed",
-        fanouts=options.fanouts or trained.eval_fanouts,
-    )
-    if out is not None:
-        with to_write(out) as file, atomic(file) as temporary:
-            temporary.write_text(json.dumps(asdict(evaluation), indent=2, ensure_ascii=False), encoding="utf-8")
-    return evaluation
+    asked = trained.tasks(options.task)
+    _check_asked(asked, options, trained, store, listed=user_ids is not None)
+    seed = options.seed if options.seed is not None else trained.seed or 0
+    with _progress(progress) as on_chunk:
+        forward = trained.forward(store, trained.fanouts(options.fanouts), seed, on_chunk)
+        return [_evaluate(trained, store, forward, name, task, options, user_ids) for name, task in asked.items()]
 
 
-def as_table(evaluation: Evaluation) -> Group:
-    """The figures for people; the confusion matrix where it can be read."""
-    of = f"{evaluation.num_nodes:,} nodes ({evaluation.nodes}), fan-outs {list(evaluation.fanouts)}"
+def _evaluate(
+    trained: TrainedModel,
+    store: GraphStore,
+    forward: LayerwiseForward,
+    name: str,
+    options_of_task: TaskOptions,
+    options: EvaluateOptions,
+    user_ids: Sequence[Any] | None,
+) -> TaskEvaluation:
+    def make() -> Any:
+        return make_task(options_of_task, store, seed=trained.seed or 0, modalities=list(trained.widths))
+
+    kind = options_of_task.model_dump()["kind"]
+    if isinstance(options_of_task, NodeClassificationOptions):
+        nodes = getattr(make(), options.split) if user_ids is None else distinct_nodes(store, user_ids)
+        scores = ClassScores(trained.classes)
+        classify(nodes, _labels(trained, store, nodes), trained.classifier, forward, scores.update)
+        part = options.split if user_ids is None else "listed"
+        report = scores.report(
+            checkpoint=str(trained.location),
+            store=str(store.location),
+            nodes=part,
+            fanouts=trained.fanouts(options.fanouts),
+        )
+        metrics = {"accuracy": report.accuracy, "macro_f1": report.macro_f1}
+        return TaskEvaluation(name, kind, part, metrics, classes=report)
+    assert options.split != "train"
+    task = make()
+    head = trained.head(name, task)
+    made = evaluate_part(options.split, {name: task}, {name: head}, forward)[name]
+    return TaskEvaluation(name, kind, options.split, made.metrics, made.outputs)
+
+
+class ClassScores:
+    """Counts what a model says of labelled nodes, in memory that grows with the pairs of at most 1,000 classes.
+
+    Args:
+        classes: names, in the order of the model's outputs.
+    """
+
+    def __init__(self, classes: Sequence[str]) -> None:
+        self._classes, count = classes, len(classes)
+        self._counts = ClassCounts(count)
+        self._pairs = torch.zeros((count, count) if count <= _CONFUSED_CLASSES else (0, 0), dtype=torch.int64)
+        self._calibration = MulticlassCalibrationError(count, n_bins=_CALIBRATION_BINS)
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        """Add (k, classes) logits and (k,) int64 labels."""
+        probabilities, labels = logits.softmax(1).cpu(), labels.cpu()
+        self._counts.update(probabilities, labels)
+        self._calibration.update(probabilities, labels)
+        if count := len(self._pairs):
+            pairs = torch.bincount(labels * count + probabilities.argmax(1), minlength=count * count)
+            self._pairs += pairs.view(count, count)
+
+    def report(self, **what: Any) -> ClassReport:
+        """All that was added; ``what`` are the first fields of the report."""
+        metrics = self._counts.metrics()
+        hits, support, predicted = (
+            x.tolist() for x in (self._counts.hits, self._counts.support, self._counts.predicted)
+        )
+        return ClassReport(
+            **what,
+            accuracy=metrics["accuracy"],
+            macro_f1=metrics["macro_f1"],
+            num_nodes=sum(support),
+            calibration_error=float(self._calibration.compute()),
+            classes=tuple(
+                ClassScore(
+                    name,
+                    _share(hits[i], predicted[i]),
+                    _share(hits[i], support[i]),
+                    _share(2 * hits[i], support[i] + predicted[i]),
+                    int(support[i]),
+                )
+                for i, name in enumerate(self._classes)
+            ),
+            confusion=tuple(map(tuple, self._pairs.tolist())),
+        )
+
+
+def as_table(evaluation: TaskEvaluation) -> Table | Group:
+    """The metrics for people; shares in per cent, and of classes a table of their own."""
+    if evaluation.classes is not None:
+        return _class_tables(evaluation.classes)
+    what = f"{evaluation.name}, {evaluation.kind}" if evaluation.name else evaluation.kind
+    table = Table("metric", evaluation.part, "better", title=what, title_justify="left")
+    for column, value in evaluation.metrics.items():
+        metric, pair = metric_of(column), column.rpartition("/")[0]
+        shown = f"{100 * value:.1f} %" if metric.is_share else f"{value:.4g}"
+        table.add_row(f"{pair} {metric.title}".lstrip(), shown, "higher" if metric.better == "max" else "lower")
+    return table
+
+
+def write_evaluations(
+    evaluations: Sequence[TaskEvaluation], out: AnyPath, *, checkpoint: AnyPath, store: GraphStore
+) -> None:
+    """Write the metrics as JSON to ``out``, and what was made to ``NAME-outputs[-TASK].parquet`` beside it."""
+    for evaluation in evaluations:
+        if evaluation.outputs is not None:
+            name = "-".join(filter(None, (out.name.removesuffix(".json"), "outputs", evaluation.name)))
+            with to_write(out.parent / f"{name}.parquet") as file, atomic(file) as temporary:
+                pq.write_table(evaluation.outputs, temporary)
+    content: dict[str, Any] = {"checkpoint": str(checkpoint), "store": str(store.location)}
+    reports = {e.name: asdict(e.classes) for e in evaluations if e.classes is not None}
+    classes = next(iter(reports.values())) if len(reports) == 1 else reports
+    if len(reports) == len(evaluations):
+        content |= classes
+    else:
+        others = [e for e in evaluations if e.classes is None]
+        content["tasks"] = {e.name or e.kind: {"kind": e.kind, "part": e.part, **e.metrics} for e in others}
+        content |= {"classes": classes} if reports else {}
+    with to_write(out) as file, atomic(file) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")
+
+
+def _class_tables(report: ClassReport) -> Group:
+    """The scores of the classes, and the confusion matrix where it can be read."""
+    of = f"{report.num_nodes:,} nodes ({report.nodes}), fan-outs {list(report.fanouts)}"
     scores = Table(
         "class",
         *("precision", "recall", "F1", "nodes"),
         title=(
-            f"{of}: accuracy {evaluation.accuracy:.4f}, macro F1 {evaluation.macro_f1:.4f}, "
-            f"calibration error {evaluation.calibration_error:.4f}"
+            f"{of}: accuracy {report.accuracy:.4f}, macro F1 {report.macro_f1:.4f}, "
+            f"calibration error {report.calibration_error:.4f}"
         ),
         title_justify="left",
     )
-    for score in evaluation.classes:
+    for score in report.classes:
         shares = ("" if value is None else f"{value:.3f}" for value in (score.precision, score.recall, score.f1))
         scores.add_row(score.name, *shares, f"{score.support:,}")
-    if len(evaluation.classes) > _SHOWN_CLASSES:
+    if len(report.classes) > _SHOWN_CLASSES:
         return Group(scores)
-    names = [score.name for score in evaluation.classes]
+    names = [score.name for score in report.classes]
     confusion = Table("class ↓ predicted →", *names, title="confusion", title_justify="left")
-    for name, row in zip(names, evaluation.confusion, strict=True):
+    for name, row in zip(names, report.confusion, strict=True):
         confusion.add_row(name, *(f"{count:,}" for count in row))
     return Group(scores, confusion)
 
 
-def _split(trained: TrainedModel, store: GraphStore, options: EvaluateOptions) -> np.ndarray:
-    task = trained.classification(options.task)
-    trained.check_split(store, task.split, remedy="list the nodes to evaluate on with --nodes")
-    return getattr(make_task(task, store, seed=trained.seed or 0), options.split)
+def _check_asked(
+    asked: dict[str, TaskOptions], options: EvaluateOptions, trained: TrainedModel, store: GraphStore, *, listed: bool
+) -> None:
+    """Raise ``InputError`` if what is asked of the tasks cannot be told."""
+    classes = {name for name, task in asked.items() if isinstance(task, NodeClassificationOptions)}
+    if listed and not classes:
+        raise InputError(f"--nodes: lists nodes to compare classes of, and {trained.location} was trained on none")
+    if options.split == "train" and asked.keys() - classes:
+        raise InputError("split=train: of what a model was trained on only classes are evaluated; use val or test")
+    of_own = "give the store a split of its own (nodes.split in the schema) and task.split=stored"
+    for name, task in asked.items():
+        if not (listed and name in classes):
+            remedy = "list the nodes to evaluate on with --nodes" if name in classes else of_own
+            trained.check_split(store, getattr(task, "split", "stored"), remedy=remedy)
+
+
+def _device(options: EvaluateOptions) -> torch.device:
+    has_gpu = torch.cuda.is_available()
+    if options.device == "cuda" and not has_gpu:
+        raise InputError("device=cuda, but this host has no GPU; use device=cpu or device=auto")
+    return torch.device("cuda" if options.device != "cpu" and has_gpu else "cpu")
 
 
 def _labels(trained: TrainedModel, store: GraphStore, nodes: np.ndarray) -> np.ndarray:
@@ -167,60 +306,13 @@ def _labels(trained: TrainedModel, store: GraphStore, nodes: np.ndarray) -> np.n
 
 
 @contextmanager
-def _scratch(beside: AnyPath) -> Any:
-    """A directory that every Ray node sees, as it sees ``beside``; gone when the block ends."""
-    place = beside.absolute().parent / f".evaluate-{uuid.uuid4().hex[:12]}"
-    if isinstance(place, Path):
-        try:
-            place.mkdir(parents=True)
-        except OSError as error:
-            raise InputError(f"{place.parent}: cannot be written to ({error}); name a place with --out") from error
-    try:
-        yield place
-    finally:
-        remove_tree(place)
-
-
-def _read(folder: AnyPath, num_classes: int) -> np.ndarray:
-    """(k, classes) float32 probabilities."""
-    with opened(folder / META) as file:
-        parts = json.loads(file.read())["parts"]
-    blocks = []
-    for part in parts:
-        with opened(folder / part["file"]) as file:
-            column = pq.read_table(file, columns=["probabilities"]).column("probabilities").combine_chunks()
-        blocks.append(column.flatten().to_numpy().reshape(-1, num_classes))
-    return np.concatenate(blocks)
-
-
-def _compare(probabilities: torch.Tensor, labels: torch.Tensor, classes: Sequence[str], **what: Any) -> Evaluation:
-    count = len(classes)
-    counts = ClassCounts(count)
-    counts.update(probabilities, labels)
-    hits, support, predicted = (x.tolist() for x in (counts.hits, counts.support, counts.predicted))
-    metrics = counts.metrics()
-    pairs = np.zeros((count, count) if count <= _CONFUSED_CLASSES else (0, 0), np.int64)
-    if pairs.size:
-        np.add.at(pairs, (labels.numpy(), probabilities.argmax(dim=1).numpy()), 1)
-    calibration = MulticlassCalibrationError(count, n_bins=_CALIBRATION_BINS)
-    return Evaluation(
-        **what,
-        num_nodes=len(labels),
-        accuracy=metrics["accuracy"],
-        macro_f1=metrics["macro_f1"],
-        calibration_error=float(calibration(probabilities, labels)),
-        classes=tuple(
-            ClassScore(
-                name,
-                _share(hits[i], predicted[i]),
-                _share(hits[i], support[i]),
-                _share(2 * hits[i], support[i] + predicted[i]),
-                int(support[i]),
-            )
-            for i, name in enumerate(classes)
-        ),
-        confusion=tuple(tuple(map(int, row)) for row in pairs),
-    )
+def _progress(shown: bool) -> Iterator[Callable[[], None]]:
+    """Counts chunks on standard error, silent where that is no terminal."""
+    err = console(stderr=True)
+    columns = (SpinnerColumn(), TextColumn("evaluate: {task.completed} chunks"), TimeElapsedColumn())
+    with Progress(*columns, console=err, disable=not (shown and err.is_terminal)) as bar:
+        task = bar.add_task("evaluate", total=None)
+        yield lambda: bar.advance(task)
 
 
 def _share(part: int, whole: int) -> float | None:

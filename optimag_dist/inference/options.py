@@ -8,20 +8,16 @@ from optimag_dist.options import Options
 
 
 class InferenceOptions(Options):
-    """What embedding and predicting have in common.
+    """What embedding, predicting and evaluating have in common.
 
     Attributes:
-        block_size: nodes per task and per Parquet part.
         fanouts: neighbours drawn per node and layer, input side first; -1 takes all. Default: the checkpoint's
             ``sampling.eval_fanouts``.
-        seed: of the draws, where fan-outs are not -1.
-        device: ``cuda`` gives each task a GPU; ``auto`` does so where the cluster has one.
+        device: ``cuda`` gives each task a GPU; ``auto`` does so where there is one.
         allow_other_store: use the checkpoint on another graph than it was trained on, if the features fit.
     """
 
-    block_size: int = Field(65_536, ge=1)
     fanouts: tuple[int, ...] | None = None
-    seed: int = Field(0, ge=0)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     allow_other_store: bool = False
 
@@ -33,7 +29,19 @@ class InferenceOptions(Options):
         return fanouts
 
 
-class EmbedOptions(InferenceOptions):
+class BlockOptions(InferenceOptions):
+    """What embedding and predicting have in common.
+
+    Attributes:
+        block_size: nodes per task and per Parquet part.
+        seed: of the draws, where fan-outs are not -1.
+    """
+
+    block_size: int = Field(65_536, ge=1)
+    seed: int = Field(0, ge=0)
+
+
+class EmbedOptions(BlockOptions):
     """Attributes:
     per_modality: also write each modality's own embedding Z_m as ``embedding:<modality>``, null where absent.
     dtype: of the numbers written.
@@ -46,14 +54,16 @@ class EmbedOptions(InferenceOptions):
 class EvaluateOptions(InferenceOptions):
     """Attributes:
     split: the fit's own nodes to evaluate on; of no use with a list of nodes. ``train`` is for classes alone.
+    seed: of the draws, where fan-outs are not -1; default: the fit's own.
     task: changes to the options of the task: ``task.beams=4``; where there are several, ``task.tasks.NAME.beams=4``.
     """
 
     split: Literal["train", "val", "test"] = "test"
+    seed: int | None = Field(None, ge=0)
     task: dict[str, Any] = Field(default_factory=dict)
 
 
-class PredictOptions(InferenceOptions):
+class PredictOptions(BlockOptions):
     """Attributes:
     probabilities: also write the probabilities of all classes, in the order of ``classes`` in ``_meta.json``.
     """

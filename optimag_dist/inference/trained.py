@@ -1,7 +1,7 @@
 """A fit's ``model.pt``, with what is needed to use it on a store."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import cached_property
@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from optimag_dist.layerwise import LayerwiseForward
 from optimag_dist.models import MultimodalModel
 from optimag_dist.options import validate_options
 from optimag_dist.sampling import GraphRows, RawRows, StoreRows, check_encoders
@@ -18,7 +19,7 @@ from optimag_dist.storage import AnyPath, files_below, is_file, on_this_host
 from optimag_dist.store import GraphStore
 from optimag_dist.tasks import NodeClassificationOptions, named
 from optimag_dist.tasks.node_classification import ClassifierHead
-from optimag_dist.tasks.task import TaskOptions
+from optimag_dist.tasks.task import Task, TaskHead, TaskOptions
 from optimag_dist.train import checkpoint
 from optimag_dist.train.options import VariantConfig, merge
 from optimag_dist.types import InputError
@@ -88,10 +89,15 @@ class TrainedModel:
             )
         return fanouts
 
-    def rows(self, store: GraphStore) -> GraphRows:
-        """What the model reads of ``store``."""
-        rows, encoders = StoreRows(store), self.config.model.encoders
-        return RawRows(rows, store, encoders) if encoders else rows
+    def forward(
+        self, store: GraphStore, fanouts: tuple[int, ...], seed: int, on_chunk: Callable[[], None] = lambda: None
+    ) -> LayerwiseForward:
+        """The model over ``store``, with draws of ``fanouts`` neighbours by ``seed``."""
+        rows: GraphRows = StoreRows(store)
+        if encoders := self.config.model.encoders:
+            rows = RawRows(rows, store, encoders)
+        device = next(self.model.parameters()).device
+        return LayerwiseForward(self.model, rows, store.num_nodes, fanouts, seed=seed, device=device, on_chunk=on_chunk)
 
     def classification(self, changes: Mapping[str, Any] = MappingProxyType({})) -> NodeClassificationOptions:
         """The options it was trained to classify nodes by, with ``changes`` as of :meth:`tasks`.
@@ -125,6 +131,22 @@ class TrainedModel:
         """
         head = ClassifierHead(self.model, len(self.classes))
         checkpoint.put(head, self.heads.get(self._classification), f"{self.path}: the weights of its classifier")
+        return head.to(next(self.model.parameters()).device).eval()
+
+    def head(self, name: str, task: Task[Any]) -> TaskHead:
+        """The head of the task called ``name``; on the model's device, in evaluation mode.
+
+        Raises:
+            InputError: ``task`` asks for other weights than were trained.
+        """
+        head = task.head(self.model)
+        try:
+            head.load_state_dict(self.heads[name])
+        except (RuntimeError, LookupError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"{self.location}: its weights do not fit the task as it is asked for; change only keys that make no "
+                f"other weights: {error}"
+            ) from error
         return head.to(next(self.model.parameters()).device).eval()
 
     @property

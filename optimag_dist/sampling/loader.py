@@ -4,7 +4,7 @@ Every batch is a pure function of (seed, epoch, step) and of which groups this r
 """
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -19,11 +19,11 @@ from optimag_dist.types import Block, Examples, GroupBatch, InputError, SeedGrou
 # What tasks draw is keyed apart from what fills groups.
 _EXAMPLES = 0x7A5C
 #: Items of a group, and a generator for what is drawn at random → what the task asks of them.
-Ask = Callable[[np.ndarray, np.random.Generator], Examples]
+ExampleFn = Callable[[np.ndarray, np.random.Generator], Examples]
 
 
 def nodes_alone(items: np.ndarray, rng: np.random.Generator) -> Examples:
-    """:data:`Ask` of what needs no targets: the nodes themselves."""
+    """:data:`ExampleFn` of what needs no targets: the nodes themselves."""
     return Examples(items, {})
 
 
@@ -74,7 +74,7 @@ class GroupLoader:
         self._sampler = _make_sampler(rows, options) if messages else None
 
     def epoch(
-        self, sources: Sequence[tuple[SeedBatcher, Ask]], epoch: int, first_step: int = 0
+        self, sources: Sequence[tuple[SeedBatcher, ExampleFn]], epoch: int, first_step: int = 0
     ) -> Generator[StepBatch, None, None]:
         """The steps of one epoch from ``first_step`` on, the same number on every rank.
 
@@ -88,53 +88,29 @@ class GroupLoader:
             for batcher, _ in sources
         ]
         jobs = [(self._step, sources, epoch, step, [task[step] for task in turns]) for step in range(steps)]
-        return _ahead(jobs[first_step:], self._num_threads)
-
-    def cover(self, nodes: np.ndarray, chunk: int, ask: Ask = nodes_alone) -> Iterator[GroupBatch]:
-        """This rank's share of ``nodes``, in chunks of anchors without neighbours beyond the blocks' own.
-
-        The chunks do not depend on the number of ranks, so neither does what is withheld or drawn for them.
-        """
-        fanouts = self._options.fanouts_at_evaluation
-        jobs = []
-        for index in range(self._rank, -(-len(nodes) // chunk), self._world_size):
-            items = nodes[index * chunk : (index + 1) * chunk]
-            jobs.append((self._covered, items, ask, fanouts, (0, index)))
-        return _ahead(jobs, self._num_threads)
-
-    def _covered(self, items: np.ndarray, ask: Ask, fanouts: tuple[int, ...], key: tuple[int, ...]) -> GroupBatch:
-        examples = ask(items, self._rng(key))
-        return self._assemble(SeedGroup(examples.anchors, len(examples.anchors)), examples, fanouts, key, None, 0)
+        return prefetched(jobs[first_step:], self._num_threads)
 
     def _step(
-        self, sources: Sequence[tuple[SeedBatcher, Ask]], epoch: int, step: int, items: list[list[np.ndarray]]
+        self, sources: Sequence[tuple[SeedBatcher, ExampleFn]], epoch: int, step: int, items: list[list[np.ndarray]]
     ) -> StepBatch:
         groups = []
-        for task, (batcher, ask) in enumerate(sources):
+        for task, (batcher, example_fn) in enumerate(sources):
             for index in range(self._rank, len(items[task]), self._world_size):
                 key = (epoch, step, task * len(items[task]) + index)
-                examples = ask(items[task][index], self._rng(key))
+                examples = example_fn(items[task][index], self._rng(key))
                 group = batcher.group(examples.anchors, key=key)
-                groups.append(self._assemble(group, examples, self._options.fanouts, key, self._ppr, task))
+                groups.append(self._assemble(group, examples, key, task))
         num_items = tuple(sum(map(len, of_task)) for of_task in items)
         return StepBatch(epoch, step, tuple(groups), sum(map(len, items)), num_items)
 
     def _rng(self, key: tuple[int, ...]) -> np.random.Generator:
         return np.random.default_rng((self._seed, *key, _EXAMPLES))
 
-    def _assemble(
-        self,
-        group: SeedGroup,
-        examples: Examples,
-        fanouts: tuple[int, ...],
-        key: tuple[int, ...],
-        ppr: PPRArtefact | None,
-        task: int,
-    ) -> GroupBatch:
+    def _assemble(self, group: SeedGroup, examples: Examples, key: tuple[int, ...], task: int) -> GroupBatch:
         inputs: np.ndarray = group.anchors
         blocks: tuple[Block, ...] = ()
         if self._sampler is not None:
-            inputs, blocks = self._sampler.sample(group.anchors, fanouts, (self._seed, *key))
+            inputs, blocks = self._sampler.sample(group.anchors, self._options.fanouts, (self._seed, *key))
         # The blocks' inputs start with the anchors; the other seeds follow where no block needs them anyway.
         # A task may bring more anchors than a group has nodes: transport stays bounded, and takes the first of them.
         seeds = group.seeds[: 2 * self._options.group_size]
@@ -142,6 +118,7 @@ class GroupLoader:
         degrees = self._rows.degrees(nodes)
         if examples.cut is not None:
             blocks, degrees = cut_arcs(blocks, degrees, nodes, examples.cut)
+        ppr = self._ppr
         proximity = None if ppr is None else ppr.submatrix(seeds)
         kept = 0.0 if ppr is None or proximity is None else float(proximity.sum() / ppr.mass(seeds).sum())
         batch = GroupBatch(
@@ -171,8 +148,9 @@ def _make_sampler(rows: GraphRows, options: SamplingOptions) -> Sampler:
     return DGLBlockSampler(rows.topology)
 
 
-def _ahead(jobs: list[tuple], num_threads: int) -> Generator:
-    """Results of ``jobs`` in order; each thread has one in hand and one waits to be taken."""
+def prefetched(jobs: Sequence[tuple], num_threads: int) -> Generator:
+    """Results of ``jobs`` (a function and its arguments each) in order; each thread has one in hand, and one more waits
+    to be taken."""
     pool = ThreadPoolExecutor(num_threads, thread_name_prefix="loader")
     pending: deque[Future] = deque()
     remaining = iter(jobs)

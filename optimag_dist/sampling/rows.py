@@ -91,37 +91,46 @@ class StoreRows:
         return self._store.present(modality)[nodes]
 
 
-class HidingRows:
+class MaskedRows:
     """:class:`GraphRows` in which some nodes seem to lack some modalities.
 
     Args:
         rows: all of the graph.
-        hidden: modality → (n,) bool.
+        masked: modality → (n,) bool.
     """
 
-    def __init__(self, rows: GraphRows, hidden: Mapping[str, np.ndarray]) -> None:
-        self._rows, self._hidden = rows, hidden
+    def __init__(self, rows: GraphRows, masked: Mapping[str, np.ndarray]) -> None:
+        self._rows, self._masked = rows, masked
         self.modalities, self.topology = rows.modalities, rows.topology
         self.neighbours, self.degrees = rows.neighbours, rows.degrees
 
     @classmethod
-    def around(cls, rows: GraphRows, hidden: Sequence[Mapping[str, np.ndarray]]) -> GraphRows:
-        """``rows`` without what any of ``hidden`` hides."""
+    def around(cls, rows: GraphRows, masked: Sequence[Mapping[str, np.ndarray]]) -> GraphRows:
+        """``rows`` without what any of ``masked`` masks."""
         masks: dict[str, np.ndarray] = {}
-        for mapping in hidden:
+        for mapping in masked:
             for name, mask in mapping.items():
                 masks[name] = masks[name] | mask if name in masks else mask
         return cls(rows, masks) if masks else rows
 
     def features(self, modality: str, nodes: np.ndarray) -> np.ndarray:
         values = self._rows.features(modality, nodes)
-        if modality in self._hidden:
-            values[self._hidden[modality][nodes]] = 0
+        if modality in self._masked:
+            values[self._masked[modality][nodes]] = 0
         return values
 
     def present(self, modality: str, nodes: np.ndarray) -> np.ndarray:
         present = self._rows.present(modality, nodes)
-        return present & ~self._hidden[modality][nodes] if modality in self._hidden else present
+        return present & ~self._masked[modality][nodes] if modality in self._masked else present
+
+
+class FeaturelessRows:
+    """:class:`GraphRows` of the structure of ``rows`` alone."""
+
+    def __init__(self, rows: GraphRows) -> None:
+        self.modalities: Mapping[str, Modality] = {}
+        self.topology, self.neighbours, self.degrees = rows.topology, rows.neighbours, rows.degrees
+        self.features, self.present = rows.features, rows.present
 
 
 def draw_neighbours(

@@ -1,7 +1,7 @@
 """One file per task: splits, examples, head, loss, evaluation."""
 
 from optimag_dist.tasks.node_classification import NodeClassification, NodeClassificationOptions
-from optimag_dist.tasks.registry import AnyTask, decisive_of, make_task, named, notes_of, qualified, validated
+from optimag_dist.tasks.registry import AnyTask, make_task, monitor_of, named, notes_of, qualified, val_metrics_of
 from optimag_dist.tasks.task import Evaluation, Task, TaskHead, TaskOptions
 
 __all__ = [
@@ -12,10 +12,10 @@ __all__ = [
     "Task",
     "TaskHead",
     "TaskOptions",
-    "decisive_of",
     "make_task",
+    "monitor_of",
     "named",
     "notes_of",
     "qualified",
-    "validated",
+    "val_metrics_of",
 ]

@@ -1,14 +1,14 @@
 """What tasks that generate an attribute have in common: which, of which nodes, and what must not be seen of it."""
 
-from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from optimag_dist.layerwise import Mask
 from optimag_dist.store import GraphStore
 from optimag_dist.tasks.graph_tokens import TokenOptions
 from optimag_dist.tasks.splits import NodeSplit, split_nodes
-from optimag_dist.tasks.task import HeadT, Setting, Task, TaskOptions
+from optimag_dist.tasks.task import HeadT, Task, TaskContext, TaskOptions
 from optimag_dist.types import InputError
 
 
@@ -39,15 +39,15 @@ class Generation(Task[HeadT]):
     attribute_kind: ClassVar[Literal["text", "image"]]
     noun: ClassVar[str]
 
-    def __init__(self, store: GraphStore, options: Any, setting: Setting) -> None:
+    def __init__(self, store: GraphStore, options: Any, context: TaskContext) -> None:
         self.store, self.options = store, options
         self.attribute = _find_attribute(store, options.attribute, self.attribute_kind, options.kind)
-        self.withheld = _find_withheld(store, options.withhold, self.attribute, setting.modalities)
+        self.withheld = _find_withheld(store, options.withhold, self.attribute, context.modalities)
         what, usable = f"node with a {self.noun} in {self.attribute!r}", store.has_attribute(self.attribute)
-        self.train, self.val, self.test = split_nodes(store, options.split, usable, seed=setting.seed, what=what)
+        self.train, self.val, self.test = split_nodes(store, options.split, usable, seed=context.seed, what=what)
 
     @property
-    def hidden(self) -> Mapping[str, np.ndarray]:
+    def masked(self) -> Mask:
         """What is asked of the nodes that the task is judged on."""
         mask = np.zeros(self.store.num_nodes, bool)
         mask[np.concatenate([self.val, self.test])] = True

@@ -15,6 +15,7 @@ from PIL import Image
 from pydantic import Field
 from torch import Tensor
 
+from optimag_dist.layerwise import LayerwiseForward
 from optimag_dist.models import MultimodalModel
 from optimag_dist.models.diffusion import ConditionalDiffusion, DiffusionOptions, check_diffusion
 from optimag_dist.models.pretrained import PictureReader
@@ -23,7 +24,7 @@ from optimag_dist.store import GraphStore
 from optimag_dist.tasks.generation import Generation, GenerationOptions
 from optimag_dist.tasks.graph_tokens import GraphTokens
 from optimag_dist.tasks.image_metrics import FeatureSpace, SpaceName, feature_metrics, nearest
-from optimag_dist.tasks.task import Evaluation, Part, Setting, TaskHead, gather_dict, sum_over_ranks
+from optimag_dist.tasks.task import Evaluation, Part, TaskContext, TaskHead, gather_dict, my_chunks, sum_over_ranks
 from optimag_dist.types import Examples, GroupBatch
 
 _CHUNK = 64
@@ -65,11 +66,11 @@ class GraphToImage(Generation[ImageHead]):
 
     attribute_kind = "image"
     noun = "picture"
-    validated = ("denoising",)
-    decisive = "denoising"
+    val_metrics = ("denoising",)
+    monitor = "denoising"
 
-    def __init__(self, store: GraphStore, options: GraphToImageOptions, setting: Setting) -> None:
-        super().__init__(store, options, setting)
+    def __init__(self, store: GraphStore, options: GraphToImageOptions, context: TaskContext) -> None:
+        super().__init__(store, options, context)
         check_diffusion(options.diffusion)
         self._reader = PictureReader(options.diffusion.size)
         self.bad_pictures = (BadPictures(store, self.attribute, options.on_bad_picture, "task.on_bad_picture"),)
@@ -88,62 +89,52 @@ class GraphToImage(Generation[ImageHead]):
     def head(self, model: MultimodalModel) -> ImageHead:
         return ImageHead(model, self.withheld, self.options)
 
-    def evaluation(self, part: Part) -> "_Evaluation":
-        return _Evaluation(self, self.val if part == "val" else self.test, draws=part == "test")
-
-
-class _Evaluation(Evaluation[ImageHead]):
-    chunk = _CHUNK
-
-    def __init__(self, task: GraphToImage, nodes: np.ndarray, *, draws: bool) -> None:
-        self.nodes = nodes
-        self._task, self._draws = task, draws
-        spread = np.linspace(0, len(nodes) - 1, min(len(nodes), task.options.samples)).round().astype(int)
-        self._drawn = torch.from_numpy(nodes[spread])
-        self._errors: list[tuple[float, int]] = []
-        self._pictures: dict[int, np.ndarray] = {}
-        self._references = self._nearest = np.empty((0, 3, 0, 0), np.uint8)
-
-    def ask(self, nodes: np.ndarray, rng: np.random.Generator) -> Examples:
-        return self._task.examples(nodes, rng)
-
-    def update(
-        self, model: MultimodalModel, head: ImageHead, embeddings: Mapping[str, Tensor], batch: GroupBatch
-    ) -> None:
-        keys = batch.node_ids[: batch.num_anchors]
-        tokens, mask = head.tokens(model, embeddings, batch)
-        errors = head.diffusion.denoising_error(centred(batch.targets["pixels"]), tokens, mask, keys)
-        self._errors.append((float(errors.double().sum()), len(errors)))
-        if self._draws:
-            mine = torch.isin(keys, self._drawn.to(keys.device))
-            if not mine.any():
-                return
-            drawn = head.diffusion.sample(tokens[mine], mask[mine], keys[mine])
-            pixels = ((drawn + 1) * 127.5).round().to(torch.uint8).cpu().numpy()
-            self._pictures |= dict(zip(keys[mine].tolist(), pixels, strict=True))
-
-    def compute(self, head: ImageHead) -> dict[str, float]:
-        sums = torch.tensor(self._errors, dtype=torch.float64, device=head.diffusion.null.device).reshape(-1, 2).sum(0)
+    @torch.no_grad()
+    def evaluate(self, part: Part, head: ImageHead, forward: LayerwiseForward) -> Evaluation:
+        """The denoising error; of the test part pictures are drawn too."""
+        nodes = self.val if part == "val" else self.test
+        states, forward = forward.masked_states(nodes, [self.masked])[:, 0], forward.alone()
+        sums = torch.zeros(2, dtype=torch.float64, device=forward.device)
+        drawn: dict[int, np.ndarray] = {}
+        for rows in my_chunks(len(nodes), _CHUNK):
+            pixels, some = self.pictures(nodes[rows])
+            if not len(some):
+                continue
+            kept = torch.from_numpy(rows.start + np.flatnonzero(np.isin(nodes[rows], some)))
+            tokens, there = head.tokens.of_nodes(some, states[kept.to(states.device)], forward, self.masked)
+            keys = torch.from_numpy(some).to(forward.device)
+            real = centred(torch.from_numpy(pixels).to(forward.device))
+            errors = head.diffusion.denoising_error(real, tokens, there, keys)
+            sums += torch.stack([errors.double().sum(), sums.new_tensor(len(errors))])
+            if part == "test":
+                drawn |= self._draw(head, tokens, there, keys)
         sums = sum_over_ranks(sums)
-        figures = {"denoising": float(sums[0] / sums[1])}
-        if self._draws:
-            self._pictures = dict(sorted(gather_dict(self._pictures).items()))
-            self._references, _ = self._task.pictures(np.array(list(self._pictures)))
-            training, _ = self._task.pictures(self._task.train[:: -(-len(self._task.train) // _COMPARED)])
-            space = FeatureSpace(self._task.options.feature_space, head.diffusion.null.device)
-            drawn = np.stack(list(self._pictures.values()))
-            features = [space(torch.from_numpy(pixels)) for pixels in (drawn, self._references, training)]
-            figures |= feature_metrics(*features)
-            self._nearest = training[nearest(features[0], features[2])[1].numpy()]
-        return figures
+        metrics = {"denoising": float(sums[0] / sums[1])}
+        return Evaluation(metrics) if part == "val" else self._judge(metrics, drawn, forward.device)
 
-    def outputs(self) -> pa.Table | None:
-        if not self._draws:
-            return None
-        drawn = np.stack(list(self._pictures.values()))
-        columns = {"reference": self._references, "output": drawn, "nearest": self._nearest}
+    def _draw(self, head: ImageHead, tokens: Tensor, there: Tensor, keys: Tensor) -> dict[int, np.ndarray]:
+        """The pictures of those of the test nodes ``keys`` that are drawn."""
+        spread = np.linspace(0, len(self.test) - 1, min(len(self.test), self.options.samples)).round().astype(int)
+        mine = torch.isin(keys, torch.from_numpy(self.test[spread]).to(keys.device))
+        if not mine.any():
+            return {}
+        drawn = head.diffusion.sample(tokens[mine], there[mine], keys[mine])
+        pixels = ((drawn + 1) * 127.5).round().to(torch.uint8).cpu().numpy()
+        return dict(zip(keys[mine].tolist(), pixels, strict=True))
+
+    def _judge(self, metrics: dict[str, float], mine: dict[int, np.ndarray], device: torch.device) -> Evaluation:
+        """With the metrics of all ranks' drawn pictures, and these beside the real and the nearest training ones."""
+        made = dict(sorted(gather_dict(mine).items()))
+        references, _ = self.pictures(np.array(list(made)))
+        training, _ = self.pictures(self.train[:: -(-len(self.train) // _COMPARED)])
+        space = FeatureSpace(self.options.feature_space, device)
+        drawn = np.stack(list(made.values()))
+        features = [space(torch.from_numpy(pixels)) for pixels in (drawn, references, training)]
+        near = training[nearest(features[0], features[2])[1].numpy()]
+        columns = {"reference": references, "output": drawn, "nearest": near}
         files = {name: [png(pixels) for pixels in pictures] for name, pictures in columns.items()}
-        return pa.table({"id": self._task.store.ids(np.array(list(self._pictures))), **files})
+        table = pa.table({"id": self.store.ids(np.array(list(made))), **files})
+        return Evaluation(metrics | feature_metrics(*features), table)
 
 
 def centred(pixels: Tensor) -> Tensor:

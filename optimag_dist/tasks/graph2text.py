@@ -13,6 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from optimag_dist.layerwise import LayerwiseForward
 from optimag_dist.models import MultimodalModel
 from optimag_dist.models.language_model import (
     LanguageModelOptions,
@@ -24,7 +25,7 @@ from optimag_dist.models.language_model import (
 from optimag_dist.store import GraphStore
 from optimag_dist.tasks.generation import Generation, GenerationOptions
 from optimag_dist.tasks.graph_tokens import GraphTokens
-from optimag_dist.tasks.task import Evaluation, Part, Setting, TaskHead, gather_dict, sum_over_ranks
+from optimag_dist.tasks.task import Evaluation, Part, TaskContext, TaskHead, gather_dict, my_chunks, sum_over_ranks
 from optimag_dist.tasks.text_metrics import text_metrics
 from optimag_dist.types import Examples, GroupBatch
 
@@ -69,11 +70,11 @@ class GraphToText(Generation[TextHead]):
 
     attribute_kind = "text"
     noun = "text"
-    validated = ("nll",)
-    decisive = "nll"
+    val_metrics = ("nll",)
+    monitor = "nll"
 
-    def __init__(self, store: GraphStore, options: GraphToTextOptions, setting: Setting) -> None:
-        super().__init__(store, options, setting)
+    def __init__(self, store: GraphStore, options: GraphToTextOptions, context: TaskContext) -> None:
+        super().__init__(store, options, context)
         check_language_model(options.language_model)
         self.tokenise: Tokeniser = make_tokeniser(options.language_model)
 
@@ -84,53 +85,26 @@ class GraphToText(Generation[TextHead]):
     def head(self, model: MultimodalModel) -> TextHead:
         return TextHead(model, self.withheld, self.options)
 
-    def evaluation(self, part: Part) -> "_Evaluation":
-        return _Evaluation(self, self.val if part == "val" else self.test, generates=part == "test")
-
-
-class _Evaluation(Evaluation[TextHead]):
-    chunk = _CHUNK
-
-    def __init__(self, task: GraphToText, nodes: np.ndarray, *, generates: bool) -> None:
-        self.nodes = nodes
-        self._task, self._generates = task, generates
-        self._sums: list[tuple[float, int]] = []
-        self._texts: dict[int, str] = {}
-
-    def ask(self, nodes: np.ndarray, rng: np.random.Generator) -> Examples:
-        return self._task.examples(nodes, rng)
-
-    def update(
-        self, model: MultimodalModel, head: TextHead, embeddings: Mapping[str, Tensor], batch: GroupBatch
-    ) -> None:
-        prefix, there = head.tokens(model, embeddings, batch)
-        nats, count = head.language_model.loss(prefix, there, batch.targets["ids"], batch.targets["mask"])
-        self._sums.append((float(nats), int(count)))
-        if self._generates:
-            texts = head.language_model.generate(prefix, there, beams=self._task.options.beams)
-            self._texts |= dict(zip(batch.node_ids[: batch.num_anchors].tolist(), texts, strict=True))
-
-    def compute(self, head: TextHead) -> dict[str, float]:
-        device = next(head.parameters()).device
-        sums = torch.tensor(self._sums, dtype=torch.float64, device=device).reshape(-1, 2).sum(0)
+    @torch.no_grad()
+    def evaluate(self, part: Part, head: TextHead, forward: LayerwiseForward) -> Evaluation:
+        """Nats per token; of the test part the texts themselves too."""
+        nodes = self.val if part == "val" else self.test
+        states, forward = forward.masked_states(nodes, [self.masked])[:, 0], forward.alone()
+        sums = torch.zeros(2, dtype=torch.float64, device=forward.device)
+        texts: dict[int, str] = {}
+        for rows in my_chunks(len(nodes), _CHUNK):
+            prefix, there = head.tokens.of_nodes(nodes[rows], states[rows], forward, self.masked)
+            ids, mask = (x.to(forward.device) for x in self.tokenise(self.store.attribute(self.attribute, nodes[rows])))
+            nats, count = head.language_model.loss(prefix, there, ids, mask)
+            sums += torch.stack([nats, count]).to(sums)
+            if part == "test":
+                made = head.language_model.generate(prefix, there, beams=self.options.beams)
+                texts |= dict(zip(nodes[rows].tolist(), made, strict=True))
         sums = sum_over_ranks(sums)
-        figures = {"nll": float(sums[0] / sums[1])}
-        if self._generates:
-            self._texts = gather_dict(self._texts)
-            candidates = [self._texts[node] for node in self.nodes.tolist()]
-            figures |= text_metrics(candidates, self._references())
-        return figures
-
-    def outputs(self) -> pa.Table | None:
-        if not self._generates:
-            return None
-        return pa.table(
-            {
-                "id": self._task.store.ids(self.nodes),
-                "reference": self._references(),
-                "output": [self._texts[node] for node in self.nodes.tolist()],
-            }
-        )
-
-    def _references(self) -> list[str]:
-        return self._task.store.attribute(self._task.attribute, self.nodes)
+        metrics = {"nll": float(sums[0] / sums[1])}
+        if part == "val":
+            return Evaluation(metrics)
+        texts = gather_dict(texts)
+        outputs, references = [texts[node] for node in nodes.tolist()], self.store.attribute(self.attribute, nodes)
+        table = pa.table({"id": self.store.ids(nodes), "reference": references, "output": outputs})
+        return Evaluation(metrics | text_metrics(outputs, references), table)

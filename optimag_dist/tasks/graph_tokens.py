@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 
+from optimag_dist.layerwise import LayerwiseForward, Mask
 from optimag_dist.models import MultimodalModel, withhold
 from optimag_dist.options import Options
 from optimag_dist.types import GroupBatch
@@ -47,26 +49,54 @@ class GraphTokens(nn.Module):
     def forward(
         self, model: MultimodalModel, embeddings: Mapping[str, Tensor], batch: GroupBatch
     ) -> tuple[Tensor, Tensor]:
-        """(A, T, width) tokens, and (A, T) bool: which of them are there."""
+        """(A, T, width) tokens of a batch's anchors, and (A, T) bool: which of them are there."""
         count, present = batch.num_anchors, withhold(batch, self._withheld)
-        state = self.state(model.represent(embeddings, batch, present)).view(count, -1, self._width)
+        own, shown = ({m: x[:count] for m, x in of.items()} for of in (embeddings, present))
+        neighbours: tuple[Tensor, Tensor] | None = None
+        if self.neighbour is not None:
+            block = batch.blocks[-1]
+            rows, there = self._first(block.indptr, block.indices)
+            neighbours = model.fusion(embeddings, present)[rows], there
+        return self._tokens(model.represent(embeddings, batch, present), own, shown, neighbours)
+
+    def of_nodes(
+        self, nodes: np.ndarray, states: Tensor, forward: LayerwiseForward, mask: Mask
+    ) -> tuple[Tensor, Tensor]:
+        """The same of ``nodes`` (k,) outside of a batch.
+
+        Args:
+            states: (k, hidden) of these.
+            mask: what is not seen of the graph; ``nodes`` show nothing that is withheld.
+        """
+        neighbours: tuple[Tensor, Tensor] | None = None
+        if self.neighbour is not None:
+            rows, there = self._first(*map(torch.from_numpy, forward.neighbours(nodes)))
+            distinct, places = rows.unique(return_inverse=True)
+            fused = forward.fuse(distinct.numpy(), mask)
+            neighbours = fused[places.to(fused.device)], there.to(fused.device)
+        return self._tokens(states.to(forward.device), forward.encode(nodes), forward.present(nodes, mask), neighbours)
+
+    def _tokens(
+        self,
+        states: Tensor,
+        embeddings: Mapping[str, Tensor],
+        present: Mapping[str, Tensor],
+        neighbours: tuple[Tensor, Tensor] | None,
+    ) -> tuple[Tensor, Tensor]:
+        state = self.state(states).view(len(states), -1, self._width)
         tokens, there = [state], [state.new_ones(state.shape[:2], dtype=torch.bool)]
         for layer, m in zip(self.modalities, self._shown, strict=True):
-            tokens.append(layer(embeddings[m][:count])[:, None])
-            there.append(present[m][:count, None])
-        if self.neighbour is not None:
-            rows, mask = _first_neighbours(batch, self._options.neighbours)
-            fused = model.fusion(embeddings, present)
-            tokens.append(self.neighbour(fused)[rows])
-            there.append(mask)
+            tokens.append(layer(embeddings[m])[:, None])
+            there.append(present[m][:, None])
+        if self.neighbour is not None and neighbours is not None:
+            tokens.append(self.neighbour(neighbours[0]))
+            there.append(neighbours[1])
         return layer_norm(torch.cat(tokens, 1), (self._width,)) * self._scale, torch.cat(there, 1)
 
-
-def _first_neighbours(batch: GroupBatch, count: int) -> tuple[Tensor, Tensor]:
-    """(A, count) rows of each anchor's first sampled neighbours, 0 where it has no more, and which are neighbours."""
-    block = batch.blocks[-1]
-    places = block.indptr[:-1, None] + torch.arange(count, device=block.indptr.device)
-    there = places < block.indptr[1:, None]
-    rows = torch.zeros_like(places)
-    rows[there] = block.indices[places[there]]
-    return rows, there
+    def _first(self, indptr: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """(A, c) the first of each row's ``indices``, 0 where it has no more, and which are there."""
+        places = indptr[:-1, None] + torch.arange(self._options.neighbours, device=indptr.device)
+        there = places < indptr[1:, None]
+        rows = torch.zeros_like(places)
+        rows[there] = indices[places[there]].long()
+        return rows, there

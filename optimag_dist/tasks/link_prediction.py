@@ -13,17 +13,26 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from optimag_dist.layerwise import LayerwiseForward
 from optimag_dist.models import MultimodalModel
 from optimag_dist.sampling.neighbours import append_nodes
 from optimag_dist.store import GraphStore
 from optimag_dist.store.arcs import contains
 from optimag_dist.store.held_out import LinkQueries
 from optimag_dist.store.links import check_no_leak
-from optimag_dist.tasks.decoders import DecoderName, make_decoder
+from optimag_dist.tasks.decoders import Decoder, DecoderName, make_decoder
 from optimag_dist.tasks.negatives import in_batch_mask, ppr_hard_negatives, uniform_negatives
 from optimag_dist.tasks.ranking import gather_ranks, rank_all, rank_among, ranking_metrics
-from optimag_dist.tasks.task import Evaluation, Part, Setting, Task, TaskHead, TaskOptions, my_share, rank_and_size
-from optimag_dist.tasks.vectors import NodeVectors
+from optimag_dist.tasks.task import (
+    Evaluation,
+    Part,
+    Task,
+    TaskContext,
+    TaskHead,
+    TaskOptions,
+    my_share,
+    rank_and_size,
+)
 from optimag_dist.types import CSR, Examples, GroupBatch, InputError
 
 _QUERIES = 1024
@@ -83,10 +92,10 @@ class LinkPrediction(Task[LinkHead]):
         InputError: the store has no held-out links, or one of them is still among its edges.
     """
 
-    validated = ("mrr", "hits@1", "hits@10")
-    decisive = "mrr"
+    val_metrics = ("mrr", "hits@1", "hits@10")
+    monitor = "mrr"
 
-    def __init__(self, store: GraphStore, options: LinkPredictionOptions, setting: Setting) -> None:
+    def __init__(self, store: GraphStore, options: LinkPredictionOptions, context: TaskContext) -> None:
         if store.links is None:
             raise InputError(
                 f"{store.path}: link prediction needs held-out links to choose and judge a model by, and this store "
@@ -94,7 +103,7 @@ class LinkPrediction(Task[LinkHead]):
             )
         check_no_leak(store)
         self._topology, self._num_nodes = store.topology, store.num_nodes
-        self._links, self._options, self._ppr = store.links, options, setting.ppr
+        self._links, self._options, self._ppr = store.links, options, context.ppr
         # Links that are to be predicted are not known here: that they were never drawn as negatives would tell of them.
         self._is_edge = partial(contains, store.topology)
         rows = np.repeat(np.arange(store.num_nodes), np.diff(store.topology.indptr))
@@ -138,8 +147,53 @@ class LinkPrediction(Task[LinkHead]):
     def head(self, model: MultimodalModel) -> LinkHead:
         return LinkHead(model, self._options.decoder)
 
-    def evaluation(self, part: Part) -> "_Evaluation":
-        return _Evaluation(self, part)
+    @torch.no_grad()
+    def evaluate(self, part: Part, head: LinkHead, forward: LayerwiseForward) -> Evaluation:
+        nodes = self.nodes(part)
+        vectors = head.project(forward.states(nodes).to(forward.device))
+        return Evaluation(self.rank(part, vectors, head.decoder))
+
+    def nodes(self, part: Part) -> np.ndarray:
+        """(k,) int64 ascending nodes that come up in a part's links, or are ranked among."""
+        if self._ranks_all(part):
+            return np.arange(self._num_nodes)
+        queries = self._queries(part)
+        return np.unique(np.concatenate([queries.sources, queries.targets, queries.negatives.ravel()]))
+
+    def rank(self, part: Part, vectors: Tensor, decoder: Decoder) -> dict[str, float]:
+        """The metrics of a part's links, given the (k, d) vectors of its :meth:`nodes`."""
+        nodes, all_queries = self.nodes(part), self._queries(part)
+        queries = all_queries[my_share(len(all_queries))]
+
+        def rows(ids: np.ndarray) -> Tensor:
+            return torch.from_numpy(np.searchsorted(nodes, ids))
+
+        ranks = [torch.empty(0, dtype=torch.float64, device=vectors.device)]
+        for start in range(0, len(queries), _QUERIES):
+            some = queries[start : start + _QUERIES]
+            candidates = np.concatenate([some.targets[:, None], some.negatives], 1)
+            scores = decoder(vectors[rows(some.sources)][:, None], vectors[rows(candidates)])
+            ranks.append(rank_among(scores[:, 0], scores[:, 1:]))
+        metrics = ranking_metrics(gather_ranks(torch.cat(ranks), rank_and_size()[1]))
+        if self._ranks_all(part):
+            sources = rows(queries.sources)
+            among_all = rank_all(
+                vectors[sources],
+                vectors,
+                rows(queries.targets),
+                score=decoder.score_all,
+                known=self.known(queries.sources),
+                exclude=sources,
+            )
+            of_all = ranking_metrics(gather_ranks(among_all, rank_and_size()[1]))
+            metrics |= {f"{name}_all": of_all[name] for name in ("mrr", "hits@10")}
+        return metrics
+
+    def _queries(self, part: Part) -> LinkQueries:
+        return getattr(self._links, part)
+
+    def _ranks_all(self, part: Part) -> bool:
+        return part == "test" and self._options.rank_all
 
     def known(self, sources: np.ndarray) -> CSR:
         """All neighbours of each source, held-out ones as well."""
@@ -157,47 +211,3 @@ class LinkPrediction(Task[LinkHead]):
         row, column = np.concatenate(rows), np.concatenate(columns)
         indptr = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=len(sources)))])
         return CSR(indptr, column[np.argsort(row, kind="stable")])
-
-
-class _Evaluation(Evaluation[LinkHead]):
-    """Ranks a part's links, given the vectors of all nodes that come up in them."""
-
-    def __init__(self, task: LinkPrediction, part: Part) -> None:
-        self._task = task
-        self._queries: LinkQueries = getattr(task._links, part)
-        self._rank_all = part == "test" and task._options.rank_all
-        asked = (self._queries.sources, self._queries.targets, self._queries.negatives.ravel())
-        self.nodes = np.arange(task._num_nodes) if self._rank_all else np.unique(np.concatenate(asked))
-        self._vectors = NodeVectors(self.nodes)
-
-    def update(
-        self, model: MultimodalModel, head: LinkHead, embeddings: Mapping[str, Tensor], batch: GroupBatch
-    ) -> None:
-        self._vectors.put(batch, head.vectors(model, embeddings, batch))
-
-    def compute(self, head: LinkHead) -> dict[str, float]:
-        h = self._vectors.of_all_ranks(head.project.weight)
-        queries = self._queries[my_share(len(self._queries))]
-        ranks = [torch.empty(0, dtype=torch.float64, device=h.device)]
-        for start in range(0, len(queries), _QUERIES):
-            some = queries[start : start + _QUERIES]
-            source = h[self._rows(some.sources)][:, None]
-            candidates = np.concatenate([some.targets[:, None], some.negatives], 1)
-            scores = head.decoder(source, h[self._rows(candidates)])
-            ranks.append(rank_among(scores[:, 0], scores[:, 1:]))
-        figures = ranking_metrics(gather_ranks(torch.cat(ranks), rank_and_size()[1]))
-        if self._rank_all:
-            among_all = rank_all(
-                h[self._rows(queries.sources)],
-                h,
-                self._rows(queries.targets),
-                score=head.decoder.score_all,
-                known=self._task.known(queries.sources),
-                exclude=self._rows(queries.sources),
-            )
-            all_figures = ranking_metrics(gather_ranks(among_all, rank_and_size()[1]))
-            figures |= {f"{name}_all": all_figures[name] for name in ("mrr", "hits@10")}
-        return figures
-
-    def _rows(self, nodes: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.searchsorted(self.nodes, nodes))

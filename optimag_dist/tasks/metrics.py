@@ -1,6 +1,6 @@
-"""The figures that tasks report, and how to read them.
+"""The metrics that tasks report, and how to read them.
 
-A run's tables call a figure ``test/NAME``, or ``test/TASK/NAME`` where a run has several tasks.
+A run's tables call a metric ``test/NAME``, or ``test/TASK/NAME`` where a run has several tasks.
 """
 
 from dataclasses import dataclass
@@ -50,6 +50,6 @@ METRICS = {
 
 
 def metric_of(column: str) -> Metric:
-    """Of ``accuracy``, ``test/accuracy`` or ``val/TASK/accuracy``; a figure unknown here is shown as it is."""
+    """Of ``accuracy``, ``test/accuracy`` or ``val/TASK/accuracy``; a metric unknown here is shown as it is."""
     name = column.rpartition("/")[2]
     return METRICS.get(name) or Metric(name, is_share=False)

@@ -19,12 +19,21 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
+from optimag_dist.layerwise import LayerwiseForward, Mask
 from optimag_dist.models import MultimodalModel
 from optimag_dist.store import GraphStore
 from optimag_dist.tasks.ranking import gather_ranks, rank_all, ranking_metrics, retrieval_metrics
 from optimag_dist.tasks.splits import NodeSplit, split_nodes
-from optimag_dist.tasks.task import Evaluation, Part, Setting, Task, TaskHead, TaskOptions, my_share, rank_and_size
-from optimag_dist.tasks.vectors import NodeVectors
+from optimag_dist.tasks.task import (
+    Evaluation,
+    Part,
+    Task,
+    TaskContext,
+    TaskHead,
+    TaskOptions,
+    my_share,
+    rank_and_size,
+)
 from optimag_dist.types import Examples, GroupBatch, InputError
 
 
@@ -53,47 +62,54 @@ class RetrievalHead(TaskHead):
     def __init__(self, model: MultimodalModel, pairs: tuple[tuple[str, str], ...], temperature: float) -> None:
         super().__init__()
         self.pairs, self.width = pairs, model.embedding
-        self._sources, self._targets = (list(dict.fromkeys(pair[side] for pair in pairs)) for side in (0, 1))
+        self.sources, self._targets = (list(dict.fromkeys(pair[side] for pair in pairs)) for side in (0, 1))
         self.queries = nn.ModuleList(nn.Linear(model.hidden, model.embedding) for _ in pairs)
         self.keys = nn.ModuleList(nn.Linear(model.embedding, model.embedding) for _ in self._targets)
         self.log_scale = nn.Parameter(torch.tensor(-float(np.log(temperature))))
 
+    def states(self, model: MultimodalModel, embeddings: Mapping[str, Tensor], batch: GroupBatch) -> dict[str, Tensor]:
+        """Source → (A, hidden) states of the anchors while these show nothing else."""
+        rows = torch.arange(len(batch.node_ids), device=batch.node_ids.device)
+        others = rows >= batch.num_anchors
+        return {
+            source: model.represent(
+                embeddings, batch, {m: mask if m == source else mask & others for m, mask in batch.present.items()}
+            )
+            for source in self.sources
+        }
+
     def vectors(
-        self, model: MultimodalModel, embeddings: Mapping[str, Tensor], batch: GroupBatch, asking: Tensor
+        self, states: Mapping[str, Tensor], embeddings: Mapping[str, Tensor], present: Mapping[str, Tensor]
     ) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """What the anchors ask with and are found by.
+        """What nodes ask with and are found by.
 
         Args:
-            asking: (U,) bool, which nodes show nothing but the source; the anchors among them.
+            states: source → (A, hidden) while the nodes show nothing else.
+            embeddings, present: modality → (A, embedding) of the nodes, and (A,) bool whether they have it.
 
         Returns:
             Pair after pair what they ask with, and by target modality what they are found by: (A, embedding), of unit
             length, 0 where a modality is missing.
         """
-        own = {m: mask[: batch.num_anchors] for m, mask in batch.present.items()}
-        states = {}
-        for source in self._sources:
-            present = {m: mask if m == source else mask & ~asking for m, mask in batch.present.items()}
-            states[source] = model.represent(embeddings, batch, present)
         asked = [
-            normalize(layer(states[source])) * own[source][:, None]
+            normalize(layer(states[source])) * present[source][:, None]
             for layer, (source, _) in zip(self.queries, self.pairs, strict=True)
         ]
         found = {
-            m: normalize(layer(embeddings[m][: batch.num_anchors])) * own[m][:, None]
+            m: normalize(layer(embeddings[m])) * present[m][:, None]
             for layer, m in zip(self.keys, self._targets, strict=True)
         }
         return asked, found
 
     def loss(self, model: MultimodalModel, embeddings: Mapping[str, Tensor], batch: GroupBatch) -> Tensor:
         """Cross-entropy of a node's own among the group's, both ways, averaged over the pairs."""
-        rows = torch.arange(len(batch.node_ids), device=batch.node_ids.device)
-        asked, found = self.vectors(model, embeddings, batch, rows < batch.num_anchors)
+        mine, present = ({m: x[: batch.num_anchors] for m, x in of.items()} for of in (embeddings, batch.present))
+        asked, found = self.vectors(self.states(model, embeddings, batch), mine, present)
         # As CLIP: beyond 100 training becomes unstable.
         scale = self.log_scale.exp().clamp(max=100)
         total = scale.new_zeros(())
         for query, (source, target) in zip(asked, self.pairs, strict=True):
-            both = (batch.present[source] & batch.present[target])[: batch.num_anchors]
+            both = present[source] & present[target]
             scores = (scale * query @ found[target].mT).masked_fill(~(both[:, None] & both), -1e4)
             own = torch.arange(batch.num_anchors, device=scores.device)
             nats = cross_entropy(scores, own, reduction="none") + cross_entropy(scores.mT, own, reduction="none")
@@ -111,10 +127,10 @@ class ModalityRetrieval(Task[RetrievalHead]):
         InputError: the store has one modality, lacks one that is named, has no node with both, or no split.
     """
 
-    validated = ("mrr", "recall@1", "recall@5", "recall@10", "median_rank", "matching")
-    decisive = "mrr"
+    val_metrics = ("mrr", "recall@1", "recall@5", "recall@10", "median_rank", "matching")
+    monitor = "mrr"
 
-    def __init__(self, store: GraphStore, options: ModalityRetrievalOptions, setting: Setting) -> None:
+    def __init__(self, store: GraphStore, options: ModalityRetrievalOptions, context: TaskContext) -> None:
         names = list(store.modalities)
         if len(names) < 2:
             raise InputError(
@@ -128,20 +144,15 @@ class ModalityRetrieval(Task[RetrievalHead]):
         self.present = {name: store.present(name) for name in names}
         usable = np.logical_or.reduce([self.present[a] & self.present[b] for a, b in self.pairs])
         what = "node with both modalities of a pair"
-        self.train, self.val, self.test = split_nodes(store, options.split, usable, seed=setting.seed, what=what)
-        self._temperature = options.temperature
+        self.train, self.val, self.test = split_nodes(store, options.split, usable, seed=context.seed, what=what)
+        self._temperature, self._modalities = options.temperature, context.modalities
 
         self.judged_on = np.zeros(store.num_nodes, bool)
         self.judged_on[np.concatenate([self.val, self.test])] = True
 
     @property
-    def hidden(self) -> Mapping[str, np.ndarray]:
+    def masked(self) -> Mask:
         return {target: self.judged_on for _, target in self.pairs}
-
-    @property
-    def hidden_in_evaluation(self) -> Mapping[str, np.ndarray]:
-        # Whoever asks shows its source, which may be another pair's target.
-        return {}
 
     def examples(self, items: np.ndarray, rng: np.random.Generator) -> Examples:
         return Examples(items, {})
@@ -149,54 +160,43 @@ class ModalityRetrieval(Task[RetrievalHead]):
     def head(self, model: MultimodalModel) -> RetrievalHead:
         return RetrievalHead(model, self.pairs, self._temperature)
 
-    def evaluation(self, part: Part) -> "_Evaluation":
-        return _Evaluation(self, self.val if part == "val" else self.test)
-
-
-class _Evaluation(Evaluation[RetrievalHead]):
-    """Every node asks, among all nodes of the part that have the target modality."""
-
-    def __init__(self, task: ModalityRetrieval, nodes: np.ndarray) -> None:
-        self.nodes = nodes
-        self._task = task
-        self._judged_on = torch.from_numpy(task.judged_on)
-        self._asked = [NodeVectors(nodes) for _ in task.pairs]
-        self._found = {target: NodeVectors(nodes) for _, target in task.pairs}
-
-    def update(
-        self, model: MultimodalModel, head: RetrievalHead, embeddings: Mapping[str, Tensor], batch: GroupBatch
-    ) -> None:
-        self._judged_on = self._judged_on.to(batch.node_ids.device)
-        asked, found = head.vectors(model, embeddings, batch, self._judged_on[batch.node_ids])
-        for store, vectors in zip(self._asked, asked, strict=True):
-            store.put(batch, vectors)
-        for target, vectors in found.items():
-            self._found[target].put(batch, vectors)
-
-    def compute(self, head: RetrievalHead) -> dict[str, float]:
-        size = rank_and_size()[1]
-        like = head.log_scale.new_empty(head.width, 0)
-        found = {target: vectors.of_all_ranks(like) for target, vectors in self._found.items()}
+    @torch.no_grad()
+    def evaluate(self, part: Part, head: RetrievalHead, forward: LayerwiseForward) -> Evaluation:
+        """Every node asks, among all nodes of the part that have the target modality."""
+        nodes = self.val if part == "val" else self.test
+        states = forward.masked_states(nodes, [self.mask(source) for source in head.sources]).to(forward.device)
+        by_source = {source: states[:, place] for place, source in enumerate(head.sources)}
+        asked, found = head.vectors(by_source, forward.encode(nodes), forward.present(nodes))
         by_pair: dict[str, dict[str, float]] = {}
-        for (source, target), vectors in zip(self._task.pairs, self._asked, strict=True):
-            asked = vectors.of_all_ranks(like)
-            there = self._task.present[target][self.nodes]
-            asking = np.flatnonzero(there & self._task.present[source][self.nodes])
-            if not len(asking):
-                continue
-            mine = asking[my_share(len(asking))]
-            place = torch.from_numpy(np.cumsum(there) - 1)
-            candidates = found[target][torch.from_numpy(np.flatnonzero(there))]
-            ranks = rank_all(asked[mine], candidates, place[mine], score=lambda q, c: q @ c.mT)
-            ranks = gather_ranks(ranks, size)
-            others = max(1, int(there.sum()) - 1)
-            by_pair[f"{source}-to-{target}"] = {
-                "mrr": ranking_metrics(ranks)["mrr"],
-                **retrieval_metrics(ranks),
-                # The chance that a node's own beats another's, drawn at random.
-                "matching": 1 - (float(ranks.mean()) - 1) / others,
-            }
-        figures = {name: float(np.mean([f[name] for f in by_pair.values()])) for name in self._task.validated}
+        for (source, target), vectors in zip(self.pairs, asked, strict=True):
+            there = self.present[target][nodes]
+            asking = np.flatnonzero(there & self.present[source][nodes])
+            if len(asking):
+                by_pair[f"{source}-to-{target}"] = _rank(vectors, found[target], asking, there)
+        metrics = {name: float(np.mean([f[name] for f in by_pair.values()])) for name in self.val_metrics}
         if len(by_pair) > 1:
-            figures |= {f"{pair}/{name}": value for pair, f in by_pair.items() for name, value in f.items()}
-        return figures
+            metrics |= {f"{pair}/{name}": value for pair, f in by_pair.items() for name, value in f.items()}
+        return Evaluation(metrics)
+
+    def mask(self, source: str) -> Mask:
+        """What evaluation does not see while it asks with ``source``: all else of whoever is asked about."""
+        return {m: self.judged_on for m in self._modalities if m != source}
+
+
+def _rank(asked: Tensor, found: Tensor, asking: np.ndarray, there: np.ndarray) -> dict[str, float]:
+    """The metrics of a pair of modalities.
+
+    Args:
+        asked, found: (k, d) what nodes ask with and are found by.
+        asking: which of them ask.
+        there: (k,) bool, which of them have the target.
+    """
+    mine = asking[my_share(len(asking))]
+    place = torch.from_numpy(np.cumsum(there) - 1)
+    candidates = found[torch.from_numpy(np.flatnonzero(there))]
+    ranks = rank_all(asked[mine], candidates, place[mine], score=lambda q, c: q @ c.mT)
+    ranks = gather_ranks(ranks, rank_and_size()[1])
+    others = max(1, int(there.sum()) - 1)
+    # Matching: the chance that a node's own beats another's, drawn at random.
+    matching = 1 - (float(ranks.mean()) - 1) / others
+    return {"mrr": ranking_metrics(ranks)["mrr"], **retrieval_metrics(ranks), "matching": matching}

@@ -1,20 +1,33 @@
 """Node classification: the class of a node, from itself and its neighbourhood."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from optimag_dist.layerwise import LayerwiseForward
 from optimag_dist.models import MultimodalModel
 from optimag_dist.store import GraphStore
 from optimag_dist.tasks.splits import NodeSplit, split_nodes
-from optimag_dist.tasks.task import Evaluation, Part, Setting, Task, TaskHead, TaskOptions, diverged, sum_over_ranks
+from optimag_dist.tasks.task import (
+    Evaluation,
+    Part,
+    Task,
+    TaskContext,
+    TaskHead,
+    TaskOptions,
+    diverged,
+    my_chunks,
+    sum_over_ranks,
+)
 from optimag_dist.types import Examples, GroupBatch, InputError
 
 # Classes that a note names.
 _NAMED = 5
+# Nodes that are classified at once.
+_CHUNK = 8_192
 
 
 class NodeClassificationOptions(TaskOptions):
@@ -33,13 +46,9 @@ class ClassifierHead(TaskHead):
         super().__init__()
         self.linear = nn.Linear(model.hidden, num_classes)
 
-    def logits(self, model: MultimodalModel, embeddings: Mapping[str, Tensor], batch: GroupBatch) -> Tensor:
-        """(A, classes)."""
-        return self.linear(model.represent(embeddings, batch))
-
     def loss(self, model: MultimodalModel, embeddings: Mapping[str, Tensor], batch: GroupBatch) -> Tensor:
         """Cross-entropy."""
-        logits = self.logits(model, embeddings, batch)
+        logits = self.linear(model.represent(embeddings, batch))
         return nn.functional.cross_entropy(logits, batch.targets["labels"], reduction="sum")
 
 
@@ -52,10 +61,10 @@ class NodeClassification(Task[ClassifierHead]):
         InputError: the store has no labels, fewer than two classes, no split where one is asked for, or an empty part.
     """
 
-    validated = ("accuracy", "macro_f1")
-    decisive = "accuracy"
+    val_metrics = ("accuracy", "macro_f1")
+    monitor = "accuracy"
 
-    def __init__(self, store: GraphStore, options: NodeClassificationOptions, setting: Setting) -> None:
+    def __init__(self, store: GraphStore, options: NodeClassificationOptions, context: TaskContext) -> None:
         if store.labels is None:
             raise InputError(
                 f"{store.path}: node classification needs labels and this store has none; name the label column under "
@@ -66,7 +75,7 @@ class NodeClassification(Task[ClassifierHead]):
         self.labels = np.asarray(store.labels, dtype=np.int64)
         self.num_classes = len(store.classes)
         self.train, self.val, self.test = split_nodes(
-            store, options.split, self.labels >= 0, seed=setting.seed, what="labelled node", strata=self.labels
+            store, options.split, self.labels >= 0, seed=context.seed, what="labelled node", strata=self.labels
         )
         counts = [
             np.bincount(self.labels[nodes], minlength=self.num_classes) for nodes in (self.train, self.val, self.test)
@@ -79,8 +88,37 @@ class NodeClassification(Task[ClassifierHead]):
     def head(self, model: MultimodalModel) -> ClassifierHead:
         return ClassifierHead(model, self.num_classes)
 
-    def evaluation(self, part: Part) -> "_Evaluation":
-        return _Evaluation(self, self.val if part == "val" else self.test)
+    def evaluate(self, part: Part, head: ClassifierHead, forward: LayerwiseForward) -> Evaluation:
+        nodes = self.val if part == "val" else self.test
+        counts = ClassCounts(self.num_classes)
+        classify(nodes, self.labels[nodes], head, forward, counts.update)
+        return Evaluation(counts.of_all_ranks().metrics())
+
+
+@torch.no_grad()
+def classify(
+    nodes: np.ndarray,
+    labels: np.ndarray,
+    head: ClassifierHead,
+    forward: LayerwiseForward,
+    note: Callable[[Tensor, Tensor], None],
+) -> None:
+    """Call ``note`` with (c, classes) logits and (c,) labels of chunks of ``nodes``, this rank's share of them.
+
+    Args:
+        nodes, labels: (k,) int64.
+
+    Raises:
+        Diverged: a logit is not finite, on any rank.
+    """
+    states, truth = forward.states(nodes), torch.from_numpy(labels)
+    wrong = torch.zeros((), dtype=torch.int64, device=forward.device)
+    for rows in my_chunks(len(nodes), _CHUNK):
+        logits = head.linear(states[rows].to(forward.device))
+        wrong += (~logits.isfinite()).any(1).sum()
+        note(logits, truth[rows].to(forward.device))
+    if count := int(sum_over_ranks(wrong)):
+        raise diverged(f"the class scores of {count:,} of {len(nodes):,} nodes are")
 
 
 def _notes(classes: Sequence[str], train: np.ndarray, val: np.ndarray, test: np.ndarray) -> list[str]:
@@ -109,33 +147,6 @@ def _named(classes: Sequence[str], chosen: np.ndarray) -> str:
     count = int(chosen.sum())
     more = f" and {count - _NAMED:,} more" if count > _NAMED else ""
     return f"{'class' if count == 1 else f'{count:,} classes,'} {', '.join(names)}{more}"
-
-
-class _Evaluation(Evaluation[ClassifierHead]):
-    def __init__(self, task: NodeClassification, nodes: np.ndarray) -> None:
-        self.nodes = nodes
-        self._task = task
-        self._counts = ClassCounts(task.num_classes)
-        self._wrong: Tensor | None = None
-
-    def ask(self, nodes: np.ndarray, rng: np.random.Generator) -> Examples:
-        return self._task.examples(nodes, rng)
-
-    def update(
-        self, model: MultimodalModel, head: ClassifierHead, embeddings: Mapping[str, Tensor], batch: GroupBatch
-    ) -> None:
-        labels, logits = batch.targets["labels"], head.logits(model, embeddings, batch)
-        wrong = (~logits.isfinite()).any(1).sum()
-        self._wrong = wrong if self._wrong is None else self._wrong + wrong
-        self._counts.update(logits, labels)
-
-    def compute(self, head: ClassifierHead) -> dict[str, float]:
-        # A rank without a batch still has to meet the others' devices.
-        nothing = torch.zeros((), dtype=torch.int64, device=head.linear.weight.device)
-        if wrong := int(sum_over_ranks(nothing if self._wrong is None else self._wrong)):
-            raise diverged(f"the class scores of {wrong:,} of {len(self.nodes):,} nodes are")
-        self._counts.to(nothing.device)
-        return self._counts.of_all_ranks().metrics()
 
 
 class ClassCounts:

@@ -13,7 +13,7 @@ from optimag_dist.tasks.graph2text import GraphToText, GraphToTextOptions
 from optimag_dist.tasks.link_prediction import LinkPrediction, LinkPredictionOptions
 from optimag_dist.tasks.modality_retrieval import ModalityRetrieval, ModalityRetrievalOptions
 from optimag_dist.tasks.node_classification import NodeClassification, NodeClassificationOptions
-from optimag_dist.tasks.task import Setting, Task, TaskOptions
+from optimag_dist.tasks.task import Task, TaskContext, TaskOptions
 
 _TASKS: dict[type[TaskOptions], type[Task[Any]]] = {
     NodeClassificationOptions: NodeClassification,
@@ -54,8 +54,8 @@ class SeveralTasksOptions(Options):
     """Several tasks in one run: they share encoders, backbone and regulariser, and a step trains all of them.
 
     Attributes:
-        tasks: name → a task's options, each with its ``weight``. Figures are called NAME/FIGURE; the first task's
-            decisive one chooses the best epoch.
+        tasks: name → a task's options, each with its ``weight``. Metrics are called NAME/METRIC; the first task's
+            ``monitor`` chooses the best epoch.
     """
 
     kind: Literal["several"]
@@ -70,15 +70,15 @@ def named(options: AnyTask) -> dict[str, TaskOptions]:
     return dict(options.tasks) if isinstance(options, SeveralTasksOptions) else {"": options}
 
 
-def decisive_of(options: AnyTask) -> str:
-    """The figure that chooses a run's best epoch and by which runs are compared: the first task's decisive one."""
+def monitor_of(options: AnyTask) -> str:
+    """The metric that chooses a run's best epoch and by which runs are compared: the first task's ``monitor``."""
     name, task = next(iter(named(options).items()))
-    return qualified(name, _TASKS[type(task)].decisive)
+    return qualified(name, _TASKS[type(task)].monitor)
 
 
-def validated(options: AnyTask) -> list[str]:
-    """The figures of the validation part."""
-    return [qualified(name, figure) for name, task in named(options).items() for figure in _TASKS[type(task)].validated]
+def val_metrics_of(options: AnyTask) -> list[str]:
+    """The metrics of the validation part."""
+    return [qualified(name, m) for name, task in named(options).items() for m in _TASKS[type(task)].val_metrics]
 
 
 def make_task(
@@ -100,7 +100,7 @@ def make_task(
         InputError: the store lacks what the task needs: the message says what, and how to add it.
     """
     names = tuple(store.modalities if modalities is None else modalities)
-    return _TASKS[type(options)](store, options, Setting(names, seed, ppr))
+    return _TASKS[type(options)](store, options, TaskContext(names, seed, ppr))
 
 
 def notes_of(tasks: Mapping[str, Task[Any]]) -> list[str]:
@@ -108,6 +108,6 @@ def notes_of(tasks: Mapping[str, Task[Any]]) -> list[str]:
     return [f"task {name}: {note}" if name else note for name, task in tasks.items() for note in task.notes]
 
 
-def qualified(task: str, figure: str) -> str:
-    """The name of a task's figure among a run's."""
-    return f"{task}/{figure}" if task else figure
+def qualified(task: str, metric: str) -> str:
+    """The name of a task's metric among a run's."""
+    return f"{task}/{metric}" if task else metric

@@ -1,8 +1,8 @@
 """What training asks of a task, whatever it is about.
 
 A task names what it is trained on (nodes or edges), turns a group's share of these into examples (in the loader's
-threads), has a head with weights of its own that turns the model's states into a loss, and evaluates its validation and
-test parts from batches that cover them.
+threads), has a head with weights of its own that turns the model's states into a loss, and turns the states of the
+nodes of its validation and test parts into metrics.
 """
 
 from abc import ABC, abstractmethod
@@ -16,6 +16,7 @@ import torch.distributed as dist
 from pydantic import Field
 from torch import Tensor, nn
 
+from optimag_dist.layerwise import LayerwiseForward, Mask
 from optimag_dist.models import MultimodalModel
 from optimag_dist.options import Options
 from optimag_dist.ppr import PPRArtefact
@@ -42,7 +43,7 @@ class TaskOptions(Options):
 
 
 @dataclass(frozen=True)
-class Setting:
+class TaskContext:
     """What a task is made in, beside its store and its options.
 
     Attributes:
@@ -77,61 +78,41 @@ HeadT = TypeVar("HeadT", bound=TaskHead)
 ValueT = TypeVar("ValueT")
 
 
-class Evaluation(ABC, Generic[HeadT]):
-    """Collects a part's figures from the batches that cover its nodes.
+@dataclass(frozen=True)
+class Evaluation:
+    """What a task makes of a part.
 
     Attributes:
-        nodes: (k,) int64 to cover; over all ranks each comes in one batch.
-        chunk: nodes of a batch, at most.
+        metrics: by the names of :data:`~optimag_dist.tasks.metrics.METRICS`, over all ranks and the same on each.
+        outputs: what was made for each node (``id``, ``reference``, ``output``); None where nothing is.
     """
 
-    nodes: np.ndarray
-    chunk = 256
-
-    def ask(self, nodes: np.ndarray, rng: np.random.Generator) -> Examples:
-        """What is needed for ``nodes``; called from the loader's threads."""
-        return Examples(nodes, {})
-
-    @abstractmethod
-    def update(self, model: MultimodalModel, head: HeadT, embeddings: Mapping[str, Tensor], batch: GroupBatch) -> None:
-        """Take note of one batch of this rank."""
-
-    @abstractmethod
-    def compute(self, head: HeadT) -> dict[str, float]:
-        """The figures over all ranks, the same on each, by the names of :data:`~optimag_dist.tasks.metrics.METRICS`."""
-
-    def outputs(self) -> pa.Table | None:
-        """What was made for each node (``id``, ``reference``, ``output``), after :meth:`compute`; None without any."""
-        return None
+    metrics: dict[str, float]
+    outputs: pa.Table | None = None
 
 
 class Task(ABC, Generic[HeadT]):
     """Attributes:
-    validated: figures of the validation part; the test part may have more.
-    decisive: the one of these that early stopping and the choice of the best epoch go by.
+    val_metrics: of the validation part; the test part may have more.
+    monitor: the one of these that early stopping and the choice of the best epoch go by.
     train: (T,) int64 nodes or (T, 2) edges.
     bad_pictures: what did not decode, of tasks that read pictures.
     notes: sentences about the split that whoever reads the figures should know.
     """
 
-    validated: ClassVar[tuple[str, ...]]
-    decisive: ClassVar[str]
+    val_metrics: ClassVar[tuple[str, ...]]
+    monitor: ClassVar[str]
     train: np.ndarray
     bad_pictures: Sequence[BadPictures] = ()
     notes: Sequence[str] = ()
 
     @abstractmethod
-    def __init__(self, store: GraphStore, options: Any, setting: "Setting") -> None: ...
+    def __init__(self, store: GraphStore, options: Any, context: "TaskContext") -> None: ...
 
     @property
-    def hidden(self) -> Mapping[str, np.ndarray]:
-        """Modality → (n,) bool: nodes whose value training must not see, neither in messages nor in the regulariser."""
+    def masked(self) -> Mask:
+        """Nodes whose value training must not see, neither in messages nor in the regulariser."""
         return {}
-
-    @property
-    def hidden_in_evaluation(self) -> Mapping[str, np.ndarray]:
-        """The same for evaluation."""
-        return self.hidden
 
     @abstractmethod
     def examples(self, items: np.ndarray, rng: np.random.Generator) -> Examples:
@@ -142,8 +123,15 @@ class Task(ABC, Generic[HeadT]):
         """A new head for ``model``."""
 
     @abstractmethod
-    def evaluation(self, part: Part) -> Evaluation[HeadT]:
-        """A fresh evaluation of a part."""
+    def evaluate(self, part: Part, head: HeadT, forward: LayerwiseForward) -> Evaluation:
+        """Evaluate a part; called on every rank.
+
+        Args:
+            head: in evaluation mode, as the model that ``forward`` goes through.
+
+        Raises:
+            Diverged: what the model says is not finite.
+        """
 
 
 def diverged(what: str) -> Diverged:
@@ -163,6 +151,12 @@ def my_share(count: int) -> slice:
     """This rank's part of ``count`` rows that the workers share out."""
     rank, size = rank_and_size()
     return slice(rank * count // size, (rank + 1) * count // size)
+
+
+def my_chunks(count: int, size: int) -> list[slice]:
+    """This rank's share of ``count`` rows in chunks of ``size``, which do not depend on the number of ranks."""
+    rank, world_size = rank_and_size()
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)][rank::world_size]
 
 
 def sum_over_ranks(mine: Tensor) -> Tensor:

@@ -1,12 +1,13 @@
 """Whether a fit's numbers are still finite: noted on the device in every step, looked at now and then."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
+from optimag_dist.train.metrics import StepMetrics
 from optimag_dist.types import Diverged
 
 _NEVER = torch.iinfo(torch.int64).max
@@ -16,26 +17,41 @@ class Soundness:
     """Knows the first step of an epoch in which an embedding, a loss or the gradient was not finite.
 
     Args:
-        figures: figure of a step (:class:`~optimag_dist.train.step.StepLoss`) → what it is called; of several that go
-            wrong in one step the first is blamed.
+        modalities, tasks: of which a step tells; of several that go wrong in one step the first is blamed.
         module: what is trained.
-        device: of the figures.
+        device: of the metrics.
         world_size: ranks; all of them look at the same steps.
         remedy: for what goes wrong after the first step.
     """
 
     def __init__(
-        self, figures: Mapping[str, str], module: nn.Module, device: torch.device, world_size: int, remedy: str
+        self,
+        modalities: Sequence[str],
+        tasks: Sequence[str],
+        module: nn.Module,
+        device: torch.device,
+        world_size: int,
+        remedy: str,
     ) -> None:
-        self._figures = list(figures)
-        self._words = [*figures.values(), "the gradient is", "the weights are"]
+        self._modalities, self._tasks = modalities, tasks if len(tasks) > 1 else []
+        self._words = [
+            *(f"the embeddings of modality {name!r} are" for name in self._modalities),
+            *(f"the loss of task {name!r} is" for name in self._tasks),
+            *("the task's loss is", "the regulariser's value is", "the gradient is", "the weights are"),
+        ]
         self._module, self._world_size, self._remedy = module, world_size, remedy
         self._first = torch.full((len(self._words),), _NEVER, device=device)
 
-    def note(self, step: int, figures: Mapping[str, Tensor]) -> None:
-        """Look at a step after its backward pass; does not wait for the device."""
+    def note(self, step: int, metrics: StepMetrics, largest: Mapping[str, Tensor]) -> None:
+        """Look at a step after its backward pass; does not wait for the device.
+
+        Args:
+            metrics, largest: as :class:`~optimag_dist.train.step.StepLoss` returns them.
+        """
         gradients = [p.grad for p in self._module.parameters() if p.grad is not None]
-        self._note(step, [*(figures[name] for name in self._figures), self._largest(gradients)])
+        losses = [*(metrics.task_losses[name] for name in self._tasks), metrics.task_loss, metrics.alignment]
+        values = [*(largest[name] for name in self._modalities), *losses, self._largest(gradients)]
+        self._note(step, [torch.as_tensor(value, device=self._first.device) for value in values])
 
     def check(self, epoch: int, step: int) -> None:
         """Look at the weights after ``step``, wait for the device, and raise on all ranks alike.

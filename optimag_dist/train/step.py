@@ -8,12 +8,14 @@ that of its global batch, whatever the number of workers.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from optimag_dist.models import MultimodalModel
 from optimag_dist.tasks import TaskHead
+from optimag_dist.train.metrics import StepMetrics
 from optimag_dist.train.stopwatch import Stopwatch
 from optimag_dist.types import GroupBatch, StepBatch
 from optimag_dist.ufgw import UFGWRegulariser
@@ -45,50 +47,70 @@ class StepLoss(nn.Module):
         self._world_size = world_size
         self.ufgw_time = Stopwatch()
 
-    def forward(self, batch: StepBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """This rank's scaled loss, and its detached shares of the step's figures, which add up over ranks.
-
-        Figures: ``task_loss`` and ``alignment`` (means over the step); with several tasks ``task_loss/TASK``, before
-        weights; per modality ``kept/m``, the kept mass summed over the nodes of the groups that have it, and
-        ``nodes/m``, how many these are; per sign of a useless plan ``sign/…``, in what share of a group's modalities it
-        was seen, summed over groups; and of this rank alone ``embedding/m``, the largest number in modality m's.
-        """
+    def forward(self, batch: StepBatch) -> tuple[Tensor, StepMetrics, dict[str, Tensor]]:
+        """This rank's scaled loss, its share of the step's metrics, and modality → the largest number in its embeddings
+        here, absent nodes aside."""
         device = batch.groups[0].seed_rows.device
-        alignment = torch.zeros((), device=device)
         losses = [torch.zeros((), device=device) for _ in self._tasks]
-        figures: dict[str, Tensor] = {}
+        aligned, largest = StepMetrics(alignment=torch.zeros((), device=device)), dict[str, Tensor]()
         for group in batch.groups:
             embeddings = self.model.encode(group.features)
             for m, z in embeddings.items():
-                largest = z.detach().abs().masked_fill(~group.present[m][:, None], 0).amax()
-                figures[f"embedding/{m}"] = torch.maximum(figures.get(f"embedding/{m}", largest), largest)
+                here = z.detach().abs().masked_fill(~group.present[m][:, None], 0).amax()
+                largest[m] = torch.maximum(largest.get(m, here), here)
             loss = self.heads[group.task](self.model, embeddings, group)
             losses[group.task] = losses[group.task] + loss / batch.num_items[group.task]
             if self.regulariser is not None:
-                with self.ufgw_time(device):
-                    value, kept_mass = align(self.regulariser, embeddings, group)
-                for sign, flags in self.regulariser.diagnostics().status.signs.items():
-                    figures[f"sign/{sign}"] = figures.get(f"sign/{sign}", 0) + flags.float().mean()
-                alignment = alignment + value / batch.num_groups
-                for m, kept in kept_mass.items():
-                    figures[f"kept/{m}"] = figures.get(f"kept/{m}", 0) + kept.nansum()
-                    figures[f"nodes/{m}"] = figures.get(f"nodes/{m}", 0) + kept.isfinite().sum()
+                aligned = aligned + self._align(self.regulariser, embeddings, group, batch.num_groups)
         task_loss = torch.stack([w * loss for w, loss in zip(self._weights, losses, strict=True)]).sum()
-        figures |= {"task_loss": task_loss.detach(), "alignment": alignment.detach()}
-        if len(losses) > 1:
-            figures |= {f"task_loss/{name}": loss.detach() for name, loss in zip(self._tasks, losses, strict=True)}
-        return (task_loss + alignment) * self._world_size, figures
+        of_tasks = {name: loss.detach() for name, loss in zip(self._tasks, losses, strict=True)}
+        alignment = torch.as_tensor(aligned.alignment)
+        metrics = replace(
+            aligned,
+            task_loss=task_loss.detach(),
+            alignment=alignment.detach(),
+            task_losses=of_tasks if len(losses) > 1 else {},
+        )
+        return (task_loss + alignment) * self._world_size, metrics, largest
+
+    def _align(
+        self, regulariser: UFGWRegulariser, embeddings: Mapping[str, Tensor], group: GroupBatch, num_groups: int
+    ) -> StepMetrics:
+        """A group's share of the step's metrics of the regulariser; the value has its gradient still."""
+        with self.ufgw_time(group.seed_rows.device):
+            value, kept_mass = align(regulariser, embeddings, group)
+        signs = regulariser.diagnostics().status.signs
+        return StepMetrics(
+            alignment=value / num_groups,
+            kept_mass={m: kept.nansum() for m, kept in kept_mass.items()},
+            nodes={m: kept.isfinite().sum() for m, kept in kept_mass.items()},
+            signs={sign: flags.float().mean() for sign, flags in signs.items()},
+        )
 
 
 def align(
     regulariser: UFGWRegulariser, embeddings: Mapping[str, Tensor], group: GroupBatch
 ) -> tuple[Tensor, Mapping[str, Tensor]]:
-    """The regulariser over a group's seeds, given the embeddings of all its nodes.
+    """:func:`align_embeddings` of a group's seeds, given the embeddings of all its nodes."""
+    seeds = {m: z[group.seed_rows] for m, z in embeddings.items()}
+    present = {m: mask[group.seed_rows] for m, mask in group.present.items()}
+    return align_embeddings(regulariser, seeds, present, group.proximity)
+
+
+def align_embeddings(
+    regulariser: UFGWRegulariser,
+    embeddings: Mapping[str, Tensor],
+    present: Mapping[str, Tensor],
+    proximity: Tensor | None,
+) -> tuple[Tensor, Mapping[str, Tensor]]:
+    """The regulariser over the seeds of a group.
+
+    Args:
+        embeddings, present: modality → (N, d), and (N,) bool.
+        proximity: (N, N).
 
     Returns:
         Its value, and modality → (N,) kept mass of the seeds, NaN where absent.
     """
-    seeds = {m: z[group.seed_rows] for m, z in embeddings.items()}
-    present = {m: mask[group.seed_rows] for m, mask in group.present.items()}
-    value = regulariser(seeds, group.proximity, present)
+    value = regulariser(embeddings, proximity, present)
     return value, regulariser.diagnostics().kept_mass

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_serializer, model_validator
 
 from optimag_dist.options import Options, load_options, validate_options
-from optimag_dist.tasks import decisive_of
+from optimag_dist.tasks import monitor_of
 from optimag_dist.tasks.metrics import metric_of
 from optimag_dist.train.options import RunConfig, VariantConfig
 from optimag_dist.types import InputError
@@ -197,7 +197,7 @@ def load_sweep(config: Path, space: Path, overrides: Sequence[str]) -> tuple[Run
         return run, options
     resolved = run.resolve()
     names = options.space[VARIANT].arguments if VARIANT in options.space else tuple(resolved)
-    figures = list(dict.fromkeys(decisive_of(resolved[name].task) for name in names))
+    figures = list(dict.fromkeys(monitor_of(resolved[name].task) for name in names))
     if len(figures) > 1:
         raise InputError(
             f"{space}: the variants searched have different tasks, which go by {', '.join(figures)}; say under metrics "

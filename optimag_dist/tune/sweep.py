@@ -16,7 +16,7 @@ from optimag_dist.ray_private import keep_coordinator_here
 from optimag_dist.ray_session import ensure_ray, translated_ray_errors
 from optimag_dist.storage import sole_user
 from optimag_dist.store import GraphStore
-from optimag_dist.tasks import validated
+from optimag_dist.tasks import val_metrics_of
 from optimag_dist.telemetry import check_trackers
 from optimag_dist.train.options import HOW_IT_RUNS, RunConfig
 from optimag_dist.train.owners import shard_owners
@@ -103,7 +103,7 @@ def _check(config: RunConfig, options: SweepOptions, store: GraphStore, points: 
     for variant in {c.model_dump_json(exclude={"regulariser", "train"}): c for c in configs}.values():
         for seed in config.seeds:
             check_input(store, variant, seed)
-    figures = dict.fromkeys(name for c in configs for name in validated(c.task))
+    figures = dict.fromkeys(name for c in configs for name in val_metrics_of(c.task))
     known = [*(f"val/{name}" for name in figures), "seconds"]
     for metric in options.metrics:
         if metric not in known:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ray import tune
 
-from optimag_dist.tasks import decisive_of
+from optimag_dist.tasks import monitor_of
 from optimag_dist.train.board import Event
 from optimag_dist.train.fit import Fit
 from optimag_dist.train.log import in_one_line, read_records
@@ -111,7 +111,7 @@ class SweepTrial(tune.Trainable):
         config = fits[0].config
         epochs = config.train.epochs
         self._milestones = self._plan.options.scheduler.milestones(epochs * len(fits))
-        score = Score(tuple(fit.seed for fit in fits), epochs, decisive_of(config.task))
+        score = Score(tuple(fit.seed for fit in fits), epochs, monitor_of(config.task))
         for fit in fits:
             for record in read_records(fit.directory / "metrics.jsonl"):
                 score.epoch(fit.seed, record)

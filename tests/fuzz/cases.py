@@ -27,8 +27,7 @@ from PIL import Image
 
 from optimag_dist import cli
 from optimag_dist.experiments.recipe import load_experiment
-from optimag_dist.inference.driver import read_ids
-from optimag_dist.inference.forward import Forward
+from optimag_dist.inference.ids import read_ids
 from optimag_dist.inference.trained import TrainedModel
 from optimag_dist.options import load_options, validate_options
 from optimag_dist.ppr import PPRArtefact, PPROptions
@@ -500,10 +499,10 @@ def predict() -> str:
     trained, store = TrainedModel.open(Path("fit"), cpu), GraphStore.open("store")
     trained.check_store(store, allow_other=False)
     fanouts = trained.fanouts(None)
-    forward = Forward(trained.model, list(trained.widths), trained.rows(store), fanouts, 0, cpu)
+    forward = trained.forward(store, fanouts, 0)
     nodes = np.arange(store.num_nodes)
     with torch.inference_mode():
-        scores = trained.classifier.linear(forward.represent(nodes)).softmax(dim=1).numpy()
+        scores = trained.classifier.linear(forward.states(nodes)).softmax(dim=1).numpy()
     return digest(scores, trained.classes, store.ids(nodes))
 
 

@@ -16,7 +16,8 @@ import torch
 from typer.testing import CliRunner
 
 from optimag_dist.cli import app
-from optimag_dist.inference.driver import infer, read_ids
+from optimag_dist.inference.driver import infer
+from optimag_dist.inference.ids import read_ids
 from optimag_dist.inference.options import EmbedOptions, PredictOptions
 from optimag_dist.inference.trained import TrainedModel
 from optimag_dist.options import validate_options

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from optimag_dist.inference.evaluate_tasks import as_table, evaluate_tasks, write_evaluations
+from optimag_dist.inference.evaluate import as_table, evaluate, write_evaluations
 from optimag_dist.inference.options import EvaluateOptions
 from optimag_dist.options import validate_options
 from optimag_dist.store import GraphStore, LinkSplitOptions, split_links
@@ -60,8 +60,9 @@ def links(store: GraphStore, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("part", ["val", "test"])
 def test_figures_are_the_fits_own(part: str, several: tuple[Path, dict[str, Any]], store: GraphStore) -> None:
     folder, result = several
-    found = evaluate_tasks(folder, store, EvaluateOptions(split=part), progress=False)
+    found = evaluate(folder, store, EvaluateOptions(split=part), progress=False)
     assert [(e.name, e.kind, e.part) for e in found] == [
+        ("classes", "node_classification", part),
         ("links", "link_prediction", part),
         ("matches", "modality_retrieval", part),
     ]
@@ -72,13 +73,24 @@ def test_figures_are_the_fits_own(part: str, several: tuple[Path, dict[str, Any]
             if name.startswith(f"{part}/{evaluation.name}/")
         }
         assert expected
-        assert evaluation.figures == expected
+        assert evaluation.metrics == expected
+
+
+def test_classes_beside_other_tasks_are_written_in_full(
+    several: tuple[Path, dict[str, Any]], store: GraphStore, tmp_path: Path
+) -> None:
+    found = evaluate(several[0], store, EvaluateOptions(), progress=False)
+    write_evaluations(found, tmp_path / "scores.json", checkpoint=several[0], store=store)
+    written = json.loads((tmp_path / "scores.json").read_text())
+    assert written["classes"]["accuracy"] == several[1]["test/classes/accuracy"]
+    assert len(written["classes"]["confusion"]) == 3
+    assert written["tasks"].keys() == {"links", "matches"}
 
 
 def test_what_is_asked_and_seen_can_be_changed(links: Path, store: GraphStore) -> None:
     def figures(**options: Any) -> dict[str, float]:
-        (evaluation,) = evaluate_tasks(links, store, EvaluateOptions(**options), progress=False)
-        return evaluation.figures
+        (evaluation,) = evaluate(links, store, EvaluateOptions(**options), progress=False)
+        return evaluation.metrics
 
     as_it_is = figures()
     assert "mrr_all" in as_it_is
@@ -91,18 +103,18 @@ def test_what_is_asked_and_seen_can_be_changed(links: Path, store: GraphStore) -
 def test_figures_and_outputs_are_written(links: Path, store: GraphStore, tmp_path: Path) -> None:
     import pyarrow as pa
 
-    (evaluation,) = evaluate_tasks(links, store, EvaluateOptions(), progress=False)
+    (evaluation,) = evaluate(links, store, EvaluateOptions(), progress=False)
     assert evaluation.outputs is None
     made = pa.table({"id": ["n1"], "reference": ["a"], "output": ["b"]})
     kept = type(evaluation)(**{**vars(evaluation), "outputs": made})
-    write_evaluations([kept], tmp_path / "scores.json", checkpoint=links, store=store, classes={"accuracy": 0.5})
+    write_evaluations([kept], tmp_path / "scores.json", checkpoint=links, store=store)
     written = json.loads((tmp_path / "scores.json").read_text())
-    assert written["tasks"]["link_prediction"] == {"kind": "link_prediction", "part": "test", **evaluation.figures}
-    assert written["classes"] == {"accuracy": 0.5}
+    assert written["tasks"]["link_prediction"] == {"kind": "link_prediction", "part": "test", **evaluation.metrics}
+    assert "classes" not in written
     assert pq.read_table(tmp_path / "scores-outputs.parquet").equals(made)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["scores-outputs.parquet", "scores.json"]
     shown = as_table(evaluation)
-    assert shown.row_count == len(evaluation.figures)
+    assert shown.row_count == len(evaluation.metrics)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +129,7 @@ def test_figures_and_outputs_are_written(links: Path, store: GraphStore, tmp_pat
 )
 def test_what_does_not_fit_is_told(options: dict[str, Any], words: str, links: Path, store: GraphStore) -> None:
     with pytest.raises(InputError, match=words):
-        evaluate_tasks(links, store, validate_options(EvaluateOptions, options, "optimag evaluate"), progress=False)
+        evaluate(links, store, validate_options(EvaluateOptions, options, "optimag evaluate"), progress=False)
 
 
 def test_another_graph_needs_leave_and_a_split_of_its_own(
@@ -125,12 +137,12 @@ def test_another_graph_needs_leave_and_a_split_of_its_own(
 ) -> None:
     other = _store(tmp_path / "other", labels_from=1)
     with pytest.raises(InputError, match="allow_other_store=true"):
-        evaluate_tasks(links, other, EvaluateOptions(), progress=False)
+        evaluate(links, other, EvaluateOptions(), progress=False)
     allowed = EvaluateOptions(allow_other_store=True)
-    (found,) = evaluate_tasks(links, other, allowed, progress=False)
-    assert 0 < found.figures["mrr"] <= 1
+    (found,) = evaluate(links, other, allowed, progress=False)
+    assert 0 < found.metrics["mrr"] <= 1
     with pytest.raises(InputError, match="random split and was trained on another store"):
-        evaluate_tasks(several[0], other, allowed, progress=False)
+        evaluate(several[0], other, allowed, progress=False)
 
 
 def test_the_models_own_weights_decide(links: Path, store: GraphStore, tmp_path: Path) -> None:
@@ -140,6 +152,6 @@ def test_the_models_own_weights_decide(links: Path, store: GraphStore, tmp_path:
         for name, value in state["model"].items()
     }
     torch.save(state, tmp_path / "model.pt")
-    (spoilt,) = evaluate_tasks(tmp_path / "model.pt", store, EvaluateOptions(), progress=False)
-    (whole,) = evaluate_tasks(links, store, EvaluateOptions(), progress=False)
-    assert spoilt.figures["mrr"] != whole.figures["mrr"]
+    (spoilt,) = evaluate(tmp_path / "model.pt", store, EvaluateOptions(), progress=False)
+    (whole,) = evaluate(links, store, EvaluateOptions(), progress=False)
+    assert spoilt.metrics["mrr"] != whole.metrics["mrr"]

@@ -1,11 +1,11 @@
-"""What several tasks' sources make of an epoch, what covers a part whoever takes part, and hidden rows."""
+"""What several tasks' sources make of an epoch, and masked rows."""
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from optimag_dist.sampling import Ask, GroupLoader, HidingRows, SamplingOptions, SeedBatcher, StoreRows
+from optimag_dist.sampling import ExampleFn, GroupLoader, MaskedRows, SamplingOptions, SeedBatcher, StoreRows
 from optimag_dist.store import GraphStore
 from optimag_dist.types import Examples, GroupBatch
 
@@ -25,7 +25,7 @@ def _loader(store: GraphStore, rank: int = 0, world_size: int = 1) -> GroupLoade
     return GroupLoader(StoreRows(store), None, OPTIONS, seed=4, messages=True, rank=rank, world_size=world_size)
 
 
-def _sources(*items: np.ndarray) -> list[tuple[SeedBatcher, Ask]]:
+def _sources(*items: np.ndarray) -> list[tuple[SeedBatcher, ExampleFn]]:
     return [(SeedBatcher(each, NUM_NODES, None, OPTIONS, seed=4), _ask) for each in items]
 
 
@@ -108,25 +108,7 @@ def test_every_rank_has_groups_of_every_task_in_every_step(world_size: int, plan
             assert all(_same(a, b) for a, b in zip(dealt, expected, strict=True))
 
 
-@pytest.mark.parametrize("world_size", [2, 5])
-def test_a_part_is_covered_by_the_same_chunks_whoever_takes_part(world_size: int, planted_store: GraphStore) -> None:
-    def cover(rank: int = 0, world_size: int = 1) -> list[GroupBatch]:
-        options = OPTIONS.model_copy(update={"groups": 5})
-        place = {"rank": rank, "world_size": world_size}
-        loader = GroupLoader(StoreRows(planted_store), None, options, seed=4, messages=True, **place)
-        return list(loader.cover(nodes, 8, _ask))
-
-    nodes = np.arange(1, 95, 2)  # six chunks of eight, the last one short
-    alone = cover()
-    assert [batch.targets["items"].tolist() for batch in alone] == [nodes[i : i + 8].tolist() for i in range(0, 47, 8)]
-    assert len({tuple(batch.targets["drawn"].tolist()) for batch in alone}) == 6
-    ranks = [cover(rank, world_size) for rank in range(world_size)]
-    assert sum(map(len, ranks)) == 6
-    for index, expected in enumerate(alone):
-        assert _same(ranks[index % world_size][index // world_size], expected)
-
-
-# -- hidden rows -------------------------------------------------------------------------------------------------------
+# -- masked rows -------------------------------------------------------------------------------------------------------
 
 
 def _mask(*nodes: int) -> np.ndarray:
@@ -139,7 +121,7 @@ def test_exactly_the_nodes_of_the_masks_seem_to_lack_the_modality(planted_store:
     """In this store nodes 3, 13, … lack their image."""
     rows = StoreRows(planted_store)
     image, more, text = _mask(2, 3, 50), _mask(50, 51), _mask(119)
-    hiding = HidingRows.around(rows, [{"image": image}, {}, {"image": more, "text": text}])
+    hiding = MaskedRows.around(rows, [{"image": image}, {}, {"image": more, "text": text}])
     nodes = np.random.default_rng(0).permutation(np.concatenate([np.arange(NUM_NODES), [50, 50]]))
     for name, hidden in (("image", {2, 3, 50, 51}), ("text", {119})):
         seen, there = rows.features(name, nodes), rows.present(name, nodes)
@@ -162,14 +144,14 @@ def test_exactly_the_nodes_of_the_masks_seem_to_lack_the_modality(planted_store:
 
 def test_where_nothing_is_hidden_the_rows_are_the_rows(planted_store: GraphStore) -> None:
     rows = StoreRows(planted_store)
-    assert HidingRows.around(rows, [{}, {}]) is rows
+    assert MaskedRows.around(rows, [{}, {}]) is rows
 
 
 def test_batches_show_nothing_of_what_is_hidden(planted_store: GraphStore) -> None:
     mask = _mask(*range(0, NUM_NODES, 2))
-    rows = HidingRows.around(StoreRows(planted_store), [{"text": mask}])
+    rows = MaskedRows.around(StoreRows(planted_store), [{"text": mask}])
     loader = GroupLoader(rows, None, OPTIONS, seed=0, messages=True)
-    batches = [*(g for step in loader.epoch(_sources(NODES), 0) for g in step.groups), *loader.cover(NODES, 16)]
+    batches = [group for step in loader.epoch(_sources(NODES), 0) for group in step.groups]
     for batch in batches:
         gone = mask[batch.node_ids.numpy()]
         assert batch.present["text"].tolist() == (~gone).tolist()

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from optimag_dist.inference.driver import read_ids
+from optimag_dist.inference.ids import read_ids
 from optimag_dist.store import ingest
 from optimag_dist.store.rewire import read_changes
 from optimag_dist.types import InputError

@@ -1,5 +1,6 @@
-"""What the generators have in common: figures that do not depend on the batches, and what is said at the door."""
+"""What the generators have in common: metrics that do not depend on the batches, and what is said at the door."""
 
+import sys
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from optimag_dist.train.validation import check_input
 from optimag_dist.types import InputError
 
 from .signposts import IMAGE, TEXT, make_signposts
-from .tiny_stores import configure, start
+from .tiny_stores import batch_of, configure, evaluated, start
 
 
 @pytest.fixture(scope="module")
@@ -18,19 +19,31 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> GraphStore:
     return make_signposts(tmp_path_factory.mktemp("signposts") / "graph")
 
 
-@pytest.mark.parametrize(("task", "figure"), [(TEXT, "nll"), (IMAGE, "denoising")])
-def test_figures_do_not_depend_on_the_chunks(store: GraphStore, task: dict[str, Any], figure: str) -> None:
-    """Signposts are no anchors, so nothing that is withheld differs between chunks."""
-    fitting = start(configure(task, model={"hidden": 32, "embedding": 16}), store)
-    head, model = fitting._heads[""].eval(), fitting._model.eval()
+@pytest.mark.parametrize(("task", "metric"), [(TEXT, "nll"), (IMAGE, "denoising")])
+def test_metrics_do_not_depend_on_the_chunks(
+    store: GraphStore, task: dict[str, Any], metric: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = start(configure(task, model={"hidden": 32, "embedding": 16}), store)
     found = []
     for chunk in (5, 64):
-        evaluation = fitting._tasks[""].evaluation("val")
-        with torch.no_grad():
-            for batch in fitting._loader.cover(evaluation.nodes, chunk, evaluation.ask):
-                evaluation.update(model, head, model.encode(batch.features), batch)
-        found.append(evaluation.compute(head)[figure])
+        monkeypatch.setattr(sys.modules[type(parts.tasks[""]).__module__], "_CHUNK", chunk)
+        found.append(evaluated(parts, "val")[metric])
     assert found[0] == pytest.approx(found[1], rel=1e-4)
+
+
+@pytest.mark.parametrize("backbone", ["sage", "mlp"])
+def test_evaluation_tells_a_generator_what_training_does(store: GraphStore, backbone: str) -> None:
+    parts = start(configure(TEXT, model={"hidden": 32, "embedding": 16, "backbone": backbone}), store)
+    parts.step_loss.eval()
+    head, task, model = parts.heads[""], parts.tasks[""], parts.model
+    nodes, forward = task.test, parts.forward(lambda: None)
+    batch = batch_of(parts, nodes)
+    with torch.no_grad():
+        in_training = head.tokens(model, model.encode(batch.features), batch)
+        states = forward.masked_states(nodes, [task.masked])[:, 0]
+        in_evaluation = head.tokens.of_nodes(nodes, states, forward, task.masked)
+    torch.testing.assert_close(in_evaluation[0][in_training[1]], in_training[0][in_training[1]], rtol=1e-4, atol=1e-5)
+    assert torch.equal(in_evaluation[1], in_training[1])
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from optimag_dist.store import GraphStore
 from optimag_dist.types import InputError
 
 from .signposts import COLOURS, IMAGE, make_signposts
-from .tiny_stores import configure, fit, start
+from .tiny_stores import batch_of, configure, fit, start
 
 SMALL = {"sampling": {"anchors": 24, "group_size": 24}, "model": {"hidden": 32, "embedding": 16}}
 
@@ -50,7 +50,7 @@ def test_a_short_fit_leaves_pictures_and_figures_behind(tmp_path: Path, monkeypa
     bad = 2  # a training node
     store = make_signposts(tmp_path / "graph", bad_pictures=(bad, 4))
     # Fewer than there are batches.
-    monkeypatch.setattr("optimag_dist.tasks.graph2image._Evaluation.chunk", 3)
+    monkeypatch.setattr("optimag_dist.tasks.graph2image._CHUNK", 3)
     config = configure({**IMAGE, "samples": 6}, **SMALL)
     result = fit(config, store, tmp_path / "fit")
     assert result is not None
@@ -67,11 +67,11 @@ def test_a_short_fit_leaves_pictures_and_figures_behind(tmp_path: Path, monkeypa
 
 
 def test_a_nodes_own_picture_is_withheld(store: GraphStore) -> None:
-    fitting = start(configure({**IMAGE, "withhold": ["caption"]}, **SMALL), store)
-    head, task, model = fitting._heads[""].eval(), fitting._tasks[""], fitting._model.eval()
+    parts = start(configure({**IMAGE, "withhold": ["caption"]}, **SMALL), store)
+    head, task, model = parts.heads[""].eval(), parts.tasks[""], parts.model.eval()
     others = np.setdiff1d(np.arange(store.num_nodes), task.train)
-    assert not fitting._rows.present("caption", others).any()
-    batch = next(fitting._loader.cover(task.train, 8, task.examples))
+    assert not parts.masked_rows.present("caption", others).any()
+    batch = batch_of(parts, task.train[:8], task.examples)
     tokens = head.tokens(model, model.encode(batch.features), batch)[0]
     own = batch.features["caption"].clone()
     own[: batch.num_anchors] += torch.arange(4.0)

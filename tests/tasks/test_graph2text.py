@@ -11,7 +11,7 @@ import torch
 from optimag_dist.store import GraphStore
 
 from .signposts import COLOURS, TEXT, make_signposts
-from .tiny_stores import configure, fit, start
+from .tiny_stores import batch_of, configure, fit, start
 
 SMALL = {
     "sampling": {"anchors": 24, "group_size": 24},
@@ -49,11 +49,10 @@ def test_it_learns_what_only_the_neighbours_tell(store: GraphStore, tmp_path: Pa
 
 
 def test_without_its_prefix_it_says_the_same_of_all(store: GraphStore, tmp_path: Path) -> None:
-    fitting = start(_config(backbone="sage"), store)
-    head, task = fitting._heads[""], fitting._tasks[""]
-    batch = next(fitting._loader.cover(task.test, 64, task.examples))
-    embeddings = fitting._model.encode(batch.features)
-    prefix, there = head.tokens(fitting._model, embeddings, batch)
+    parts = start(_config(backbone="sage"), store)
+    head, task = parts.heads[""], parts.tasks[""]
+    batch = batch_of(parts, task.test, task.examples)
+    prefix, there = head.tokens(parts.model, parts.model.encode(batch.features), batch)
     said = head.eval().language_model.generate(prefix, there, max_new_tokens=6)
     cut = head.language_model.generate(prefix, torch.zeros_like(there), max_new_tokens=6)
     assert len(set(cut)) == 1
@@ -61,15 +60,15 @@ def test_without_its_prefix_it_says_the_same_of_all(store: GraphStore, tmp_path:
 
 
 def test_a_nodes_own_text_is_withheld_and_test_texts_are_seen_nowhere(store: GraphStore) -> None:
-    fitting = start(_config(backbone="sage"), store)
-    head, task, model = fitting._heads[""].eval(), fitting._tasks[""], fitting._model.eval()
+    parts = start(_config(backbone="sage"), store)
+    head, task, model = parts.heads[""].eval(), parts.tasks[""], parts.model.eval()
     others = np.setdiff1d(np.arange(store.num_nodes), task.train)
-    assert not fitting._rows.present("caption", others).any()
-    assert not fitting._rows.features("caption", others).any()
-    shown = fitting._rows.present("caption", task.train)
+    assert not parts.masked_rows.present("caption", others).any()
+    assert not parts.masked_rows.features("caption", others).any()
+    shown = parts.masked_rows.present("caption", task.train)
     assert shown.all(), "or nothing could be learned from neighbours' captions"
 
-    batch = next(fitting._loader.cover(task.train, 8, task.examples))
+    batch = batch_of(parts, task.train[:8], task.examples)
     tokens = head.tokens(model, model.encode(batch.features), batch)[0]
     own = batch.features["caption"].clone()
     own[: batch.num_anchors] += torch.arange(4.0)

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from copy import deepcopy
 from itertools import combinations
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,17 +15,31 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from optimag_dist.layerwise import LayerwiseForward
 from optimag_dist.ppr import PPRArtefact
-from optimag_dist.sampling import GroupLoader, StoreRows
+from optimag_dist.sampling import GroupLoader, SeedBatcher, StoreRows
 from optimag_dist.store import GraphStore, LinkQueries, LinkSplitOptions, split_links
 from optimag_dist.store.rewire import EdgeChanges, rewire
 from optimag_dist.tasks.decoders import DotDecoder, MLPDecoder
 from optimag_dist.tasks.link_prediction import LinkPrediction, LinkPredictionOptions
-from optimag_dist.tasks.task import Setting
+from optimag_dist.tasks.task import TaskContext
+from optimag_dist.train.build import Fit, Worker, build
 from optimag_dist.train.validation import check_input
 from optimag_dist.types import Examples, GroupBatch, InputError
 
-from .tiny_stores import both_ways, configure, fit, make_ppr, make_store, messages_of, quietly, start
+from .tiny_stores import (
+    batch_of,
+    both_ways,
+    configure,
+    evaluated,
+    first_groups,
+    fit,
+    make_ppr,
+    make_store,
+    messages_of,
+    quietly,
+    start,
+)
 
 CLIQUES, SIZE = 12, 8
 NEGATIVES = ("uniform", "in_batch", "ppr")
@@ -59,7 +72,7 @@ def ppr(store: GraphStore, tmp_path_factory: pytest.TempPathFactory) -> PPRArtef
 
 
 def task_of(store: GraphStore, ppr: PPRArtefact | None = None, **options: Any) -> LinkPrediction:
-    setting = Setting(tuple(store.modalities), 0, ppr)
+    setting = TaskContext(tuple(store.modalities), 0, ppr)
     return LinkPrediction(store, LinkPredictionOptions(**{"num_negatives": 16, **options}), setting)
 
 
@@ -127,9 +140,8 @@ def _uncut(task: LinkPrediction) -> Any:
 
 def _groups(store: GraphStore, ppr: PPRArtefact, task: LinkPrediction, ask: Any, fanout: int) -> Iterator[GroupBatch]:
     config = configure(LINKS, sampling={"fanouts": [fanout, fanout]})
-    fitting = start(config, store)
     loader = GroupLoader(StoreRows(store), ppr, config.sampling, seed=0, messages=True)
-    batcher = fitting._make_batcher(task.train, config.sampling)
+    batcher = SeedBatcher(task.train, store.num_nodes, None, config.sampling, seed=0, fill=False)
     for step in loader.epoch([(batcher, ask)], 0):
         yield from step.groups
 
@@ -172,31 +184,36 @@ def test_vectors_are_those_of_the_graph_without_the_groups_edges(
     backbone: str, store: GraphStore, tmp_path: Path
 ) -> None:
     """Also degrees, by which GCN normalises, know nothing of the edges asked for."""
-    fitting = start(configure(LINKS, model={"backbone": backbone}), store)
-    fitting._step_loss.eval()
-    (head,), model = fitting._heads.values(), fitting._model
-    group = next(fitting._loader.epoch(fitting._sources, 0)).groups[0]
+    parts = start(configure(LINKS, model={"backbone": backbone}), store)
+    parts.step_loss.eval()
+    (head,), model = parts.heads.values(), parts.model
+    group = first_groups(parts)[0]
     gone = np.sort(_asked(group), 1)
     without = rewire(store, EdgeChanges(np.empty((0, 2), np.int64), gone), _made(tmp_path / "without"))
     anchors = group.node_ids[: group.num_anchors].numpy()
-    (alone,) = GroupLoader(StoreRows(without), None, fitting._fit.config.sampling, seed=0, messages=True).cover(
-        anchors, len(anchors)
-    )
+    forward = LayerwiseForward(model, StoreRows(without), store.num_nodes, (-1, -1))
     with torch.no_grad():
-        ours, theirs = (head.vectors(model, model.encode(b.features), b) for b in (group, alone))
+        ours = head.vectors(model, model.encode(group.features), group)
+        theirs = head.project(forward.states(anchors))
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
 def test_evaluation_passes_no_message_along_held_out_links(store: GraphStore) -> None:
-    fitting = start(configure(LINKS), store)
-    (task,) = fitting._tasks.values()
+    """A part's metrics are made of states of the store's own graph, in which these links are not."""
+
+    class Listening(StoreRows):
+        def neighbours(self, nodes: np.ndarray, fanout: int, key: int) -> tuple[np.ndarray, np.ndarray]:
+            indptr, drawn = super().neighbours(nodes, fanout, key)
+            messages.update(zip(np.repeat(nodes, np.diff(indptr)).tolist(), drawn.tolist(), strict=True))
+            return indptr, drawn
+
+    messages: set[tuple[int, int]] = set()
+    parts = build(Fit("default", 0, configure(LINKS), Path("nowhere")), store, None, Worker(), Listening(store))
     assert len(held_out(store)) == 2 * (round(0.1 * 336) + round(0.2 * 336))
     for part in ("val", "test"):
-        evaluation = task.evaluation(part)
-        batches = list(fitting._loader.cover(evaluation.nodes, evaluation.chunk, evaluation.ask))
-        messages = set().union(*map(messages_of, batches))
-        assert len(messages) > 300
-        assert not messages & held_out(store)
+        evaluated(parts, part)
+    assert len(messages) > 300
+    assert not messages & held_out(store)
 
 
 # -- negatives and loss ------------------------------------------------------------------------------------------------
@@ -253,11 +270,11 @@ def test_what_is_allowed_is_no_neighbour_and_not_the_node(negatives: str, store:
 def test_the_loss_is_the_cross_entropy_among_strangers(
     negatives: str, decoder: str, store: GraphStore, ppr: PPRArtefact
 ) -> None:
-    fitting = start(configure({**LINKS, "negatives": negatives, "decoder": decoder}), store, ppr)
-    (head,), model = fitting._heads.values(), fitting._model
+    parts = start(configure({**LINKS, "negatives": negatives, "decoder": decoder}), store, ppr)
+    (head,), model = parts.heads.values(), parts.model
     # With torch's own weights all scores are much alike.
     nn.init.normal_(head.project.weight, std=0.5)
-    for group in next(fitting._loader.epoch(fitting._sources, 0)).groups:
+    for group in first_groups(parts):
         with torch.no_grad():
             embeddings = model.encode(group.features)
             found = head.loss(model, embeddings, group).item()
@@ -301,24 +318,15 @@ def _brute_force(score: np.ndarray, queries: LinkQueries, known: np.ndarray | No
 @pytest.mark.parametrize("decoder", ["dot", "mlp"])
 @pytest.mark.parametrize(("part", "rank_all"), [("val", True), ("test", True), ("test", False)])
 def test_figures_are_those_of_the_dense_scores(part: str, rank_all: bool, decoder: str, store: GraphStore) -> None:
-    """Vectors of small integers have exact scores, and ties; a stand-in of the head says them."""
+    """Vectors of small integers have exact scores, and ties."""
     table = torch.from_numpy(np.random.default_rng(1).integers(-2, 3, (store.num_nodes, 4))).float()
     made = MLPDecoder(4) if decoder == "mlp" else DotDecoder()
     generator = torch.Generator().manual_seed(0)
     for parameter in made.parameters():
         parameter.data = torch.randint(-2, 3, parameter.shape, generator=generator).float()
-    head: Any = SimpleNamespace(
-        decoder=made,
-        project=nn.Linear(4, 4),
-        vectors=lambda model, embeddings, batch: table[batch.node_ids[: batch.num_anchors]],
-    )
     task = task_of(store, decoder=decoder, rank_all=rank_all)
-    evaluation = task.evaluation(part)
-    loader = GroupLoader(StoreRows(store), None, configure(LINKS).sampling, seed=0, messages=True)
     with torch.no_grad():
-        for batch in loader.cover(evaluation.nodes, 7, evaluation.ask):
-            evaluation.update(None, head, {}, batch)
-        found = evaluation.compute(head)
+        found = task.rank(part, table[torch.from_numpy(task.nodes(part))], made)
         score = deepcopy(made).double()(table[:, None].double(), table.double()).numpy()
     known = adjacency_of(store)
     for u, v in held_out(store):
@@ -330,17 +338,16 @@ def test_figures_are_those_of_the_dense_scores(part: str, rank_all: bool, decode
     assert 0.02 < found["mrr"] < 0.9
 
 
-def test_a_fits_figures_are_those_of_its_vectors(store: GraphStore) -> None:
-    fitting = start(configure(LINKS), store)
-    fitting._step_loss.eval()
-    (head,), model = fitting._heads.values(), fitting._model
+def test_a_fits_metrics_are_those_of_its_vectors(store: GraphStore) -> None:
+    parts = start(configure(LINKS), store)
+    parts.step_loss.eval()
+    (head,), model = parts.heads.values(), parts.model
     nn.init.normal_(head.project.weight, std=0.5)
-    nodes = np.arange(store.num_nodes)
-    (batch,) = fitting._loader.cover(nodes, store.num_nodes)
+    batch = batch_of(parts, np.arange(store.num_nodes))
     with torch.no_grad():
         h = head.vectors(model, model.encode(batch.features), batch).double()
     expected = _brute_force((h @ h.mT).numpy(), store.links.val, None)
-    assert fitting._evaluate("val", "evaluate") == pytest.approx(expected, rel=1e-4)
+    assert evaluated(parts, "val") == pytest.approx(expected, rel=1e-4)
 
 
 # -- other graphs ------------------------------------------------------------------------------------------------------

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from optimag_dist.models.backbones import BACKBONES
 from optimag_dist.options import validate_options
-from optimag_dist.sampling import GraphRows, GroupLoader, StoreRows
+from optimag_dist.sampling import GraphRows, StoreRows
 from optimag_dist.store import GraphStore
 from optimag_dist.tasks.modality_retrieval import ModalityRetrieval, ModalityRetrievalOptions
-from optimag_dist.tasks.task import Setting
-from optimag_dist.train.fit import _Fitting
+from optimag_dist.tasks.task import TaskContext
+from optimag_dist.train.build import Parts
 from optimag_dist.types import GroupBatch, InputError
 
-from .tiny_stores import configure, fit, make_ppr, make_store, start
+from .tiny_stores import batch_of, configure, evaluated, first_groups, fit, make_ppr, make_store, start
 
 RETRIEVAL = {"kind": "modality_retrieval"}
 THREE = ("image", "sound", "text")
@@ -28,7 +28,7 @@ NUM_NODES, CHUNK = 60, 9
 
 def task_of(store: GraphStore, **options: Any) -> ModalityRetrieval:
     made = validate_options(ModalityRetrievalOptions, options, "task")
-    return ModalityRetrieval(store, made, Setting(tuple(store.modalities), 0))
+    return ModalityRetrieval(store, made, TaskContext(tuple(store.modalities), 0))
 
 
 # -- it learns ---------------------------------------------------------------------------------------------------------
@@ -100,38 +100,40 @@ class AnotherValue:
         return values
 
 
-def _ready(store: GraphStore, **sections: dict) -> tuple[_Fitting, ModalityRetrieval, Any]:
+def _ready(store: GraphStore, **sections: dict) -> tuple[Parts, ModalityRetrieval, Any]:
     """A fit before its first step, its task and head; weights so large that all inputs are heard."""
-    fitting = start(configure(RETRIEVAL, **sections), store)
-    fitting._step_loss.eval()
-    (task,), (head,) = fitting._tasks.values(), fitting._heads.values()
-    for name, parameter in fitting._step_loss.named_parameters():
+    parts = start(configure(RETRIEVAL, **sections), store)
+    parts.step_loss.eval()
+    (task,), (head,) = parts.tasks.values(), parts.heads.values()
+    for name, parameter in parts.step_loss.named_parameters():
         if parameter.ndim == 2 or "absent" in name:
             nn.init.normal_(parameter, std=0.4)
-    return fitting, task, head
-
-
-def _chunk(fitting: _Fitting, rows: GraphRows, nodes: np.ndarray) -> GroupBatch:
-    (batch,) = GroupLoader(rows, None, fitting._fit.config.sampling, seed=0, messages=True).cover(nodes, len(nodes))
-    return batch
+    return parts, task, head
 
 
 @torch.no_grad()
-def _vectors(
-    fitting: _Fitting, head: Any, batch: GroupBatch, asking: Tensor | None = None
+def _vectors(parts: Parts, head: Any, batch: GroupBatch) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """Of a batch of training: what its anchors ask with, and are found by."""
+    embeddings = parts.model.encode(batch.features)
+    own, present = ({m: x[: batch.num_anchors] for m, x in of.items()} for of in (embeddings, batch.present))
+    return head.vectors(head.states(parts.model, embeddings, batch), own, present)
+
+
+@torch.no_grad()
+def _evaluated(
+    parts: Parts, task: ModalityRetrieval, head: Any, rows: GraphRows, nodes: np.ndarray
 ) -> tuple[list[Tensor], dict[str, Tensor]]:
-    asking = _anchors(batch) if asking is None else asking
-    return head.vectors(fitting._model, fitting._model.encode(batch.features), batch, asking)
-
-
-def _anchors(batch: GroupBatch) -> Tensor:
-    return torch.arange(len(batch.node_ids)) < batch.num_anchors
+    """The same of ``nodes`` in evaluation."""
+    forward = parts.forward(lambda: None, rows)
+    states = forward.masked_states(nodes, [task.mask(source) for source in head.sources])
+    by_source = {source: states[:, place] for place, source in enumerate(head.sources)}
+    return head.vectors(by_source, forward.encode(nodes), forward.present(nodes))
 
 
 @pytest.mark.parametrize("backbone", [name for name in BACKBONES if name != "mlp"])
 def test_a_query_hears_of_nothing_but_its_source_and_the_neighbours(backbone: str, three: GraphStore) -> None:
     """Two layers and circles of three: what a node shows comes back to it, and to the others of its batch."""
-    fitting, task, head = _ready(three, model={"backbone": backbone})
+    parts, task, head = _ready(three, model={"backbone": backbone})
     present = np.logical_and.reduce([three.present(name) for name in THREE])
     whole = np.flatnonzero(present)
     node = int(whole[4])
@@ -144,9 +146,9 @@ def test_a_query_hears_of_nothing_but_its_source_and_the_neighbours(backbone: st
     assert set(around) & set(nodes.tolist())
     row = nodes.tolist().index(node)
     rows = StoreRows(three)
-    asked, found = _vectors(fitting, head, _chunk(fitting, rows, nodes))
+    asked, found = _vectors(parts, head, batch_of(parts, nodes, rows=rows))
     for changed in THREE:
-        other_asked, other_found = _vectors(fitting, head, _chunk(fitting, AnotherValue(rows, changed, node), nodes))
+        other_asked, other_found = _vectors(parts, head, batch_of(parts, nodes, rows=AnotherValue(rows, changed, node)))
         for (source, _), before, after in zip(task.pairs, asked, other_asked, strict=True):
             if source == changed:
                 assert not torch.allclose(before[row], after[row], atol=1e-4)
@@ -156,36 +158,35 @@ def test_a_query_hears_of_nothing_but_its_source_and_the_neighbours(backbone: st
         for name in THREE:
             moved = (found[name] != other_found[name]).any(1).tolist()
             assert moved == [name == changed and place == row for place in range(CHUNK)]
-        by_neighbour, _ = _vectors(fitting, head, _chunk(fitting, AnotherValue(rows, changed, beyond[0]), nodes))
+        by_neighbour, _ = _vectors(parts, head, batch_of(parts, nodes, rows=AnotherValue(rows, changed, beyond[0])))
         for before, after in zip(asked, by_neighbour, strict=True):
             assert not torch.allclose(before[row], after[row], atol=1e-4)
 
 
 def test_training_and_evaluation_withhold_alike(three: GraphStore) -> None:
     """Within a batch of training too, no anchor's query hears of what the anchors are asked for."""
-    fitting, task, head = _ready(three)
-    group = next(fitting._loader.epoch(fitting._sources, 0)).groups[0]
-    asked, _ = _vectors(fitting, head, group)
+    parts, task, head = _ready(three)
+    group = first_groups(parts)[0]
+    asked, _ = _vectors(parts, head, group)
     for changed in THREE:
         features = {name: x.clone() for name, x in group.features.items()}
         features[changed][: group.num_anchors] = torch.randn(group.num_anchors, features[changed].shape[1])
-        after, _ = _vectors(fitting, head, replace(group, features=features))
+        after, _ = _vectors(parts, head, replace(group, features=features))
         for (source, _), before, now in zip(task.pairs, asked, after, strict=True):
             assert torch.equal(before, now) == (source != changed)
 
 
 def test_in_evaluation_a_query_hears_of_no_judged_nodes_target(three: GraphStore) -> None:
     """Also where it is a neighbour in another's batch."""
-    fitting, task, head = _ready(three)
-    judged, indptr, indices = torch.from_numpy(task.judged_on), three.topology.indptr, three.topology.indices
+    parts, task, head = _ready(three)
+    indptr, indices = three.topology.indptr, three.topology.indices
     whole = np.logical_and.reduce([three.present(name) for name in THREE])
     ends = np.stack([np.repeat(np.arange(NUM_NODES), np.diff(indptr)), indices], 1)
     node, neighbour = next(edge.tolist() for edge in ends if (whole & task.judged_on)[edge].all())
     seen: list[tuple[list[Tensor], dict[str, Tensor]]] = []
     rows = StoreRows(three)
     for each in (rows, *(AnotherValue(rows, changed, neighbour) for changed in THREE)):
-        batch = _chunk(fitting, each, np.array([node]))
-        seen.append(_vectors(fitting, head, batch, judged[batch.node_ids]))
+        seen.append(_evaluated(parts, task, head, each, np.array([node])))
     (asked, _), *others = seen
     for changed, (other_asked, _) in zip(THREE, others, strict=True):
         for (source, _), before, after in zip(task.pairs, asked, other_asked, strict=True):
@@ -193,9 +194,9 @@ def test_in_evaluation_a_query_hears_of_no_judged_nodes_target(three: GraphStore
 
 
 def test_training_does_not_see_what_the_judged_nodes_are_found_by(three: GraphStore) -> None:
-    fitting, task, _ = _ready(three)
+    parts, task, _ = _ready(three)
     assert task.judged_on.sum() == len(task.val) + len(task.test)
-    for batch in fitting._loader.epoch(fitting._sources, 0):
+    for batch in parts.loader.epoch(parts.sources, 0):
         for group in batch.groups:
             judged = task.judged_on[group.node_ids.numpy()]
             assert judged.any()
@@ -217,10 +218,10 @@ def test_three_modalities_are_six_pairs_and_fewer_where_they_are_named(three: Gr
 
 
 def test_the_loss_is_the_cross_entropy_both_ways_among_those_that_have_both(three: GraphStore) -> None:
-    fitting, task, head = _ready(three)
+    parts, task, head = _ready(three)
     nn.init.constant_(head.log_scale, 1.5)
-    for group in next(fitting._loader.epoch(fitting._sources, 0)).groups:
-        asked, found = _vectors(fitting, head, group)
+    for group in first_groups(parts):
+        asked, found = _vectors(parts, head, group)
         present = {name: mask[: group.num_anchors] for name, mask in group.present.items()}
         expected, counts = 0.0, set()
         for query, (source, target) in zip(asked, task.pairs, strict=True):
@@ -231,14 +232,13 @@ def test_the_loss_is_the_cross_entropy_both_ways_among_those_that_have_both(thre
             expected += sum(nn.functional.cross_entropy(x, own, reduction="sum").item() for x in (cosines, cosines.T))
         assert 1 < min(counts) < group.num_anchors
         with torch.no_grad():
-            loss = head.loss(fitting._model, fitting._model.encode(group.features), group).item()
+            loss = head.loss(parts.model, parts.model.encode(group.features), group).item()
         assert loss == pytest.approx(expected / 2 / 6, rel=1e-5)
 
 
 def test_vectors_are_of_unit_length_or_nothing(three: GraphStore) -> None:
-    fitting, task, head = _ready(three)
-    batch = _chunk(fitting, StoreRows(three), np.arange(NUM_NODES))
-    asked, found = _vectors(fitting, head, batch)
+    parts, task, head = _ready(three)
+    asked, found = _evaluated(parts, task, head, StoreRows(three), np.arange(NUM_NODES))
     by_modality = [(source, query) for query, (source, _) in zip(asked, task.pairs, strict=True)]
     for name, vectors in [*by_modality, *found.items()]:
         lengths, there = vectors.norm(dim=1).numpy(), three.present(name)
@@ -264,11 +264,9 @@ def _brute_force(query: np.ndarray, keys: np.ndarray, asks: np.ndarray, there: n
 @pytest.mark.parametrize("part", ["val", "test"])
 def test_figures_are_those_of_the_dense_scores(part: str, three: GraphStore) -> None:
     """Nodes that lack a modality neither ask for or with it nor are found by it."""
-    fitting, task, head = _ready(three)
+    parts, task, head = _ready(three)
     nodes = getattr(task, part)
-    batch = _chunk(fitting, StoreRows(three), nodes)
-    # Whoever is judged shows nothing but the source, whether it is in the batch as an anchor or as a neighbour.
-    asked, found = _vectors(fitting, head, batch, torch.from_numpy(task.judged_on)[batch.node_ids])
+    asked, found = _evaluated(parts, task, head, StoreRows(three), nodes)
     expected: dict[str, float] = {}
     for query, (source, target) in zip(asked, task.pairs, strict=True):
         there = three.present(target)[nodes]
@@ -276,21 +274,23 @@ def test_figures_are_those_of_the_dense_scores(part: str, three: GraphStore) -> 
         assert 3 < asks.sum() < there.sum() < len(nodes)
         figures = _brute_force(query.double().numpy(), found[target].double().numpy(), asks, there)
         expected |= {f"{source}-to-{target}/{name}": value for name, value in figures.items()}
-    for name in task.validated:
+    for name in task.val_metrics:
         expected[name] = float(np.mean([expected[f"{a}-to-{b}/{name}"] for a, b in task.pairs]))
-    found_figures = fitting._evaluate(part, "evaluate")
+    found_figures = evaluated(parts, part)
     assert found_figures.keys() == expected.keys()
     assert found_figures == pytest.approx(expected, rel=1e-9)
     assert expected["recall@1"] < expected["recall@5"] < expected["recall@10"]
 
 
-def test_figures_do_not_depend_on_who_shares_a_batch(three: GraphStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    fitting, task, _ = _ready(three)
-    at_once = fitting._evaluate("test", "test")
-    evaluation = task.evaluation("test")
-    assert evaluation.chunk >= len(evaluation.nodes)
-    monkeypatch.setattr(type(evaluation), "chunk", 4)
-    assert fitting._evaluate("test", "test") == pytest.approx(at_once, rel=1e-9)
+def test_evaluation_asks_with_what_a_batch_of_all_the_judged_asks_with(three: GraphStore) -> None:
+    """Where all who are asked about are anchors, training withholds of the same nodes."""
+    parts, task, head = _ready(three)
+    judged = np.flatnonzero(task.judged_on)
+    rows = StoreRows(three)
+    asked, found = _evaluated(parts, task, head, rows, judged)
+    in_batch, found_in_batch = _vectors(parts, head, batch_of(parts, judged, rows=rows))
+    torch.testing.assert_close(asked, in_batch, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found, found_in_batch, rtol=1e-4, atol=1e-5)
 
 
 def test_a_fit_of_three_modalities_with_gaps_reports_every_pair(three: GraphStore, tmp_path: Path) -> None:

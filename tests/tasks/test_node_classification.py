@@ -1,6 +1,7 @@
 """Splits, loss and metrics of node classification against scikit-learn."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -124,8 +125,9 @@ def test_of_many_classes_a_few_are_named() -> None:
 
 
 def test_scores_that_are_no_numbers_are_no_accuracy() -> None:
-    evaluation = _task(_store([0, 1, 2], [0, 1, 2])).evaluation("val")
-    head = SimpleNamespace(linear=torch.nn.Linear(1, 3), logits=lambda *_: torch.tensor([[0.0, torch.nan, 1.0]]))
-    evaluation.update(None, head, {}, SimpleNamespace(targets={"labels": torch.tensor([1])}))
-    with pytest.raises(Diverged, match="the class scores of 1 of 1 nodes are not finite: the model has diverged"):
-        evaluation.compute(head)
+    task = _task(_store([0, 1, 2, 1], [0, 1, 2, 1]))
+    head = SimpleNamespace(linear=torch.nn.Identity())
+    states = torch.tensor([[0.0, torch.nan, 1.0], [0.0, 1.0, 2.0]])
+    forward: Any = SimpleNamespace(states=lambda nodes: states, device=torch.device("cpu"))
+    with pytest.raises(Diverged, match="the class scores of 1 of 2 nodes are not finite: the model has diverged"):
+        task.evaluate("val", head, forward)

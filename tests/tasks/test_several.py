@@ -13,10 +13,11 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 import yaml
 
+from optimag_dist import layerwise
 from optimag_dist.options import load_options
 from optimag_dist.ppr import PPRArtefact
 from optimag_dist.store import GraphStore, LinkSplitOptions, split_links
-from optimag_dist.tasks import decisive_of, named, validated
+from optimag_dist.tasks import monitor_of, named, node_classification, val_metrics_of
 from optimag_dist.train.fit import Worker
 from optimag_dist.train.host import Host, Wish
 from optimag_dist.train.log import read_records
@@ -25,7 +26,7 @@ from optimag_dist.train.step import StepLoss
 from optimag_dist.train.validation import check_input
 from optimag_dist.types import InputError, StepBatch
 
-from .tiny_stores import configure, fit, make_ppr, make_store, quietly, start
+from .tiny_stores import configure, evaluated, fit, make_ppr, make_store, quietly, start
 
 TASKS: dict[str, dict[str, Any]] = {
     "links": {"kind": "link_prediction", "num_negatives": 8, "weight": 0.5},
@@ -64,40 +65,40 @@ def _config(**sections: dict[str, Any]) -> VariantConfig:
 
 
 def test_a_steps_loss_is_the_weighted_sum_of_the_single_ones(store: GraphStore, ppr: PPRArtefact) -> None:
-    fitting = start(_config(), store, ppr)
-    batch = next(fitting._loader.epoch(fitting._sources, 0))
+    parts = start(_config(), store, ppr)
+    batch = next(parts.loader.epoch(parts.sources, 0))
     assert [group.task for group in batch.groups] == [0, 0, 1, 1, 2, 2]
-    loss, figures = fitting._step_loss(batch)
+    loss, metrics, _ = parts.step_loss(batch)
 
     total = 0.0
-    for number, (name, head) in enumerate(fitting._heads.items()):
+    for number, (name, head) in enumerate(parts.heads.items()):
         groups = tuple(replace(group, task=0) for group in batch.groups if group.task == number)
         alone = StepBatch(0, 0, groups, len(groups), (batch.num_items[number],))
-        single, _ = StepLoss(fitting._model, {name: head}, {name: 1.0}, None, 1)(alone)
+        single, _, _ = StepLoss(parts.model, {name: head}, {name: 1.0}, None, 1)(alone)
         # By hand: each item counts once.
-        embeddings = [fitting._model.encode(group.features) for group in groups]
-        sums = [head.loss(fitting._model, z, group) for z, group in zip(embeddings, groups, strict=True)]
+        embeddings = [parts.model.encode(group.features) for group in groups]
+        sums = [head.loss(parts.model, z, group) for z, group in zip(embeddings, groups, strict=True)]
         assert single.item() == pytest.approx(sum(sums).item() / batch.num_items[number])
-        assert figures[f"task_loss/{name}"].item() == pytest.approx(single.item())
+        assert metrics.task_losses[name].item() == pytest.approx(single.item())
         total += TASKS[name].get("weight", 1.0) * single.item()
-    assert figures["task_loss"].item() == pytest.approx(total)
+    assert metrics.task_loss.item() == pytest.approx(total)
 
     # The regulariser's value is the mean over the groups of all tasks.
     values = []
     for group in batch.groups:
-        seeds = {m: z[group.seed_rows] for m, z in fitting._model.encode(group.features).items()}
+        seeds = {m: z[group.seed_rows] for m, z in parts.model.encode(group.features).items()}
         present = {m: mask[group.seed_rows] for m, mask in group.present.items()}
-        values.append(fitting._step_loss.regulariser(seeds, group.proximity, present).item())
-    assert figures["alignment"].item() == pytest.approx(np.mean(values))
+        values.append(parts.step_loss.regulariser(seeds, group.proximity, present).item())
+    assert metrics.alignment.item() == pytest.approx(np.mean(values))
     assert min(values) > 0
     assert loss.item() == pytest.approx(total + np.mean(values))
 
 
 def test_every_tasks_head_and_the_shared_model_are_trained(store: GraphStore, ppr: PPRArtefact) -> None:
-    fitting = start(_config(), store, ppr)
-    loss, _ = fitting._step_loss(next(fitting._loader.epoch(fitting._sources, 0)))
+    parts = start(_config(), store, ppr)
+    loss, _, _ = parts.step_loss(next(parts.loader.epoch(parts.sources, 0)))
     loss.backward()
-    trained = {name: p for name, p in fitting._step_loss.named_parameters() if p.requires_grad}
+    trained = {name: p for name, p in parts.step_loss.named_parameters() if p.requires_grad}
     for name, parameter in trained.items():
         assert parameter.grad is not None, name
         assert parameter.grad.abs().max() > 0, name
@@ -143,33 +144,33 @@ def test_a_resumed_fit_ends_as_the_unbroken_one_and_figures_bear_their_tasks_nam
     figures = {key.removeprefix("test/") for key in whole if key.startswith("test/")}
     assert figures >= {"links/mrr", "links/hits@10_all", "classes/accuracy", "classes/macro_f1", "matches/median_rank"}
     assert {figure.split("/")[0] for figure in figures} == set(TASKS)
-    assert {f"val/{figure}" for figure in validated(config.task)} <= records[0].keys()
+    assert {f"val/{figure}" for figure in val_metrics_of(config.task)} <= records[0].keys()
     assert {f"task_loss/{name}" for name in TASKS} <= records[0].keys()
     # The first task chooses.
-    assert whole["decisive"] == decisive_of(config.task) == "links/mrr"
+    assert whole["decisive"] == monitor_of(config.task) == "links/mrr"
     of_epochs = [record["val/links/mrr"] for record in records]
     assert whole["best_epoch"] == int(np.argmax(of_epochs))
     assert whole["val/links/mrr"] == max(of_epochs)
 
 
 def _in_two(rank: int, world_size: int, config: VariantConfig, store: Path, out: Path) -> None:
-    """The first step's figures and gradients, then both parts' figures with the weights as they were made."""
+    """The first step's metrics and gradients, then both parts' metrics with the weights as they were made."""
     torch.set_num_threads(1)
     if world_size > 1:
         dist.init_process_group("gloo", f"file://{out}.sync", rank=rank, world_size=world_size)
-    fitting = start(config, GraphStore.open(store), worker=Worker(rank, world_size))
-    loss, step = fitting._parallel(next(fitting._loader.epoch(fitting._sources, 0)))
+    parts = start(config, GraphStore.open(store), worker=Worker(rank, world_size))
+    loss, step, _ = parts.parallel(next(parts.loader.epoch(parts.sources, 0)))
     loss.backward()
-    sums = torch.stack([step[name] for name in ("task_loss", *(f"task_loss/{name}" for name in TASKS))])
+    sums = torch.stack([step.task_loss, *(step.task_losses[name] for name in TASKS)])
     if world_size > 1:
         dist.all_reduce(sums)
     with pytest.MonkeyPatch.context() as patch:
-        # Of links all nodes fit one batch, so that the second worker has none.
-        for name in ("classes", "matches"):
-            patch.setattr(type(fitting._tasks[name].evaluation("val")), "chunk", 3)
-        figures = {part: fitting._evaluate(part, part) for part in ("val", "test")}
-    gradients = {name: p.grad for name, p in fitting._step_loss.named_parameters() if p.requires_grad}
-    torch.save({"sums": sums, "gradients": gradients, "figures": figures}, f"{out}-{rank}")
+        # An odd number of chunks: in the last round the second worker has none.
+        patch.setattr(layerwise, "_ROWS", 16)
+        patch.setattr(node_classification, "_CHUNK", 3)
+        metrics = {part: evaluated(parts, part) for part in ("val", "test")}
+    gradients = {name: p.grad for name, p in parts.step_loss.named_parameters() if p.requires_grad}
+    torch.save({"sums": sums, "gradients": gradients, "metrics": metrics}, f"{out}-{rank}")
     if world_size > 1:
         dist.destroy_process_group()
 
@@ -179,9 +180,9 @@ def test_two_workers_have_the_gradient_and_the_figures_of_one(store: GraphStore,
     _in_two(0, 1, *args, tmp_path / "one")
     mp.spawn(_in_two, args=(2, *args, tmp_path / "two"), nprocs=2)
     one, first, second = (torch.load(tmp_path / name, weights_only=False) for name in ("one-0", "two-0", "two-1"))
-    assert first["figures"] == second["figures"]
+    assert first["metrics"] == second["metrics"]
     for part in ("val", "test"):
-        assert first["figures"][part] == pytest.approx(one["figures"][part], rel=1e-9)
+        assert first["metrics"][part] == pytest.approx(one["metrics"][part], rel=1e-9)
     torch.testing.assert_close(first["sums"], one["sums"])
     assert one["gradients"].keys() == first["gradients"].keys()
     for name, gradient in one["gradients"].items():

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -11,9 +11,11 @@ from optimag_dist.ppr import PPRArtefact, PPROptions
 from optimag_dist.ppr.artefact import artefact_key
 from optimag_dist.ppr.block import block_name, write_block
 from optimag_dist.ppr.topk import push_sources
-from optimag_dist.sampling import StoreRows
+from optimag_dist.sampling import ExampleFn, GraphRows, GroupLoader, SeedBatcher, nodes_alone
 from optimag_dist.store import GraphStore, ingest
-from optimag_dist.train.fit import Fit, Worker, _Fitting, run_fit
+from optimag_dist.train.build import Parts, build
+from optimag_dist.train.evaluation import evaluate_part, joined
+from optimag_dist.train.fit import Fit, Worker, run_fit
 from optimag_dist.train.host import Host
 from optimag_dist.train.options import RunConfig, VariantConfig
 from optimag_dist.types import Block, GroupBatch
@@ -78,11 +80,32 @@ def fit(
 
 def start(
     config: VariantConfig, store: GraphStore, ppr: PPRArtefact | None = None, worker: Worker | None = None
-) -> _Fitting:
-    """A fit before its first step; it writes nothing unless asked to."""
-    return _Fitting(
-        Fit("default", 0, config, Path("nowhere")), store, ppr, worker or Worker(), StoreRows(store), Host()
-    )
+) -> Parts:
+    """A fit before its first step; it writes nothing."""
+    return build(Fit("default", 0, config, Path("nowhere")), store, ppr, worker or Worker())
+
+
+def evaluated(parts: Parts, part: Literal["val", "test"]) -> dict[str, float]:
+    """The metrics of all tasks, by their names in a run."""
+    parts.step_loss.eval()
+    return joined(evaluate_part(part, parts.tasks, parts.heads, parts.forward(lambda: None)))
+
+
+def first_groups(parts: Parts) -> tuple[GroupBatch, ...]:
+    """The groups of the first step."""
+    return next(parts.loader.epoch(parts.sources, 0)).groups
+
+
+def batch_of(
+    parts: Parts, nodes: np.ndarray, example_fn: ExampleFn = nodes_alone, rows: GraphRows | None = None
+) -> GroupBatch:
+    """One batch whose anchors are ``nodes``, ascending, with their neighbourhoods in ``rows``."""
+    changes = {"groups": 1, "anchors": len(nodes), "group_size": len(nodes)}
+    options = parts.fit.config.sampling.model_copy(update=changes)
+    batcher = SeedBatcher(nodes, parts.store.num_nodes, None, options, seed=0, fill=False)
+    loader = GroupLoader(rows or parts.masked_rows, None, options, seed=0, messages=parts.model.passes_messages)
+    (step,) = loader.epoch([(batcher, lambda items, rng: example_fn(np.sort(items), rng))], 0)
+    return step.groups[0]
 
 
 def arcs_of(block: Block, nodes: np.ndarray) -> list[tuple[int, int]]:

@@ -21,7 +21,8 @@ from optimag_dist.ppr import PPRArtefact
 from optimag_dist.sampling import GroupLoader, SeedBatcher, StoreRows
 from optimag_dist.store import GraphStore
 from optimag_dist.tasks import make_task
-from optimag_dist.train.fit import Fit, Worker, _Fitting, run_fit, try_fit
+from optimag_dist.train.build import build
+from optimag_dist.train.fit import Fit, Worker, run_fit, try_fit
 from optimag_dist.train.host import Host, Wish
 from optimag_dist.train.log import read_records, read_result
 from optimag_dist.train.options import RunConfig, VariantConfig
@@ -338,12 +339,11 @@ def _first_step_gradients(
         dist.init_process_group("gloo", f"file://{out}.sync", rank=rank, world_size=world_size)
     fit = Fit("default", 0, config, out)
     store = GraphStore.open(store_path)
-    fitting = _Fitting(fit, store, PPRArtefact.open(ppr_path), Worker(rank, world_size), StoreRows(store), Host())
-    batch = next(iter(fitting._loader.epoch(fitting._sources, 0)))
-    loss, _ = fitting._parallel(batch)
+    parts = build(fit, store, PPRArtefact.open(ppr_path), Worker(rank, world_size))
+    loss, _, _ = parts.parallel(next(parts.loader.epoch(parts.sources, 0)))
     loss.backward()
     if rank == 0:
-        torch.save({name: p.grad for name, p in fitting._model.named_parameters() if p.requires_grad}, out)
+        torch.save({name: p.grad for name, p in parts.model.named_parameters() if p.requires_grad}, out)
     if world_size > 1:
         dist.destroy_process_group()
 

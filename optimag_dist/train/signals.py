@@ -8,7 +8,7 @@ import torch.distributed as dist
 from optimag_dist.train.host import Wish
 
 
-class Agreement:
+class SignalReducer:
     """The greatest of all ranks' wishes, known one step after it was asked for; use as a context manager.
 
     The exchange is a reduction of one integer that runs while the next step is computed, over a CPU group of its own,
@@ -20,7 +20,7 @@ class Agreement:
         self._wish = torch.zeros((), dtype=torch.int64)
         self._work: dist.Work | None = None
 
-    def __enter__(self) -> "Agreement":
+    def __enter__(self) -> "SignalReducer":
         self._group = dist.new_group(backend="gloo") if self._world_size > 1 else None
         return self
 

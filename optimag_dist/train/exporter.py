@@ -1,0 +1,139 @@
+"""What a trained fit leaves behind: its model, its result, the kept mass of every node, what was made for nodes."""
+
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import torch.distributed as dist
+
+from optimag_dist.files import atomic
+from optimag_dist.sampling import FeaturelessRows, nodes_alone
+from optimag_dist.sampling.pictures import told_bad_pictures
+from optimag_dist.tasks import Evaluation, monitor_of, notes_of
+from optimag_dist.tasks.task import gather_dict
+from optimag_dist.train import checkpoint
+from optimag_dist.train.build import Parts, make_batcher, make_loader
+from optimag_dist.train.checkpointer import Progress
+from optimag_dist.train.evaluation import joined
+from optimag_dist.train.host import Host
+from optimag_dist.train.step import align_embeddings
+from optimag_dist.train.trainer import beats
+
+# A loss that is so many times that of the first step has exploded.
+_EXPLODED = 1e3
+
+
+class Exporter:
+    """Writes the files of a fit whose ``parts`` have the weights to keep; rank 0 writes, all ranks call."""
+
+    def __init__(self, parts: Parts, host: Host) -> None:
+        self._parts, self._host = parts, host
+        self._directory, self._writes = parts.fit.directory, parts.worker.rank == 0
+
+    def export(self, progress: Progress, tested: Mapping[str, Evaluation]) -> dict[str, Any]:
+        """Write all but ``result.json``, and return what that is to say.
+
+        Args:
+            tested: task → evaluation of its test part.
+        """
+        parts = self._parts
+        for name, evaluation in tested.items():
+            if evaluation.outputs is not None:
+                self._write_table(f"outputs-{name}.parquet" if name else "outputs.parquet", evaluation.outputs)
+        kept_mass = self._kept_mass(progress.epoch)
+        advice = [*progress.advice, *self._told_explosion(progress), *self._told_bad_pictures()]
+        self._write_model()
+        if kept_mass is not None:
+            ids = parts.store.ids(np.arange(parts.store.num_nodes))
+            self._write_table("kept_mass.parquet", pa.table({"id": ids, **kept_mass}))
+        assert progress.best.metrics is not None
+        return {
+            "variant": parts.fit.variant,
+            "seed": parts.fit.seed,
+            "epochs": progress.epoch,
+            "best_epoch": progress.best.epoch,
+            "decisive": monitor_of(parts.fit.config.task),
+            **{f"val/{name}": value for name, value in progress.best.metrics.items()},
+            **{f"test/{name}": value for name, value in joined(tested).items()},
+            "advice": "\n".join([*advice, *notes_of(parts.tasks)]),
+            **parts.made_from,
+        }
+
+    def _write_model(self) -> None:
+        if not self._writes:
+            return
+        parts, path = self._parts, self._directory / "model.pt"
+        state = {
+            "model": parts.model.state_dict(),
+            "heads": {name: head.state_dict() for name, head in parts.heads.items()},
+            "config": parts.fit.config.model_dump(mode="json"),
+            "widths": parts.widths,
+            "kinds": parts.kinds,
+            "classes": list(parts.store.classes),
+            "store": parts.store.content_hash,
+            "seed": parts.fit.seed,
+        }
+        checkpoint.save(path, state)
+        self._host.saved(path)
+
+    def _write_table(self, name: str, table: pa.Table) -> None:
+        if not self._writes:
+            return
+        with atomic(self._directory / name) as temporary:
+            pq.write_table(table, temporary, write_page_checksum=True)
+        self._host.saved(self._directory / name)
+
+    @torch.no_grad()
+    def _kept_mass(self, epoch: int) -> dict[str, np.ndarray] | None:
+        """Modality → (n,) float32 kept mass in the group that a node is an anchor of; NaN where it is absent."""
+        parts = self._parts
+        fit, store, worker = parts.fit, parts.store, parts.worker
+        regulariser = parts.step_loss.regulariser
+        if regulariser is None or fit.config.train.kept_mass == "none":
+            return None
+        parts.step_loss.eval()
+        on_chunk = beats(self._host, "export", epoch)
+        everyone = np.arange(store.num_nodes)
+        forward = parts.forward(on_chunk, parts.masked_rows)
+        # A node is in many groups, and is encoded once.
+        embeddings, present = forward.encode(everyone), forward.present(everyone)
+        kept = torch.zeros(len(embeddings), store.num_nodes, device=worker.device)
+        sampling = fit.config.sampling.for_judging
+        batcher = make_batcher(fit, store, parts.ppr, everyone, sampling)
+        loader = make_loader(fit, parts.ppr, worker, FeaturelessRows(parts.rows), sampling, messages=False)
+        for batch in loader.epoch([(batcher, nodes_alone)], epoch=0):
+            on_chunk()
+            for group in batch.to(worker.device).groups:
+                seeds = group.node_ids[group.seed_rows]
+                here = {m: z[seeds.to(z.device)].to(worker.device) for m, z in embeddings.items()}
+                there = {m: mask[seeds] for m, mask in present.items()}
+                _, kept_mass = align_embeddings(regulariser, here, there, group.proximity)
+                for place, name in enumerate(embeddings):
+                    kept[place, seeds[: group.num_anchors]] = kept_mass[name][: group.num_anchors]
+        if worker.world_size > 1:
+            # Every node is an anchor on one rank and 0 on the others.
+            dist.all_reduce(kept)
+        return dict(zip(embeddings, kept.cpu().numpy(), strict=True))
+
+    def _told_explosion(self, progress: Progress) -> list[str]:
+        """A sentence where the loss has grown beyond all use, though it is still a number."""
+        first, largest, epoch = (progress.losses[name] for name in ("first", "largest", "epoch"))
+        if largest <= _EXPLODED * first:
+            return []
+        return [
+            f"training: the loss was {first:.3g} in the first step and {largest:.3g} in epoch {epoch + 1}: it has "
+            f"diverged, though all is finite still; lower train.lr (now {self._parts.fit.config.train.lr:g})"
+        ]
+
+    def _told_bad_pictures(self) -> list[str]:
+        """A sentence for each attribute that has some, over all ranks."""
+        mine = [(bad.attribute, bad.nodes) for bad in self._parts.bad_pictures]
+        of_ranks = gather_dict({self._parts.worker.rank: mine})
+        nodes: dict[str, set[int]] = {}
+        for attribute, met in itertools.chain.from_iterable(of_ranks.values()):
+            nodes.setdefault(attribute, set()).update(met)
+        return [told_bad_pictures(self._parts.store, attribute, met) for attribute, met in nodes.items() if met]
