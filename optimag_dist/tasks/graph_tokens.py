@@ -51,13 +51,14 @@ class GraphTokens(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """(A, T, width) tokens of a batch's anchors, and (A, T) bool: which of them are there."""
         count, present = batch.num_anchors, withhold(batch, self._withheld)
+        states = model.represent(embeddings, batch, present)
         own, shown = ({m: x[:count] for m, x in of.items()} for of in (embeddings, present))
-        neighbours: tuple[Tensor, Tensor] | None = None
+        tokens, there = self._of_own(states, own, shown)
         if self.neighbour is not None:
-            block = batch.blocks[-1]
-            rows, there = self._first(block.indptr, block.indices)
-            neighbours = model.fusion(embeddings, present)[rows], there
-        return self._tokens(model.represent(embeddings, batch, present), own, shown, neighbours)
+            rows, mask = self._first(batch.blocks[-1].indptr, batch.blocks[-1].indices)
+            tokens.append(self.neighbour(model.fusion(embeddings, present))[rows])
+            there.append(mask)
+        return self._joined(tokens), torch.cat(there, 1)
 
     def of_nodes(
         self, nodes: np.ndarray, states: Tensor, forward: LayerwiseForward, mask: Mask
@@ -68,30 +69,28 @@ class GraphTokens(nn.Module):
             states: (k, hidden) of these.
             mask: what is not seen of the graph; ``nodes`` show nothing that is withheld.
         """
-        neighbours: tuple[Tensor, Tensor] | None = None
+        states = states.to(forward.device)
+        tokens, there = self._of_own(states, forward.encode(nodes), forward.present(nodes, mask))
         if self.neighbour is not None:
-            rows, there = self._first(*map(torch.from_numpy, forward.neighbours(nodes)))
+            rows, known = self._first(*map(torch.from_numpy, forward.neighbours(nodes)))
             distinct, places = rows.unique(return_inverse=True)
-            fused = forward.fuse(distinct.numpy(), mask)
-            neighbours = fused[places.to(fused.device)], there.to(fused.device)
-        return self._tokens(states.to(forward.device), forward.encode(nodes), forward.present(nodes, mask), neighbours)
+            tokens.append(self.neighbour(forward.fuse(distinct.numpy(), mask))[places.to(forward.device)])
+            there.append(known.to(forward.device))
+        return self._joined(tokens), torch.cat(there, 1)
 
-    def _tokens(
-        self,
-        states: Tensor,
-        embeddings: Mapping[str, Tensor],
-        present: Mapping[str, Tensor],
-        neighbours: tuple[Tensor, Tensor] | None,
-    ) -> tuple[Tensor, Tensor]:
+    def _of_own(
+        self, states: Tensor, embeddings: Mapping[str, Tensor], present: Mapping[str, Tensor]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """The tokens of the states and of the nodes' own modalities, and which are there."""
         state = self.state(states).view(len(states), -1, self._width)
         tokens, there = [state], [state.new_ones(state.shape[:2], dtype=torch.bool)]
         for layer, m in zip(self.modalities, self._shown, strict=True):
             tokens.append(layer(embeddings[m])[:, None])
             there.append(present[m][:, None])
-        if self.neighbour is not None and neighbours is not None:
-            tokens.append(self.neighbour(neighbours[0]))
-            there.append(neighbours[1])
-        return layer_norm(torch.cat(tokens, 1), (self._width,)) * self._scale, torch.cat(there, 1)
+        return tokens, there
+
+    def _joined(self, tokens: Sequence[Tensor]) -> Tensor:
+        return layer_norm(torch.cat(list(tokens), 1), (self._width,)) * self._scale
 
     def _first(self, indptr: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
         """(A, c) the first of each row's ``indices``, 0 where it has no more, and which are there."""

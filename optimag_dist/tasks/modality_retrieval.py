@@ -103,8 +103,9 @@ class RetrievalHead(TaskHead):
 
     def loss(self, model: MultimodalModel, embeddings: Mapping[str, Tensor], batch: GroupBatch) -> Tensor:
         """Cross-entropy of a node's own among the group's, both ways, averaged over the pairs."""
+        states = self.states(model, embeddings, batch)
         mine, present = ({m: x[: batch.num_anchors] for m, x in of.items()} for of in (embeddings, batch.present))
-        asked, found = self.vectors(self.states(model, embeddings, batch), mine, present)
+        asked, found = self.vectors(states, mine, present)
         # As CLIP: beyond 100 training becomes unstable.
         scale = self.log_scale.exp().clamp(max=100)
         total = scale.new_zeros(())
