@@ -56,10 +56,8 @@ def evaluate(
     nodes: NodeFile = None,
     out: Annotated[str | None, typer.Option(help="JSON file to write the metrics to; path or URI.")] = None,
 ) -> None:
-    """Tell how good a trained model is.
-
-    Keys: split=test|val|train, task.KEY, fanouts, seed, device, allow_other_store.
-    """
+    """Tell how good a trained model is (keys: split=test|val|train, task.KEY, fanouts, seed, device,
+    allow_other_store)."""
     from optimag_dist.inference.evaluate import as_table, evaluate, write_evaluations
     from optimag_dist.inference.ids import read_ids
     from optimag_dist.inference.options import EvaluateOptions

@@ -8,9 +8,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from optimag_dist.train import checkpoint
-from optimag_dist.train.build import Parts, Worker, check_made_from
 from optimag_dist.train.epoch import EpochTotals
 from optimag_dist.train.host import Host
+from optimag_dist.train.parts import Parts, Worker, check_made_from, made_from
 from optimag_dist.types import InputError
 
 
@@ -113,7 +113,7 @@ class Checkpointer:
         of_epoch = totals.state(parts.worker.device, parts.worker.world_size) if totals.steps else None
         if parts.worker.rank == 0:
             state: dict[str, Any] = {
-                **parts.made_from,
+                **made_from(parts.fit, parts.store),
                 "weights": parts.step_loss.state_dict(),
                 "optimiser": parts.optimiser.state_dict(),
                 "epoch": progress.epoch,

@@ -16,10 +16,10 @@ from optimag_dist.sampling.pictures import told_bad_pictures
 from optimag_dist.tasks import Evaluation, monitor_of, notes_of
 from optimag_dist.tasks.task import gather_dict
 from optimag_dist.train import checkpoint
-from optimag_dist.train.build import Parts, make_batcher, make_loader
 from optimag_dist.train.checkpointer import Progress
 from optimag_dist.train.evaluation import joined
 from optimag_dist.train.host import Host
+from optimag_dist.train.parts import Parts, made_from
 from optimag_dist.train.step import align_embeddings
 from optimag_dist.train.trainer import beats
 
@@ -60,7 +60,7 @@ class Exporter:
             **{f"val/{name}": value for name, value in progress.best.metrics.items()},
             **{f"test/{name}": value for name, value in joined(tested).items()},
             "advice": "\n".join([*advice, *notes_of(parts.tasks)]),
-            **parts.made_from,
+            **made_from(parts.fit, parts.store),
         }
 
     def _write_model(self) -> None:
@@ -91,20 +91,19 @@ class Exporter:
     def _kept_mass(self, epoch: int) -> dict[str, np.ndarray] | None:
         """Modality → (n,) float32 kept mass in the group that a node is an anchor of; NaN where it is absent."""
         parts = self._parts
-        fit, store, worker = parts.fit, parts.store, parts.worker
-        regulariser = parts.step_loss.regulariser
-        if regulariser is None or fit.config.train.kept_mass == "none":
+        config, worker, regulariser = parts.fit.config, parts.worker, parts.regulariser
+        if regulariser is None or config.train.kept_mass == "none":
             return None
         parts.step_loss.eval()
         on_chunk = beats(self._host, "export", epoch)
-        everyone = np.arange(store.num_nodes)
+        everyone = np.arange(parts.store.num_nodes)
         forward = parts.forward(on_chunk, parts.masked_rows)
         # A node is in many groups, and is encoded once.
         embeddings, present = forward.encode(everyone), forward.present(everyone)
-        kept = torch.zeros(len(embeddings), store.num_nodes, device=worker.device)
-        sampling = fit.config.sampling.for_judging
-        batcher = make_batcher(fit, store, parts.ppr, everyone, sampling)
-        loader = make_loader(fit, parts.ppr, worker, FeaturelessRows(parts.rows), sampling, messages=False)
+        kept = torch.zeros(len(embeddings), len(everyone), device=worker.device)
+        sampling = config.sampling.for_judging
+        batcher = parts.make_batcher(everyone, sampling)
+        loader = parts.make_loader(FeaturelessRows(parts.rows), sampling, messages=False)
         for batch in loader.epoch([(batcher, nodes_alone)], epoch=0):
             on_chunk()
             for group in batch.to(worker.device).groups:

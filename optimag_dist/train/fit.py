@@ -8,11 +8,11 @@ from optimag_dist.integrity import write_record
 from optimag_dist.ppr import PPRArtefact
 from optimag_dist.sampling import GraphRows
 from optimag_dist.store import GraphStore
-from optimag_dist.train.build import Fit, Worker, build, check_made_from
 from optimag_dist.train.checkpointer import Checkpointer, barrier
 from optimag_dist.train.exporter import Exporter
 from optimag_dist.train.host import Host
 from optimag_dist.train.log import DIVERGED, RESULT, FitLog, read_result
+from optimag_dist.train.parts import Fit, Parts, Worker, check_made_from
 from optimag_dist.train.trainer import Trainer
 from optimag_dist.types import Diverged
 
@@ -57,7 +57,7 @@ def run_fit(
         known = read_result(fit.directory) or {}
         check_made_from(finished, known, fit, store)
         return known
-    parts = build(fit, store, ppr, worker, rows)
+    parts = Parts(fit, store, ppr, worker, rows)
     checkpointer = Checkpointer(parts, host)
     progress = checkpointer.resume()
     trainer = Trainer(parts, progress, checkpointer, host)

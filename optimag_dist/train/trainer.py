@@ -15,10 +15,10 @@ import torch
 from optimag_dist.tasks import Evaluation, monitor_of
 from optimag_dist.tasks.metrics import metric_of
 from optimag_dist.tasks.task import Part
-from optimag_dist.train.build import Parts
 from optimag_dist.train.checkpointer import Best, Checkpointer, Progress
 from optimag_dist.train.evaluation import evaluate_part, joined
 from optimag_dist.train.host import Host, Wish
+from optimag_dist.train.parts import Parts
 from optimag_dist.train.signals import SignalReducer
 from optimag_dist.train.soundness import Soundness
 from optimag_dist.types import Diverged
@@ -139,8 +139,8 @@ class Trainer:
         # Waits for the device, as no step does.
         self._soundness.check(progress.epoch, progress.totals.steps - 1)
         metrics = progress.totals.of_all_ranks(parts.worker.device, parts.worker.world_size)
-        record = metrics.record(progress.epoch, regularised=parts.step_loss.regulariser is not None)
-        if parts.step_loss.regulariser is not None:
+        record = metrics.record(progress.epoch, regularised=parts.regulariser is not None)
+        if parts.regulariser is not None:
             shown = [sign for sign, share in metrics.signs().items() if share > _WORTH_TELLING]
             progress.advice = [f"transport: {REMEDIES[sign]}" for sign in shown]
         progress.end_epoch(record["loss"], metrics.first_loss, parts)

@@ -36,7 +36,7 @@ def test_evaluation_tells_a_generator_what_training_does(store: GraphStore, back
     parts = start(configure(TEXT, model={"hidden": 32, "embedding": 16, "backbone": backbone}), store)
     parts.step_loss.eval()
     head, task, model = parts.heads[""], parts.tasks[""], parts.model
-    nodes, forward = task.test, parts.forward(lambda: None)
+    nodes, forward = task.test, parts.forward()
     batch = batch_of(parts, nodes)
     with torch.no_grad():
         in_training = head.tokens(model, model.encode(batch.features), batch)

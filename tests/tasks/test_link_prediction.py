@@ -23,7 +23,7 @@ from optimag_dist.store.rewire import EdgeChanges, rewire
 from optimag_dist.tasks.decoders import DotDecoder, MLPDecoder
 from optimag_dist.tasks.link_prediction import LinkPrediction, LinkPredictionOptions
 from optimag_dist.tasks.task import TaskContext
-from optimag_dist.train.build import Fit, Worker, build
+from optimag_dist.train.parts import Fit, Parts, Worker
 from optimag_dist.train.validation import check_input
 from optimag_dist.types import Examples, GroupBatch, InputError
 
@@ -208,7 +208,7 @@ def test_evaluation_passes_no_message_along_held_out_links(store: GraphStore) ->
             return indptr, drawn
 
     messages: set[tuple[int, int]] = set()
-    parts = build(Fit("default", 0, configure(LINKS), Path("nowhere")), store, None, Worker(), Listening(store))
+    parts = Parts(Fit("default", 0, configure(LINKS), Path("nowhere")), store, None, Worker(), Listening(store))
     assert len(held_out(store)) == 2 * (round(0.1 * 336) + round(0.2 * 336))
     for part in ("val", "test"):
         evaluated(parts, part)

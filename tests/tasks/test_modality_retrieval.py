@@ -16,7 +16,7 @@ from optimag_dist.sampling import GraphRows, StoreRows
 from optimag_dist.store import GraphStore
 from optimag_dist.tasks.modality_retrieval import ModalityRetrieval, ModalityRetrievalOptions
 from optimag_dist.tasks.task import TaskContext
-from optimag_dist.train.build import Parts
+from optimag_dist.train.parts import Parts
 from optimag_dist.types import GroupBatch, InputError
 
 from .tiny_stores import batch_of, configure, evaluated, first_groups, fit, make_ppr, make_store, start

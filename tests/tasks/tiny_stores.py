@@ -13,11 +13,11 @@ from optimag_dist.ppr.block import block_name, write_block
 from optimag_dist.ppr.topk import push_sources
 from optimag_dist.sampling import ExampleFn, GraphRows, GroupLoader, SeedBatcher, nodes_alone
 from optimag_dist.store import GraphStore, ingest
-from optimag_dist.train.build import Parts, build
 from optimag_dist.train.evaluation import evaluate_part, joined
 from optimag_dist.train.fit import Fit, Worker, run_fit
 from optimag_dist.train.host import Host
 from optimag_dist.train.options import RunConfig, VariantConfig
+from optimag_dist.train.parts import Parts
 from optimag_dist.types import Block, GroupBatch
 
 from ..tables import write_tables
@@ -82,13 +82,13 @@ def start(
     config: VariantConfig, store: GraphStore, ppr: PPRArtefact | None = None, worker: Worker | None = None
 ) -> Parts:
     """A fit before its first step; it writes nothing."""
-    return build(Fit("default", 0, config, Path("nowhere")), store, ppr, worker or Worker())
+    return Parts(Fit("default", 0, config, Path("nowhere")), store, ppr, worker or Worker())
 
 
 def evaluated(parts: Parts, part: Literal["val", "test"]) -> dict[str, float]:
     """The metrics of all tasks, by their names in a run."""
     parts.step_loss.eval()
-    return joined(evaluate_part(part, parts.tasks, parts.heads, parts.forward(lambda: None)))
+    return joined(evaluate_part(part, parts.tasks, parts.heads, parts.forward()))
 
 
 def first_groups(parts: Parts) -> tuple[GroupBatch, ...]:

@@ -21,11 +21,11 @@ from optimag_dist.ppr import PPRArtefact
 from optimag_dist.sampling import GroupLoader, SeedBatcher, StoreRows
 from optimag_dist.store import GraphStore
 from optimag_dist.tasks import make_task
-from optimag_dist.train.build import build
 from optimag_dist.train.fit import Fit, Worker, run_fit, try_fit
 from optimag_dist.train.host import Host, Wish
 from optimag_dist.train.log import read_records, read_result
 from optimag_dist.train.options import RunConfig, VariantConfig
+from optimag_dist.train.parts import Parts
 from optimag_dist.train.stalls import place
 from optimag_dist.types import InputError
 
@@ -339,7 +339,7 @@ def _first_step_gradients(
         dist.init_process_group("gloo", f"file://{out}.sync", rank=rank, world_size=world_size)
     fit = Fit("default", 0, config, out)
     store = GraphStore.open(store_path)
-    parts = build(fit, store, PPRArtefact.open(ppr_path), Worker(rank, world_size))
+    parts = Parts(fit, store, PPRArtefact.open(ppr_path), Worker(rank, world_size))
     loss, _, _ = parts.parallel(next(parts.loader.epoch(parts.sources, 0)))
     loss.backward()
     if rank == 0:

@@ -1,0 +1,171 @@
+"""From what is to be fitted to what a fit works with: tasks, model, optimiser, batches."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from optimag_dist.layerwise import LayerwiseForward
+from optimag_dist.models import MultimodalModel
+from optimag_dist.models.pretrained import parameter_groups
+from optimag_dist.ppr import PPRArtefact
+from optimag_dist.sampling import (
+    ExampleFn,
+    GraphRows,
+    GroupLoader,
+    MaskedRows,
+    RawRows,
+    SamplingOptions,
+    SeedBatcher,
+    StoreRows,
+    check_encoders,
+)
+from optimag_dist.sampling.pictures import BadPictures
+from optimag_dist.store import GraphStore
+from optimag_dist.tasks import TaskHead, make_task, named
+from optimag_dist.train.options import VariantConfig, fingerprint
+from optimag_dist.train.step import StepLoss
+from optimag_dist.types import InputError
+from optimag_dist.ufgw import UFGWRegulariser
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What to fit and where its files go: ``metrics.jsonl``, ``checkpoint.pt``, ``model.pt``, ``result.json``."""
+
+    variant: str
+    seed: int
+    config: VariantConfig
+    directory: Path
+
+
+@dataclass(frozen=True)
+class Worker:
+    """This process's place among the DDP workers."""
+
+    rank: int = 0
+    world_size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+
+class Parts:
+    """What a fit works with, before its first step; the same on every rank.
+
+    Args:
+        fit, store, worker: what is fitted to what, and this process's place.
+        ppr: of the graph; may be None where it is not needed.
+        rows: where neighbours and features come from; default: the store, mapped on this host.
+
+    Attributes:
+        prior: PPR that groups are filled by; None without a regulariser.
+        rows: the graph.
+        masked_rows: of it what training may see.
+        kinds: modality → what its encoder reads, of those with one.
+        widths: modality → width of its stored features.
+        tasks, heads: by the task's name.
+        model, regulariser, step_loss: the last is all that is trained.
+        parallel: ``step_loss``, in DDP where there are several workers.
+        loader, sources: of training batches; per task, what it is trained on.
+        bad_pictures: what did not decode.
+
+    Raises:
+        InputError: the store lacks what a task or an encoder needs, or there is no PPR where it is needed.
+    """
+
+    def __init__(
+        self, fit: Fit, store: GraphStore, ppr: PPRArtefact | None, worker: Worker, rows: GraphRows | None = None
+    ) -> None:
+        config = fit.config
+        self.fit, self.store, self.worker = fit, store, worker
+        if config.needs_ppr and ppr is None:
+            raise InputError("this run needs a PPR artefact; compute one with: optimag ppr STORE")
+        self.prior = ppr if config.regularised else None
+        self.kinds = check_encoders(store, config.model.encoders)
+        self.rows, self.bad_pictures = rows or StoreRows(store), list[BadPictures]()
+        if self.kinds:
+            self.rows = raw = RawRows(self.rows, store, config.model.encoders)
+            self.bad_pictures += raw.bad_pictures.values()
+        self.widths = {name: modality.width for name, modality in self.rows.modalities.items()}
+        self.tasks = {
+            name: make_task(options, store, seed=fit.seed, ppr=ppr, modalities=list(self.widths))
+            for name, options in named(config.task).items()
+        }
+        self.bad_pictures += [bad for task in self.tasks.values() for bad in task.bad_pictures]
+        self.masked_rows = MaskedRows.around(self.rows, [task.masked for task in self.tasks.values()])
+        self._make_modules()
+        groups = parameter_groups(self.step_loss, config.train.lr)
+        self.optimiser = torch.optim.AdamW(groups, lr=config.train.lr, weight_decay=config.train.weight_decay)
+        self.loader = self.make_loader(self.masked_rows, config.sampling, messages=self.model.passes_messages)
+        self.sources: list[tuple[SeedBatcher, ExampleFn]] = [
+            (self.make_batcher(task.train, config.sampling), task.examples) for task in self.tasks.values()
+        ]
+
+    def _make_modules(self) -> None:
+        """All that is trained, with the weights that the seed gives."""
+        config, worker = self.fit.config, self.worker
+        torch.manual_seed(self.fit.seed)
+        columns = {name: self.store.columns(name) for name in self.store.modalities if name not in self.kinds}
+        num_layers = len(config.sampling.fanouts)
+        self.model = MultimodalModel(self.widths, num_layers, config.model, self.kinds, columns)
+        self.heads: dict[str, TaskHead] = {name: task.head(self.model) for name, task in self.tasks.items()}
+        self.regulariser = UFGWRegulariser(**config.regulariser.model_dump()) if config.regularised else None
+        weights = {name: options.weight for name, options in named(config.task).items()}
+        loss = StepLoss(self.model, self.heads, weights, self.regulariser, worker.world_size)
+        self.step_loss: StepLoss = loss.to(worker.device)
+        self.parallel: nn.Module = self.step_loss
+        if worker.world_size > 1:
+            ids = [worker.device] if worker.device.type == "cuda" else None
+            self.parallel = DistributedDataParallel(self.step_loss, device_ids=ids)
+
+    def make_loader(self, rows: GraphRows, sampling: SamplingOptions, *, messages: bool) -> GroupLoader:
+        """This worker's batches from ``rows``."""
+        return GroupLoader(
+            rows,
+            self.prior,
+            sampling,
+            seed=self.fit.seed,
+            messages=messages,
+            rank=self.worker.rank,
+            world_size=self.worker.world_size,
+            pin_memory=self.worker.device.type == "cuda",
+        )
+
+    def make_batcher(self, items: np.ndarray, sampling: SamplingOptions) -> SeedBatcher:
+        """Groups of ``items``, filled where there is a prior."""
+        num_nodes, fill = self.store.num_nodes, self.prior is not None
+        return SeedBatcher(items, num_nodes, self.prior, sampling, seed=self.fit.seed, fill=fill)
+
+    def forward(self, on_chunk: Callable[[], None] = lambda: None, rows: GraphRows | None = None) -> LayerwiseForward:
+        """The model over ``rows``, by default all that the graph has, as evaluation goes through it."""
+        return LayerwiseForward(
+            self.model,
+            rows or self.rows,
+            self.store.num_nodes,
+            self.fit.config.sampling.fanouts_at_evaluation,
+            seed=self.fit.seed,
+            device=self.worker.device,
+            rank=self.worker.rank,
+            world_size=self.worker.world_size,
+            on_chunk=on_chunk,
+        )
+
+
+def made_from(fit: Fit, store: GraphStore) -> dict[str, str]:
+    """What tells a fit's files from those of another fit."""
+    return {"fingerprint": fingerprint(fit.config, fit.seed), "store": store.content_hash}
+
+
+def check_made_from(path: Path, made: Mapping[str, Any], fit: Fit, store: GraphStore) -> None:
+    """Raise ``InputError`` if ``made``, the content of ``path``, is of another fit."""
+    for what, mine in made_from(fit, store).items():
+        # Results of older versions do not say.
+        if made.get(what, mine) != mine:
+            raise InputError(
+                f"{path}: made by another {'configuration' if what == 'fingerprint' else 'graph'}; train under another "
+                f"name, or delete {fit.directory} to start over"
+            )
