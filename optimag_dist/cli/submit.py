@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
-from rich.table import Table
 from typer.core import TyperGroup
 
 from optimag_dist.cli.arguments import DefaultCommand, path
-from optimag_dist.console import console, fail, nobody_listens, say
+from optimag_dist.console import fail, nobody_listens, say
 
 if TYPE_CHECKING:
     from optimag_dist.submit.cluster import Jobs
@@ -31,7 +30,6 @@ ClusterAddress = Annotated[
     str | None,
     typer.Option("--address", help="Dashboard of a Ray cluster, http://HOST:8265; or RAY_API_SERVER_ADDRESS."),
 ]
-JobId = Annotated[str, typer.Argument(metavar="JOB", help="Id of a job, as optimag submit prints it.")]
 
 
 @app.command("run")
@@ -59,55 +57,7 @@ def submit_run(
     if follow:
         _follow(jobs, submitted)
     else:
-        say(f"watch: {_submit_command('logs', jobs, submitted)} --follow")
-
-
-@app.command("list")
-def submit_list(address: ClusterAddress = None) -> None:
-    """Show the jobs the cluster remembers."""
-    table = Table("job", "status", "started", "seconds")
-    for job in _jobs(address).known():
-        table.add_row(job.submission_id, job.status.value, *_times(job.start_time, job.end_time))
-    console().print(table)
-
-
-@app.command("status")
-def submit_status(job: JobId, address: ClusterAddress = None) -> None:
-    """Show where a job stands."""
-    from optimag_dist.submit.cluster import remedy
-
-    info = _jobs(address).info(job)
-    started, seconds = _times(info.start_time, info.end_time)
-    say(f"{job}: {info.status.value}, started {started}, {seconds} s\n{info.message}")
-    if advice := remedy(info):
-        say(advice)
-
-
-@app.command("logs")
-def submit_logs(
-    job: JobId,
-    follow: Annotated[bool, typer.Option("--follow", help="Go on until the job ends.")] = False,
-    address: ClusterAddress = None,
-) -> None:
-    """Show what a job printed."""
-    jobs = _jobs(address)
-    if follow:
-        _follow(jobs, job)
-    sys.stdout.write(jobs.logs(job))
-
-
-@app.command("stop")
-def submit_stop(job: JobId, address: ClusterAddress = None) -> None:
-    """End a job; what it has saved stays, and the same recipe goes on from there."""
-    status = _jobs(address).stop(job).status.value
-    say(f"{job}: {status}" + ("; it ends as soon as it has the resources it waits for" * (status == "PENDING")))
-
-
-@app.command("delete")
-def submit_delete(job: JobId, address: ClusterAddress = None) -> None:
-    """Have the cluster forget a job that has ended."""
-    _jobs(address).delete(job)
-    say(f"{job}: forgotten")
+        say(f"watch: {_ray_job('logs --follow', jobs, submitted)}")
 
 
 def check_command(optimag: Any, words: Sequence[str]) -> None:
@@ -151,8 +101,8 @@ def _follow(jobs: "Jobs", job: str) -> NoReturn:
         status = jobs.follow(job, write)
     except KeyboardInterrupt:
         fail(
-            f"left; the job goes on. Come back: {_submit_command('logs', jobs, job)} --follow; end it: "
-            f"{_submit_command('stop', jobs, job)}",
+            f"left; the job goes on. Come back: {_ray_job('logs --follow', jobs, job)}; end it: "
+            f"{_ray_job('stop', jobs, job)}",
             130,
         )
     info = jobs.info(job)
@@ -162,8 +112,8 @@ def _follow(jobs: "Jobs", job: str) -> NoReturn:
     raise typer.Exit(status)
 
 
-def _submit_command(name: str, jobs: "Jobs", job: str) -> str:
-    return f"optimag submit {name} {job} --address {jobs.address}"
+def _ray_job(command: str, jobs: "Jobs", job: str) -> str:
+    return f"RAY_AUTH_MODE=token ray job {command} {job} --address {jobs.address}"
 
 
 def _times(start_ms: int | None, end_ms: int | None) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""Ray Jobs: a recipe is handed to a running cluster, watched, stopped and forgotten."""
+"""Ray Jobs: a recipe is handed to a running cluster and followed; all else is done by ``ray job``."""
 
 import asyncio
 import logging
@@ -22,7 +22,6 @@ from optimag_dist.types import InputError
 _KNOCK_S = 5
 _POLL_S = 1
 _START_S = 60
-_STOP_S = 60
 # Ray reads it before any address it is given.
 _ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
 
@@ -142,37 +141,9 @@ class Jobs:
             pass
         return max(seen, at)
 
-    def logs(self, job: str) -> str:
-        """All that the job printed so far."""
-        return self._ask("get_job_logs", job)
-
     def info(self, job: str) -> JobDetails:
         """Where the job stands."""
         return self._ask("get_job_info", job)
-
-    def known(self) -> list[JobDetails]:
-        """The submitted jobs the cluster remembers, oldest first."""
-        found = [job for job in self._ask("list_jobs") if job.submission_id]
-        return sorted(found, key=lambda job: job.start_time or 0)
-
-    def stop(self, job: str) -> JobDetails:
-        """End the job and wait until it has ended; one that has ended already is left as it is.
-
-        Ray ends a job that still waits for resources only once it has them: that one comes back as ``PENDING``.
-        """
-        self._ask("stop_job", job)
-        deadline = time.monotonic() + _STOP_S
-        while (info := self.info(job)).status == JobStatus.RUNNING:
-            if time.monotonic() > deadline:
-                raise InputError(
-                    f"{job} was told to stop and did not within {_STOP_S} s; ask again: submit status {job}"
-                )
-            time.sleep(_POLL_S)
-        return info
-
-    def delete(self, job: str) -> None:
-        """Have the cluster forget a job that has ended."""
-        self._ask("delete_job", job)
 
     def _ask(self, method: str, *args: object, **kwargs: object) -> Any:
         try:
