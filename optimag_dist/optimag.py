@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from optimag_dist.types import GraphPrior, InputError
 from optimag_dist.ufgw import UFGWDiagnostics, UFGWRegulariser
 from optimag_dist.ufgw.backend import outside_graphs
-from optimag_dist.ufgw.checks import check_tensor
-from optimag_dist.ufgw.costs import AnchorKind
+from optimag_dist.ufgw.costs import AnchorCostKind
 from optimag_dist.ufgw.regulariser import PlanKind
+from optimag_dist.ufgw.validation import check_tensor
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 # Rows of a dense prior that are looked through at once.
@@ -76,7 +76,7 @@ class OptiMAG(nn.Module):
         epsilon: float = 0.01,
         n_outer: int = 5,
         n_sinkhorn: int = 20,
-        anchor: AnchorKind = "ppr",
+        anchor: AnchorCostKind = "ppr",
     ) -> None:
         super().__init__()
         self.regulariser = UFGWRegulariser(

@@ -11,7 +11,7 @@ counts; fugw runs without progress bars and without evaluating its loss in betwe
     2  Same answer, from start to stop: objective within 1e-4 of the optimum. All are told the smallest budget that gets
        there; next to it ours by one recipe for all N, which stops by itself.
     3  Of ours alone (``ufgw_parts.py``): where the time of a step goes, against the flops, bytes and exponentials
-       counted for it at this machine's rates; what structured costs and the checks at the door make of it; peak memory.
+       counted for it at this machine's rates; what structured costs and validation makes of it; peak memory.
 
 Times are medians of interleaved runs: processor time on one thread, which other processes disturb least, wall time on
 more. The objective is computed by the benchmark, in float64, for all alike.

@@ -21,11 +21,11 @@ from rich.table import Table
 from torch import Tensor
 
 from optimag_dist.ufgw import CosineCost, SparseCost, UFGWSolution, costs, problem, products, solve_ufgw
-from optimag_dist.ufgw.checks import DoorChecks
 from optimag_dist.ufgw.costs import Cost
-from optimag_dist.ufgw.door import _as_cost, _check_cost, build_problem
+from optimag_dist.ufgw.operands import as_cost, build_problem, check_cost
 from optimag_dist.ufgw.sinkhorn import SinkhornResult, sinkhorn_exp
-from optimag_dist.ufgw.solver import Budget, _run
+from optimag_dist.ufgw.solver import Budget, outer_steps
+from optimag_dist.ufgw.validation import DeferredChecks
 
 # With these weights, width of the anchor prior and PPR of a node to itself, plans are neither the diagonal nor uniform:
 # the diagonal holds from 94 % (N = 128, δ = 1 %) to 6 % of the mass (N = 4096, δ = 5 %), and half of all mass is kept.
@@ -72,7 +72,7 @@ class Instance:
     @cached_property
     def costs(self) -> Operands:
         C_G = SparseCost.from_proximity(self.proximity)
-        return CosineCost.from_embeddings(self.embeddings[:1]), C_G, C_G.anchor_prior(TAU)
+        return CosineCost.from_embeddings(self.embeddings[:1]), C_G, C_G.anchor_cost(TAU)
 
     @cached_property
     def both(self) -> Operands:
@@ -95,7 +95,7 @@ class Instance:
         pi = plan.to(torch.float64).reshape(1, self.nodes, self.nodes)
         rows, columns, mass = pi.sum(2), pi.sum(1), pi.sum()
         reduced = C_m.factor.mT @ pi
-        across = (C_G.from_right(reduced) * C_m.signs[:, None] * reduced).sum()
+        across = (C_G.right_matmul(reduced) * C_m.signs[:, None] * reduced).sum()
         squares = (C_m.squared_times(rows) * rows).sum() + (C_G.squared_times(columns) * columns).sum()
         _, row, column, near = M.entries(1)
 
@@ -128,7 +128,7 @@ def solve(operands: Operands, outer: int = OUTER, sinkhorn: int = SINKHORN, **op
 
 
 def build(operands: Operands, marginal: str = "kl") -> problem.UFGWProblem:
-    return build_problem(*operands, None, None, **WEIGHTS, marginal=marginal, checks=DoorChecks())
+    return build_problem(*operands, None, None, **WEIGHTS, marginal=marginal, checks=DeferredChecks())
 
 
 def table(title: str, columns: str) -> Table:
@@ -147,7 +147,7 @@ def iterations_run(instance: Instance, outer: int) -> float:
         done.append(int(found.iterations))
         return found
 
-    _run(build(instance.costs, "kl_tensor"), Budget(outer, SINKHORN), counting)
+    outer_steps(build(instance.costs, "kl_tensor"), Budget(outer, SINKHORN), counting)
     return sum(done) / outer / SINKHORN
 
 
@@ -212,28 +212,30 @@ def where_time_goes(instances: Iterable[Instance], machine: Machine) -> Table:
 def _parts(instance: Instance, machine: Machine) -> list[str]:
     N, built = instance.nodes, build(instance.costs)
     # After one step: later Sinkhorn ends early, once an iteration changes not one bit.
-    state = _run(built, Budget(1, SINKHORN), sinkhorn_exp)
+    state = outer_steps(built, Budget(1, SINKHORN), sinkhorn_exp)
     plan, at, A, B = state.plan, state.linearised, built.A, built.B
-    spare, entropic = torch.empty_like(plan.kernel), built.entropic()
-    cost, x, y = (t.clone() for t in built.linearised_cost(at, spare))
+    workspace, entropic = torch.empty_like(plan.kernel), built.entropic()
+    cost, x, y = (t.clone() for t in built.linearised_cost(at, workspace))
 
     def sinkhorn(n: int) -> float:
-        return seconds(lambda: sinkhorn_exp(spare, x, y, state.f, state.g, entropic, n), lambda: spare.copy_(cost))
+        return seconds(
+            lambda: sinkhorn_exp(workspace, x, y, state.f, state.g, entropic, n), lambda: workspace.copy_(cost)
+        )
 
     if isinstance(A, CosineCost):
         product = (
             seconds(lambda: products.product_to_few(A.factor * plan.a[:, :, None], plan.kernel)),
-            seconds(lambda: B.from_right(at.reduced)),
-            seconds(lambda: products.product_to_many(A.factor, at.core, spare)),
+            seconds(lambda: B.right_matmul(at.reduced)),
+            seconds(lambda: products.product_to_many(A.factor, at.core, workspace)),
         )
         flops = (4 * N * N + 2 * len(B.indices)) * A.rank
     else:
-        right = B.from_right(plan.kernel)
-        product = 0.0, seconds(lambda: B.from_right(plan.kernel)), seconds(lambda: A.values @ right)
+        right = B.right_matmul(plan.kernel)
+        product = 0.0, seconds(lambda: B.right_matmul(plan.kernel)), seconds(lambda: A.values @ right)
         flops = 2 * N**3 + 2 * len(B.indices) * N
     first, full = sinkhorn(1), sinkhorn(SINKHORN)
     linear = seconds(lambda: A.squared_times(plan.rows)) + seconds(lambda: B.squared_times(plan.columns))
-    linear += seconds(lambda: built.M.take_off_entries(spare, 0.4))
+    linear += seconds(lambda: built.M.take_off_entries(workspace, 0.4))
     step = of_step(instance.costs)
     whole = seconds(lambda: solve(instance.costs, 1)) - step
     read = N * N / machine.read[N]
@@ -267,10 +269,10 @@ def forms(instances: Iterable[Instance]) -> Table:
 
 
 def _look(operands: Operands) -> None:
-    """The checks at the door, and reading their outcome."""
-    checks = DoorChecks()
+    """Validation of the input, and reading their outcome."""
+    checks = DeferredChecks()
     for name, cost in zip(("C_m", "C_G", "M"), operands, strict=True):
-        _check_cost(checks, name, _as_cost(name, cost), symmetric=name != "M")
+        check_cost(checks, name, as_cost(name, cost), symmetric=name != "M")
     checks.settle(torch.ones(1, dtype=torch.bool))
 
 

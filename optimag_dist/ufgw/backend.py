@@ -1,6 +1,7 @@
 """Which kernels do the work: numba's on the CPU, Triton's on a GPU, where they are installed; torch's own otherwise."""
 
 from functools import lru_cache, wraps
+from importlib import import_module
 from types import ModuleType
 from typing import Any
 
@@ -9,21 +10,11 @@ from torch import Tensor
 
 
 @lru_cache
-def _compiled() -> ModuleType | None:
+def _installed(name: str) -> ModuleType | None:
     try:
-        from optimag_dist.ufgw import compiled
-    except ImportError:  # this subpackage needs torch alone; numba makes it faster
+        return import_module(f"optimag_dist.ufgw.{name}")
+    except ImportError:  # this subpackage needs torch alone; numba and Triton make it faster
         return None
-    return compiled
-
-
-@lru_cache
-def _sweep() -> ModuleType | None:
-    try:
-        from optimag_dist.ufgw import sweep
-    except ImportError:
-        return None
-    return sweep
 
 
 def outside_graphs(function: Any) -> Any:
@@ -39,11 +30,11 @@ def outside_graphs(function: Any) -> Any:
     return called
 
 
-def sweep_for(x: Tensor) -> ModuleType | None:
-    """:mod:`optimag_dist.ufgw.sweep` where it can work on ``x``, else None."""
-    return _sweep() if x.device.type == "cuda" else None
+def triton_for(x: Tensor) -> ModuleType | None:
+    """:mod:`optimag_dist.ufgw.triton_sinkhorn` where it can work on ``x``, else None."""
+    return _installed("triton_sinkhorn") if x.device.type == "cuda" else None
 
 
 def compiled_for(x: Tensor) -> ModuleType | None:
     """:mod:`optimag_dist.ufgw.compiled` where it can work on ``x``, else None."""
-    return _compiled() if x.device.type == "cpu" else None
+    return _installed("compiled") if x.device.type == "cpu" else None

@@ -1,6 +1,6 @@
-"""The plan that leaves all mass where it is: nodes are judged by their neighbourhood and aligned with the whole group.
+"""The plan that leaves all mass where it is: trust in a node comes from its neighbourhood, alignment from its group.
 
-Judged: how much of its mass node i keeps in modality m, r_m(i) = k_m(i) μ_m(i), minimises over r
+Trust: how much of its mass node i keeps in modality m, r_m(i) = k_m(i) μ_m(i), minimises over r
 
     α Σ_ik C̄_m(i,k) W̄(i,k) r_i r_k  +  γ Σ_i w_i x_m(i) r_i  +  2ρ Σ_i w_i kl(r_i, μ_i)
     W̄ = √(½(Π_B + Π_Bᵀ)) off the diagonal, over its mean;    w_i = Σ_k W̄(i,k) μ_k
@@ -27,15 +27,15 @@ from torch import Tensor
 from optimag_dist.ufgw.costs import CosineCost, Cost, cosine_costs
 from optimag_dist.ufgw.objective import with_gradient
 
-# A node with hardly a neighbour in its group is judged as if it had this share of the mean weight of neighbours.
+# A node with hardly a neighbour in its group counts as if it had this share of the mean weight of neighbours.
 _LEAST_WEIGHT = 0.1
 _ITERATIONS = 16
-_AT_REST = 5e-3
+_TOL = 5e-3
 _NEARLY_EMPTY = 0.02
 
 
 @dataclass(frozen=True, eq=False)
-class Judgement:
+class TrustEstimate:
     """What is kept, and why; b modalities, N nodes.
 
     Attributes:
@@ -53,12 +53,12 @@ class Judgement:
 
 @dataclass(frozen=True, eq=False)
 class LocalStatus:
-    """How the judgement ended, (b,) each, on the device.
+    """How the estimate of trust ended, (b,) each, on the device.
 
     Attributes:
-        change: see :class:`Judgement`.
+        change: see :class:`TrustEstimate`.
         mass: mean of what is kept.
-        healthy: bool, the modality has distances to judge by, and they are finite.
+        healthy: bool, the modality has distances to estimate_trust by, and they are finite.
     """
 
     change: Tensor
@@ -67,14 +67,14 @@ class LocalStatus:
 
     @property
     def signs(self) -> dict[str, Tensor]:
-        """Name → (b,) bool: ``empty``, nearly all mass is given up; ``unsettled``, the judgement was still moving."""
+        """Name → (b,) bool: ``empty``, nearly all mass is given up; ``not_converged``, trust was still moving."""
         return {
             "empty": self.healthy & (self.mass < _NEARLY_EMPTY),
-            "unsettled": self.healthy & (self.change > _AT_REST),
+            "not_converged": self.healthy & (self.change > _TOL),
         }
 
     def __str__(self) -> str:
-        count, settled = len(self.mass), int((self.healthy & (self.change <= _AT_REST)).sum())
+        count, settled = len(self.mass), int((self.healthy & (self.change <= _TOL)).sum())
         masses = ", ".join(f"{mass:.2f}" for mass in self.mass.tolist())
         return f"{settled} of {count} modalities settled; mass kept {masses}"
 
@@ -87,7 +87,9 @@ def near_weights(proximity: Tensor) -> Tensor:
     return weights / torch.where(mean > 0, mean, 1.0)
 
 
-def judge(C: Tensor, weights: Tensor, marginal: Tensor, *, alpha: float, rho: float, agreement: float) -> Judgement:
+def estimate_trust(
+    C: Tensor, weights: Tensor, marginal: Tensor, *, alpha: float, rho: float, agreement: float
+) -> TrustEstimate:
     """k by majorisation: with D ≥ 0, rᵀDr ≤ Σ_i (Dr')_i r_i² / r'_i, so that every iteration lowers the objective at x.
 
     The bound's minimum has log k + A k + B = 0, A = α s'/(ρ k'), B = γ x/(2ρ). x follows at half the pace.
@@ -126,22 +128,22 @@ def judge(C: Tensor, weights: Tensor, marginal: Tensor, *, alpha: float, rho: fl
         rising = alpha / rho * mismatch / kept.clamp_min(least) * torch.exp(-floor)
         last, kept = kept, present * torch.exp(_root(rising) - floor)
         change = (kept - last).abs().amax(1)
-    return Judgement(kept, mismatch, x, change)
+    return TrustEstimate(kept, mismatch, x, change)
 
 
-def alignment(cost: CosineCost, C_G: Cost, judgement: Judgement, marginal: Tensor) -> Tensor:
+def alignment(cost: CosineCost, C_G: Cost, trust: TrustEstimate, marginal: Tensor) -> Tensor:
     """Σ_ik |C̄_m(i,k) − C̄_G(i,k)|² q_i q_k (b,), differentiable in ``cost.directions`` with q held fixed."""
     with torch.no_grad():
-        q = _shares(judgement.kept * marginal)
+        q = _shares(trust.kept * marginal)
         value, gradient = _distortion(cost, C_G, q)
 
     def written_out(x: Tensor) -> Tensor:
-        return by_autograd(cosine_costs(x, marginal > 0), C_G.dense(), judgement, marginal)[0]
+        return by_autograd(cosine_costs(x, marginal > 0), C_G.dense(), trust, marginal)[0]
 
     return with_gradient(cost.directions, value, gradient, written_out)
 
 
-def consistency(cost: CosineCost, judgement: Judgement) -> Tensor:
+def consistency(cost: CosineCost, trust: TrustEstimate) -> Tensor:
     """Σ_m' Σ_ik |C̄_m(i,k) − C̄_m'(i,k)|² q'_i q'_k (b,), each pair of modalities half at either; differentiable
     likewise, on both sides."""
     modalities = cost.batch_size
@@ -153,25 +155,25 @@ def consistency(cost: CosineCost, judgement: Judgement) -> Tensor:
             other = cost.select(entries)
             # A modality whose embeddings all point the same way adds nothing, so it may not pull at the other either.
             worth = (cost.scale > 0) & (other.scale > 0)
-            q = _shares(judgement.kept * judgement.kept[entries]) * worth[:, None]
+            q = _shares(trust.kept * trust.kept[entries]) * worth[:, None]
             of_pair, slope = _distortion(cost, other, q)
             value += 0.5 * of_pair
             gradient += slope
 
     def written_out(x: Tensor) -> Tensor:
         C = cosine_costs(x, cost.weights > 0)
-        return by_autograd(C, C, judgement, cost.weights)[1]
+        return by_autograd(C, C, trust, cost.weights)[1]
 
     return with_gradient(cost.directions, value, gradient, written_out)
 
 
-def by_autograd(C: Tensor, C_G: Tensor, judgement: Judgement, marginal: Tensor) -> tuple[Tensor, Tensor]:
+def by_autograd(C: Tensor, C_G: Tensor, trust: TrustEstimate, marginal: Tensor) -> tuple[Tensor, Tensor]:
     """:func:`alignment` and :func:`consistency` (b,) of written-out costs, differentiable in all of it, k included."""
-    q = _shares(judgement.kept * marginal)
+    q = _shares(trust.kept * marginal)
     aligned = _weighted((C - C_G).square(), q)
     consistent, worth = torch.zeros_like(aligned), C.flatten(1).any(1)
     for m, o in _pairs(len(C)):
-        shared = _shares(judgement.kept[m] * judgement.kept[o]) * (worth[m] & worth[o])
+        shared = _shares(trust.kept[m] * trust.kept[o]) * (worth[m] & worth[o])
         half = 0.5 * _weighted((C[m] - C[o]).square()[None], shared[None])[0]
         consistent = consistent + half * ((torch.arange(len(C)) == m) | (torch.arange(len(C)) == o)).to(half)
     return aligned, consistent
@@ -208,15 +210,15 @@ def _distortion(cost: CosineCost, other: Cost, q: Tensor) -> tuple[Tensor, Tenso
     """
     # Both have a mean near 1; without it there are small numbers to square.
     one = q.new_ones(())
-    A, B = cost.lowered(one), other.lowered(one)
+    A, B = cost.shifted(one), other.shifted(one)
     weighted = q[:, :, None] * A.factor
     own = A.signed_factor @ (A.factor.mT @ weighted)
-    across = B.from_right(weighted.mT).mT
+    across = B.right_matmul(weighted.mT).mT
     difference = own - across
     # ⟨A, A⟩ − ⟨A, B⟩ under q, with what is left of ⟨B, B⟩ and ⟨A, B⟩.
     product = (q[:, :, None] * A.signed_factor * difference).sum((1, 2))
     rest = (q * B.squared_times(q)).sum(1) - (q[:, :, None] * A.signed_factor * across).sum((1, 2))
-    gradient = A.pull_back(2 * q[:, :, None] * difference)
+    gradient = A.vjp(2 * q[:, :, None] * difference)
     value = (product + rest).clamp_min(0)
     # Where the value is none, the regulariser leaves it out; NaN times nothing would still be NaN.
     return value, torch.where(value.isfinite()[:, None, None], gradient, 0.0)

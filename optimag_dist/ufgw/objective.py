@@ -149,14 +149,14 @@ def structure_term(
         value = problem.interaction(linearised, plan, linearised)
         if not directions.requires_grad:
             return value
-        lowered = problem.A if isinstance(problem.A, CosineCost) else cost.lowered(problem.shift)
-        Q, r = lowered.factor, plan.rows[:, :, None]
+        shifted = problem.A if isinstance(problem.A, CosineCost) else cost.shifted(problem.shift)
+        Q, r = shifted.factor, plan.rows[:, :, None]
         if linearised.reduced is not None:
-            moved = linearised.core * lowered.signs[:, None]
+            moved = linearised.core * shifted.signs[:, None]
         else:
-            moved = problem.B.from_right(Q.mT @ plan.kernel)
-        own = r * (lowered.signed_factor @ (Q.mT @ (r * Q)))
-        gradient = lowered.pull_back(2 * (own - plan.kernel @ moved.mT))
+            moved = problem.B.right_matmul(Q.mT @ plan.kernel)
+        own = r * (shifted.signed_factor @ (Q.mT @ (r * Q)))
+        gradient = shifted.vjp(2 * (own - plan.kernel @ moved.mT))
         gradient = torch.where(healthy[:, None, None], gradient, 0.0)
     weights = cost.weights
 
@@ -164,7 +164,7 @@ def structure_term(
         with torch.no_grad():
             problem, plan = again()
             r = torch.where(healthy[:, None], plan.rows, 0.0)
-            moved = torch.where(healthy[:, None, None], problem.B.from_right(plan.kernel) @ plan.kernel.mT, 0.0)
+            moved = torch.where(healthy[:, None, None], problem.B.right_matmul(plan.kernel) @ plan.kernel.mT, 0.0)
         C = cosine_costs(x, weights > 0) - problem.shift
         return (C.square() * r[:, :, None] * r[:, None, :] - 2 * C * moved).sum((1, 2))
 

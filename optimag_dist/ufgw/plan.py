@@ -45,7 +45,7 @@ class Plan:
         kernel = self.kernel.mul_(self.a[:, :, None]).mul_(self.b[:, None, :])
         return Plan(kernel, torch.ones_like(self.a), torch.ones_like(self.b), self.rows, self.columns)
 
-    def mixed_(self, other: "Plan", share: Tensor) -> "Plan":
+    def lerp_(self, other: "Plan", share: Tensor) -> "Plan":
         """(1 − share) π + share π' for ``share`` (b,), in the memory of this plan's kernel; spoils both plans."""
         mine, theirs, s = self.multiplied_out_(), other.multiplied_out_(), share[:, None]
         kernel = mine.kernel.lerp_(theirs.kernel, s[:, :, None])

@@ -52,7 +52,7 @@ class Linearised:
             self.reduced.mul_(s[:, :, None])
         return self
 
-    def mixed_(self, other: "Linearised", share: Tensor) -> "Linearised":
+    def lerp_(self, other: "Linearised", share: Tensor) -> "Linearised":
         """That of (1 − share) π + share π', ``share`` (b,), in place."""
         s = share[:, None]
         self.rows.lerp_(other.rows, s)
@@ -68,15 +68,15 @@ class UFGWProblem:
     """One batch of problems, checked and brought to one form.
 
     Attributes:
-        A: lowered modality cost: a CosineCost where its factor pays, else a DenseCost.
-        B: lowered graph cost.
+        A: shifted modality cost: a CosineCost where its factor pays, else a DenseCost.
+        B: shifted graph cost.
         M: cost between the sides; only its values are used, so it need not be symmetric.
         mu: (b, N) contiguous, marginal of the modality side; 0 where a node is absent.
         nu: (b, N) contiguous, marginal of the graph side.
         rho_mu, rho_nu: (b, N) contiguous, > 0, marginal weight of each node on either side; inf pins its mass.
         alpha: structure weight.
         epsilon: entropy weight.
-        shift: what A and B were lowered by, 0-dim.
+        shift: what A and B were shifted by, 0-dim.
         tensor_kl: the marginals' and the plan's KL are taken of product measures (``marginal="kl_tensor"``).
     """
 
@@ -116,7 +116,7 @@ class UFGWProblem:
         shape = max([x.batch_size for x in (C_m, C_G, M)] + [len(x) for x in vectors]), C_m.nodes
         mu, nu, rho_mu, rho_nu = (x.expand(shape).contiguous() for x in vectors)
         shift = C_G.mean(nu).mean()
-        B, A = C_G.lowered(shift), C_m.lowered(shift)
+        B, A = C_G.shifted(shift), C_m.shifted(shift)
         if not (isinstance(A, CosineCost) and A.rank <= _FACTOR_UP_TO * A.nodes):
             A = DenseCost(A.dense())
         return UFGWProblem(A, B, M, mu, nu, rho_mu, rho_nu, alpha, epsilon, shift, tensor_kl)
@@ -131,7 +131,7 @@ class UFGWProblem:
         return (self.rho_mu.isinf() | self.rho_nu.isinf()).any(1)
 
     @cached_property
-    def highest_prior(self) -> Tensor:
+    def highest_anchor_cost(self) -> Tensor:
         """(1 or b,) the largest number that M is made of."""
         return self.M.constant if isinstance(self.M, SparseCost) else self.M.dense().amax((1, 2))
 
@@ -154,7 +154,7 @@ class UFGWProblem:
         """L⊗π of π = a⊗b, of which nothing (N, N) has to be formed, and ⟨L⊗π, π⟩ (b,)."""
         mass = a.sum(1, keepdim=True)
         rows, columns = self.A.squared_times(a), self.B.squared_times(b * mass)
-        right = self.B.from_right(b[:, None, :])
+        right = self.B.right_matmul(b[:, None, :])
         reduced = None
         if isinstance(self.A, CosineCost):
             left = (a[:, None, :] @ self.A.factor).mT
@@ -162,7 +162,7 @@ class UFGWProblem:
             left = left * self.A.signs[:, None]
             quadratic = (left.square() * self.A.signs[:, None]).sum((1, 2))
         else:
-            left = self.A.from_right(a[:, None, :]).mT
+            left = self.A.right_matmul(a[:, None, :]).mT
             quadratic = (left[:, :, 0] * a).sum(1)
         own = (rows * a).sum(1) + (columns * b * mass).sum(1) - 2 * quadratic * (right[:, 0] * b).sum(1)
         return Linearised(rows, columns, left * right, reduced), own
@@ -172,7 +172,7 @@ class UFGWProblem:
         reduced = None
         if isinstance(self.A, CosineCost):
             reduced = product_to_few(self.A.factor * plan.a[:, :, None], plan.kernel).mul_(plan.b[:, None, :])
-            core = self.B.from_right(reduced) * self.A.signs[:, None]
+            core = self.B.right_matmul(reduced) * self.A.signs[:, None]
         else:
             plan = plan.multiplied_out_()
             core = product_between(self.A.values, plan.kernel, self.B)

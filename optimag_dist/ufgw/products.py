@@ -46,7 +46,7 @@ def product_between(left: Tensor, matrix: Tensor, right: Cost) -> Tensor:
     out = torch.empty_like(matrix)
     rows = max(512, -(-left.shape[1] // 8))
     for x, result in zip(left.split(rows, 1), out.split(rows, 1), strict=True):
-        result.copy_(right.from_right(x @ matrix))
+        result.copy_(right.right_matmul(x @ matrix))
     return out
 
 

@@ -12,28 +12,29 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from optimag_dist.ufgw.backend import outside_graphs
-from optimag_dist.ufgw.checks import (
-    DoorChecks,
+from optimag_dist.ufgw.costs import AnchorCostKind, CosineCost, cosine_costs, graph_costs
+from optimag_dist.ufgw.local import LocalStatus, alignment, by_autograd, consistency, estimate_trust, near_weights
+from optimag_dist.ufgw.objective import structure_term
+from optimag_dist.ufgw.plan import Plan
+from optimag_dist.ufgw.problem import UFGWProblem
+from optimag_dist.ufgw.solution import SolverStatus, UFGWSolution
+from optimag_dist.ufgw.solver import Budget, solve
+from optimag_dist.ufgw.state import SolverState, report
+from optimag_dist.ufgw.validation import (
+    DeferredChecks,
     as_number,
     check_budget,
     check_tensor,
     check_weights,
     require_positive,
 )
-from optimag_dist.ufgw.costs import AnchorKind, CosineCost, cosine_costs, graph_costs
-from optimag_dist.ufgw.local import LocalStatus, alignment, by_autograd, consistency, judge, near_weights
-from optimag_dist.ufgw.objective import structure_term
-from optimag_dist.ufgw.plan import Plan
-from optimag_dist.ufgw.problem import UFGWProblem
-from optimag_dist.ufgw.solution import SolverStatus, UFGWSolution
-from optimag_dist.ufgw.solver import Budget, SolverState, report, solve
 
 PlanKind = Literal["local", "transport"]
 
@@ -47,7 +48,7 @@ class UFGWDiagnostics:
         received_mass: modality → (N,) πᵀ1/ν per node, NaN where absent.
         without_direction: modality → 0-dim int64, nodes counted as absent because their embedding is of length 0.
         parts: modality → weighted terms of the objective by name, 0-dim each (before the regulariser's weight).
-        status: the solver's, or the judgement's of a local plan; one entry per modality in the order of ``kept_mass``.
+        status: the solver's, or that of a local plan's trust; one entry per modality in the order of ``kept_mass``.
     """
 
     kept_mass: Mapping[str, Tensor]
@@ -62,7 +63,7 @@ class UFGWRegulariser(nn.Module):
 
     Args:
         plan: ``local``: mass stays where it is or is given up; ``transport``: it may also move to other nodes.
-        alpha: weight of structure, in [0, 1]; of ``transport`` against the anchor prior.
+        alpha: weight of structure, in [0, 1]; of ``transport`` against the anchor cost.
         rho: weight of the marginals, > 0; small values let nodes be left out cheaply, ``math.inf`` keeps all mass
             (of ``transport``: as far as the solver's budget takes it).
         agreement: γ ≥ 0, how much disagreement with the other modalities counts against a node (``local``).
@@ -70,11 +71,11 @@ class UFGWRegulariser(nn.Module):
         delta: floor under PPR, > 0.
         weight: factor of the whole term, ≥ 0.
         differentiate: the gradient also goes through what is kept, instead of holding it fixed (``local``).
-        tau: width of the anchor prior, > 0 (``transport``, as all that follow).
+        tau: width of the anchor cost, > 0 (``transport``, as all that follow).
         epsilon: entropy, > 0.
         n_outer: outer steps of the solver.
         n_sinkhorn: Sinkhorn iterations in each.
-        prior: ``ppr`` or ``identity``, see :func:`~optimag_dist.ufgw.anchor_prior`.
+        prior: ``ppr`` or ``identity``, see :func:`~optimag_dist.ufgw.anchor_cost`.
 
     Raises:
         ValueError: an argument is out of range.
@@ -95,7 +96,7 @@ class UFGWRegulariser(nn.Module):
         epsilon: float = 0.01,
         n_outer: int = 5,
         n_sinkhorn: int = 20,
-        prior: AnchorKind = "ppr",
+        prior: AnchorCostKind = "ppr",
     ) -> None:
         super().__init__()
         check_weights(alpha, epsilon)
@@ -152,7 +153,7 @@ class UFGWRegulariser(nn.Module):
         for z in embeddings.values():
             dtype = torch.promote_types(dtype, z.dtype)
         masks = torch.stack([_mask(embeddings[name], present, name) for name in names])
-        checks = DoorChecks()
+        checks = DeferredChecks()
         checks.refuse_outside("proximity", proximity, low=0, what="PPR")
 
         with torch.autocast(proximity.device.type, enabled=False):
@@ -163,94 +164,67 @@ class UFGWRegulariser(nn.Module):
             there = C_m.weights > 0
             _check_values(checks, names, C_m, there)
             find = self._local if self.plan == "local" else self._transported
-            value = find(names, C_m, proximity.detach().to(dtype), there, (masks & ~there).sum(1), checks)
-        return self.weight * value.sum()
+            found = find(C_m, proximity.detach().to(dtype), there, checks)
+        self._last = UFGWDiagnostics(
+            kept_mass=dict(zip(names, torch.where(there, found.kept, torch.nan), strict=True)),
+            received_mass=dict(zip(names, torch.where(there, found.received, torch.nan), strict=True)),
+            without_direction=dict(zip(names, (masks & ~there).sum(1), strict=True)),
+            parts={
+                name: {part: torch.where(found.defined[i], x[i], 0.0) for part, x in found.parts.items()}
+                for i, name in enumerate(names)
+            },
+            status=found.status,
+        )
+        return self.weight * found.value.sum()
 
-    def _local(
-        self,
-        names: list[str],
-        C_m: CosineCost,
-        proximity: Tensor,
-        masks: Tensor,
-        without_direction: Tensor,
-        checks: DoorChecks,
-    ) -> Tensor:
-        """(b,) the values, with the diagnostics left behind."""
-        marginal = masks.to(C_m.dtype)
+    def _local(self, C_m: CosineCost, proximity: Tensor, present: Tensor, checks: DeferredChecks) -> "_Found":
+        marginal = present.to(C_m.dtype)
         marginal = marginal / marginal.sum(1, keepdim=True).clamp_min(1)
         with torch.no_grad():
             weights = near_weights(proximity)
-            C_G, _ = graph_costs(proximity, delta=self.delta, prior="identity")
-        judged = partial(judge, weights=weights, marginal=marginal, alpha=self.alpha, rho=self.rho)
+            C_G, _ = graph_costs(proximity, delta=self.delta, anchor="identity")
+        estimated = partial(estimate_trust, weights=weights, marginal=marginal, alpha=self.alpha, rho=self.rho)
         if self.differentiate:
-            C = cosine_costs(C_m.directions, masks)
-            judgement = judged(C, agreement=self.agreement)
-            aligned, consistent = by_autograd(C, C_G.dense(), judgement, marginal)
+            C = cosine_costs(C_m.directions, present)
+            trust = estimated(C, agreement=self.agreement)
+            aligned, consistent = by_autograd(C, C_G.dense(), trust, marginal)
         else:
             with torch.no_grad():
-                judgement = judged(C_m.dense(), agreement=self.agreement)
-            aligned = alignment(C_m, C_G, judgement, marginal)
-            consistent = consistency(C_m, judgement) if self.consistency else torch.zeros_like(aligned)
+                trust = estimated(C_m.dense(), agreement=self.agreement)
+            aligned = alignment(C_m, C_G, trust, marginal)
+            consistent = consistency(C_m, trust) if self.consistency else torch.zeros_like(aligned)
         # A modality that nobody has, or whose embeddings all point the same way, has nothing to be aligned.
         healthy = (C_m.scale > 0) & aligned.isfinite()
         checks.settle(healthy)
-        kept = judgement.kept.detach()
+        kept = trust.kept.detach()
         value = torch.where(healthy, self.alpha * aligned + self.consistency * consistent, 0.0)
-        shown = dict(zip(names, torch.where(masks, kept, torch.nan), strict=True))
         parts = {"structure": self.alpha * aligned.detach(), "consistency": self.consistency * consistent.detach()}
-        self._last = UFGWDiagnostics(
-            kept_mass=shown,
-            received_mass=shown,
-            without_direction=dict(zip(names, without_direction, strict=True)),
-            parts={
-                name: {part: torch.where(healthy[i], x[i], 0.0) for part, x in parts.items()}
-                for i, name in enumerate(names)
-            },
-            status=LocalStatus(judgement.change.detach(), (kept * marginal).sum(1), healthy),
-        )
-        return value
+        status = LocalStatus(trust.change.detach(), (kept * marginal).sum(1), healthy)
+        return _Found(value, kept, kept, parts, healthy, status)
 
-    def _transported(
-        self,
-        names: list[str],
-        C_m: CosineCost,
-        proximity: Tensor,
-        masks: Tensor,
-        without_direction: Tensor,
-        checks: DoorChecks,
-    ) -> Tensor:
-        """(b,) the values, with the diagnostics left behind."""
-        anyone = masks.any(1)
-        problem, state, solution = self._solved(C_m, proximity, masks, checks)
+    def _transported(self, C_m: CosineCost, proximity: Tensor, present: Tensor, checks: DeferredChecks) -> "_Found":
+        anyone = present.any(1)
+        problem, state, solution = self._solved(C_m, proximity, present, checks)
         plan, fixed = _plan_of(state), CosineCost(C_m.directions.detach(), C_m.weights)
 
         def again() -> tuple[UFGWProblem, Plan]:
-            problem, state, _ = self._solved(fixed, proximity, masks, DoorChecks())
+            problem, state, _ = self._solved(fixed, proximity, present, DeferredChecks())
             return problem, _plan_of(state)
 
         structure = self.alpha * structure_term(C_m, problem, plan, state.linearised, solution.status.healthy, again)
         constant = solution.objective - solution.parts["quadratic"]
-        self._last = UFGWDiagnostics(
-            kept_mass=dict(zip(names, torch.where(masks, solution.kept_mass, torch.nan), strict=True)),
-            received_mass=dict(zip(names, torch.where(masks, solution.received_mass, torch.nan), strict=True)),
-            without_direction=dict(zip(names, without_direction, strict=True)),
-            parts={
-                name: {part: torch.where(anyone[i], x[i], 0.0) for part, x in solution.parts.items()}
-                for i, name in enumerate(names)
-            },
-            status=solution.status,
-        )
         # What could not be solved is told by the status; as NaN it would end up in every weight.
-        return torch.where(anyone & solution.status.healthy, structure + constant, 0.0)
+        value = torch.where(anyone & solution.status.healthy, structure + constant, 0.0)
+        return _Found(value, solution.kept_mass, solution.received_mass, solution.parts, anyone, solution.status)
 
     def _solved(
-        self, C_m: CosineCost, proximity: Tensor, masks: Tensor, checks: DoorChecks
+        self, C_m: CosineCost, proximity: Tensor, masks: Tensor, checks: DeferredChecks
     ) -> tuple[UFGWProblem, SolverState, UFGWSolution]:
         with torch.no_grad():
             problem = self._problem(C_m, proximity, masks)
             budget = Budget(self.n_outer, self.n_sinkhorn)
             state = solve(problem, budget, checks)
-            return problem, state, report(problem, state, budget)
+            return problem, state, report(problem, state, None)
 
     def diagnostics(self) -> UFGWDiagnostics:
         """What the last call of the module found.
@@ -266,9 +240,20 @@ class UFGWRegulariser(nn.Module):
         # A modality that nobody has is solved over everybody, and its value dropped: no branch on a device value.
         weights = (masks | ~masks.any(1, keepdim=True)).to(C_m.dtype)
         marginal = weights / weights.sum(1, keepdim=True)
-        C_G, M = graph_costs(proximity, delta=self.delta, tau=self.tau, prior=self.prior)
+        C_G, M = graph_costs(proximity, delta=self.delta, tau=self.tau, anchor=self.prior)
         rho = torch.full_like(marginal[:1, :1], self.rho)
         return UFGWProblem.build(C_m, C_G, M, marginal, marginal, rho, rho, alpha=self.alpha, epsilon=self.epsilon)
+
+
+class _Found(NamedTuple):
+    """Of b modalities: value (b,), kept and received (b, N), parts (b,) each, where they are defined (b,), status."""
+
+    value: Tensor
+    kept: Tensor
+    received: Tensor
+    parts: Mapping[str, Tensor]
+    defined: Tensor
+    status: SolverStatus | LocalStatus
 
 
 def _plan_of(state: SolverState) -> Plan:
@@ -315,7 +300,7 @@ def _check_shapes(embeddings: Mapping[str, Tensor], proximity: Tensor, present: 
             )
 
 
-def _check_values(checks: DoorChecks, names: list[str], C_m: CosineCost, there: Tensor) -> None:
+def _check_values(checks: DeferredChecks, names: list[str], C_m: CosineCost, there: Tensor) -> None:
     # NaN and infinity have made their whole row's direction NaN.
     bad = there & C_m.directions.detach()[:, :, 0].isnan()
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from optimag_dist.ufgw.backend import compiled_for, sweep_for
+from optimag_dist.ufgw.backend import compiled_for, triton_for
 from optimag_dist.ufgw.plan import Plan
 
 
@@ -44,7 +44,7 @@ class SinkhornResult(NamedTuple):
 
 
 def sinkhorn_exp(
-    cost: Tensor, x: Tensor, y: Tensor, f: Tensor, g: Tensor, entropic: Entropic, n_iter: int, still: float = 0.0
+    cost: Tensor, x: Tensor, y: Tensor, f: Tensor, g: Tensor, entropic: Entropic, n_iter: int, tol: float = 0.0
 ) -> SinkhornResult:
     """In the exponential domain: one ``exp`` over (b, N, N), then products with that kernel only.
 
@@ -58,11 +58,11 @@ def sinkhorn_exp(
         f, g: (b, N) duals to start from.
         entropic: marginals and weights.
         n_iter: iterations.
-        still: stop a problem once an iteration changes no entry of its scaling by more than this share. Used by the
+        tol: stop a problem once an iteration changes no entry of its scaling by more than this share. Used by the
             compiled kernels only: anywhere else, asking costs more than iterating.
     """
     if compiled := compiled_for(cost):
-        f, g, a, b, rows, columns, healthy, iterations = compiled.sinkhorn(cost, x, y, f, g, *entropic, n_iter, still)
+        f, g, a, b, rows, columns, healthy, iterations = compiled.sinkhorn(cost, x, y, f, g, *entropic, n_iter, tol)
         return SinkhornResult(Plan(cost, a, b, rows, columns), f, g, healthy, iterations)
     mu, nu, rho_mu, rho_nu, _ = entropic
     epsilon = entropic.epsilon[:, None]
@@ -83,8 +83,8 @@ def sinkhorn_exp(
     row_scale = mu * torch.exp(-f_hat / (rho_mu + epsilon))
     column_scale = nu * torch.exp(-g_hat / (rho_nu + epsilon))
     b = nu * torch.exp((g - g_hat) / epsilon)
-    if sweep := sweep_for(kernel):
-        a, b, row_sum, column_sum = sweep.iterate(kernel, b, row_scale, column_scale, kappa_mu, kappa_nu, n_iter)
+    if triton := triton_for(kernel):
+        a, b, row_sum, column_sum = triton.iterate(kernel, b, row_scale, column_scale, kappa_mu, kappa_nu, n_iter)
     else:
         for _ in range(n_iter):
             row_sum = (b[:, None, :] @ kernel.mT)[:, 0]
@@ -110,9 +110,9 @@ def sinkhorn_exp(
 
 
 def sinkhorn_log(
-    cost: Tensor, x: Tensor, y: Tensor, f: Tensor, g: Tensor, entropic: Entropic, n_iter: int, still: float = 0.0
+    cost: Tensor, x: Tensor, y: Tensor, f: Tensor, g: Tensor, entropic: Entropic, n_iter: int, tol: float = 0.0
 ) -> SinkhornResult:
-    """The same iterations by log-sum-exp: several times slower, and safe at any ε. ``still`` is not used."""
+    """The same iterations by log-sum-exp: several times slower, and safe at any ε. ``tol`` is not used."""
     mu, nu, rho_mu, rho_nu, _ = entropic
     epsilon = entropic.epsilon[:, None]
     step_mu, step_nu = -epsilon / (1 + epsilon / rho_mu), -epsilon / (1 + epsilon / rho_nu)

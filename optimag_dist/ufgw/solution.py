@@ -1,7 +1,7 @@
 """What a solve gives back: the plan, its value, and how far it can be trusted."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -9,14 +9,14 @@ from torch import Tensor
 
 from optimag_dist.ufgw.problem import UNIT
 
-Outcome = Literal["converged", "budget spent", "trouble"]
-# Within this share of its mass of where it is going, a plan is at rest for every use in training.
-AT_REST = 5e-3
+Outcome = Literal["converged", "max_iterations", "diverged"]
+# Within this share of its mass of where it is going, a plan has converged for every use in training.
+DEFAULT_TOL = 5e-3
 
 # What to change where a sign of SolverStatus.signs, or of LocalStatus.signs, is there.
 REMEDIES = {
     "diagonal": "nearly all mass is on the diagonal: every node is only matched with itself, so structure decides "
-    "nothing; raise tau (the width of the anchor prior) or alpha",
+    "nothing; raise tau (the width of the anchor cost) or alpha",
     "uniform": "the plan is nearly uniform: the share of the information that one side could give about the other is "
     "near 0; lower epsilon",
     "empty": "hardly any mass is left: leaving a node out costs less than matching it, so kept mass tells nothing "
@@ -27,10 +27,10 @@ REMEDIES = {
     "alpha, rho and epsilon do not weigh what they usually do; divide mu and nu by their sums",
     "rounding": "epsilon is small beside the costs, so the rounding of these alone changes entries of the plan by this "
     "share; raise epsilon, or pass float64",
-    "unfinished": "the solver's budget is spent before its plans are at rest: raise n_outer, n_sinkhorn or epsilon, or "
-    "lower alpha",
-    "unsettled": "what nodes keep was still moving when its iterations ended: rho is small beside alpha and agreement, "
-    "and there may be several answers; raise rho",
+    "max_iterations": "the solver's iterations ended before its plans had converged: raise n_outer, n_sinkhorn or "
+    "epsilon, or lower alpha",
+    "not_converged": "what nodes keep was still moving when its iterations ended: rho is small beside alpha and "
+    "agreement, and there may be several answers; raise rho",
 }
 _ALL_ON_DIAGONAL = 0.99
 _NEARLY_INDEPENDENT = 0.01
@@ -46,8 +46,8 @@ class SolverStatus:
         change: (b,) how far the last outer step wanted to move the plan, Σ|π − π_before|, as a share of its mass.
         marginal_error: (b,) how far its row masses were from those that are optimal at its dual, as a share likewise.
         distance: (b,) the change over 1 − κ^(2·iterations), κ = ρ/(ρ+ε): an estimate of how far the plan is from
-            rest that does not mistake slow Sinkhorn iterations (ρ ≫ ε) for convergence, nor steps below the rounding
-            for none. Where ρ = ∞, the larger of change and marginal error.
+            its limit that does not mistake slow Sinkhorn iterations (ρ ≫ ε) for convergence, nor steps below the
+            rounding for none. Where ρ = ∞, the larger of change and marginal error.
         healthy: (b,) bool, the plan is finite and has mass.
         log_domain: (b,) bool, float arithmetic gave out in the exponential domain and the problem was solved again by
             log-sum-exp.
@@ -79,14 +79,14 @@ class SolverStatus:
         """One per problem of the batch."""
         pairs = zip(self.healthy.tolist(), self.distance.tolist(), strict=True)
         return tuple(
-            "trouble" if not healthy else "converged" if distance <= self.threshold else "budget spent"
+            "diverged" if not healthy else "converged" if distance <= self.threshold else "max_iterations"
             for healthy, distance in pairs
         )
 
     @property
     def outcome(self) -> Outcome:
         """The worst of the batch."""
-        order: tuple[Outcome, ...] = ("trouble", "budget spent", "converged")
+        order: tuple[Outcome, ...] = ("diverged", "max_iterations", "converged")
         return next(outcome for outcome in order if outcome in self.outcomes)
 
     @property
@@ -96,7 +96,7 @@ class SolverStatus:
     @property
     def remedy(self) -> str:
         """What to do about the outcome, empty where nothing needs doing."""
-        if self.outcome == "trouble":
+        if self.outcome == "diverged":
             unusual = self._unusual_masses & ~self.healthy
             if bool(unusual.any()):
                 return (
@@ -107,9 +107,9 @@ class SolverStatus:
                 "the plan lost all its mass or is not finite: the costs are large against rho (row mass falls as "
                 "exp(-cost/rho)), so raise rho, or scale the costs to a mean near 1"
             )
-        if self.outcome == "budget spent" and self.n_outer == 1:
+        if self.outcome == "max_iterations" and self.n_outer == 1:
             return "one outer step has nothing to be compared with: raise n_outer"
-        if self.outcome == "budget spent":
+        if self.outcome == "max_iterations":
             return (
                 f"about {float(self.distance.max()):.1e} of the plan's mass has still to move after {self.n_outer} "
                 f"outer steps (threshold {self.threshold:.0e}): raise n_outer, n_sinkhorn or epsilon, or lower alpha"
@@ -121,7 +121,8 @@ class SolverStatus:
         """What a plan can be although it is converged, and still be of no use: name → (b,) bool, on the device.
 
         ``diagonal``: every node is only matched with itself. ``uniform``: either side says nothing about the other.
-        ``empty``: nearly all mass is left out. ``log_domain``: solved by log-sum-exp. ``unfinished``: budget spent.
+        ``empty``: nearly all mass is left out. ``log_domain``: solved by log-sum-exp.
+        ``max_iterations``: not converged yet.
         """
         return {
             # A single node, of which there is no information to give, has nowhere else to go.
@@ -129,19 +130,19 @@ class SolverStatus:
             "uniform": self.healthy & (self.information < _NEARLY_INDEPENDENT),
             "empty": self.healthy & (self.mass < _NEARLY_EMPTY),
             "log_domain": self.log_domain,
-            "unfinished": self.healthy & (self.distance > self.threshold),
+            "max_iterations": self.healthy & (self.distance > self.threshold),
         }
 
     @cached_property
     def warnings(self) -> tuple[str, ...]:
-        """The signs that are there, budget spent aside, masses that do not sum to 1, and an ε that is too small for the
-        precision, each with what to change."""
+        """The signs that are there but for ``max_iterations``, masses that do not sum to 1, and an ε that is too small
+        for the precision, each with what to change."""
         numbers = {"diagonal": self.diagonal, "uniform": self.information, "empty": self.mass}
         numbers["rounding"] = self.rounding
         rough = self.healthy & (self.rounding > _ROUGH)
         found = []
         for sign, flags in {**self.signs, "masses": self._unusual_masses, "rounding": rough}.items():
-            if sign == "unfinished" or not bool(flags.any()):
+            if sign == "max_iterations" or not bool(flags.any()):
                 continue
             text = REMEDIES[sign]
             if sign in numbers:
@@ -190,3 +191,16 @@ class UFGWSolution:
     kept_mass: Tensor
     received_mass: Tensor
     status: SolverStatus
+
+    def exchanged(self) -> "UFGWSolution":
+        """That of the problem with its sides exchanged."""
+        parts = dict(self.parts)
+        parts["marginal_mu"], parts["marginal_nu"] = parts["marginal_nu"], parts["marginal_mu"]
+        kept, received = self.received_mass, self.kept_mass
+        return replace(self, plan=self.plan.mT, parts=parts, kept_mass=kept, received_mass=received)
+
+    def first(self) -> "UFGWSolution":
+        """That of the only problem of a batch, without the batch's axis."""
+        parts = {name: part[0] for name, part in self.parts.items()}
+        first = self.plan[0], self.objective[0], parts, self.kept_mass[0], self.received_mass[0]
+        return UFGWSolution(*first, self.status)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from optimag_dist.ufgw import anchor_prior, cosine_cost, graph_cost
+from optimag_dist.ufgw import anchor_cost, cosine_cost, graph_cost
 
 
 @settings(deadline=None, max_examples=30)
@@ -80,11 +80,11 @@ def test_graph_cost_of_a_graph_that_says_nothing_is_zero():
 def test_anchor_priors():
     C_G = torch.tensor([[0.0, 2.0], [2.0, 0.0]], dtype=torch.float64)
     far = 1 - math.exp(-4)
-    torch.testing.assert_close(anchor_prior(C_G, 0.5), torch.tensor([[0, far], [far, 0]], dtype=torch.float64))
-    torch.testing.assert_close(anchor_prior(C_G, kind="identity"), torch.tensor([[0, 1], [1, 0]], dtype=torch.float64))
+    torch.testing.assert_close(anchor_cost(C_G, 0.5), torch.tensor([[0, far], [far, 0]], dtype=torch.float64))
+    torch.testing.assert_close(anchor_cost(C_G, kind="identity"), torch.tensor([[0, 1], [1, 0]], dtype=torch.float64))
     with pytest.raises(ValueError, match="tau"):
-        anchor_prior(C_G, 0.0)
+        anchor_cost(C_G, 0.0)
     with pytest.raises(ValueError, match="delta"):
         graph_cost(C_G, 0.0)
     with pytest.raises(ValueError, match="'ppr', 'identity'"):
-        anchor_prior(C_G, kind="none")
+        anchor_cost(C_G, kind="none")

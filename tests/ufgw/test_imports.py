@@ -21,7 +21,7 @@ z = torch.randn(12, 3, generator=torch.Generator().manual_seed(0), requires_grad
 proximity = 0.7 * torch.eye(12) + 0.3 * torch.eye(12).roll(1, 0)
 C_m, C_G = CosineCost.from_embeddings(z), SparseCost.from_proximity(proximity)
 for marginal in ("kl", "kl_tensor"):
-    solution = solve_ufgw(C_m, C_G, C_G.anchor_prior(), marginal=marginal)
+    solution = solve_ufgw(C_m, C_G, C_G.anchor_cost(), marginal=marginal)
     assert solution.status.healthy.all() and solution.objective.isfinite()
 loss = UFGWRegulariser()({"text": z}, proximity)
 loss.backward()

@@ -69,7 +69,7 @@ def structured(problems, nodes, seed, dtype, shared_graph=True):
     ppr = torch.stack([random_proximity(nodes, seed + i) for i in range(1 if shared_graph else problems)])
     C_G = SparseCost.from_proximity(ppr.to(dtype))
     masses = present / present.sum(1, keepdim=True).to(dtype)
-    return (CosineCost.from_embeddings(z, present), C_G, C_G.anchor_prior()), masses
+    return (CosineCost.from_embeddings(z, present), C_G, C_G.anchor_cost()), masses
 
 
 def assert_same_solution(ours, theirs, limit):
@@ -292,10 +292,10 @@ def test_single_kernels_are_their_definitions(nodes, dtype):
         found = compiled.sparse_times(v, *entries, cost.constant)
         torch.testing.assert_close(found.double(), expected, rtol=0, atol=room)
         expected = constant[:, :, None] * x.double().sum(2, keepdim=True) - x.double() @ S
-        found = compiled.sparse_from_right(x, *entries, cost.constant)
+        found = compiled.sparse_right_matmul(x, *entries, cost.constant)
         torch.testing.assert_close(found.double(), expected, rtol=0, atol=room)
         if shared:
-            found = compiled.sparse_from_right(rand(problems, width, nodes), *entries, cost.constant)
+            found = compiled.sparse_right_matmul(rand(problems, width, nodes), *entries, cost.constant)
             assert found.shape == (problems, width, nodes)
 
     product = K.clone()

@@ -1,7 +1,7 @@
 """The plan that leaves mass where it is, against its definition written out, another minimiser, and closed forms.
 
 Conventions. ``kept`` k is what nodes keep, ``present`` who has a modality, μ uniform over these. Where a node is absent
-C̄ means nothing and k is 0. The judgement iterates a fixed number of times, so that where it is compared with a minimum
+C̄ means nothing and k is 0. The trust iterates a fixed number of times, so that where it is compared with a minimum
 the tolerance is that of the iterations, and 1e-6 with twenty-five times as many.
 """
 
@@ -29,7 +29,7 @@ from optimag_dist.ufgw import (
     local,
 )
 from optimag_dist.ufgw.costs import Cost
-from optimag_dist.ufgw.local import Judgement, alignment, consistency, judge, near_weights
+from optimag_dist.ufgw.local import TrustEstimate, alignment, consistency, estimate_trust, near_weights
 
 from .ufgw_oracle import random_embeddings, random_present, random_proximity
 
@@ -146,10 +146,10 @@ def fully_connected(nodes: int, seed: int = 0) -> Tensor:
 def test_what_is_kept_minimises_the_objective(seed: int, rho: float, tolerance: float, masked: bool) -> None:
     C, weights, marginal, present = random_problem(seed, masked=masked)
     expected = np.stack([minimised(c, weights, mu, 0.6, rho) for c, mu in zip(C, marginal, strict=True)])
-    found = judge(C, weights, marginal, alpha=0.6, rho=rho, agreement=0.0)
+    found = estimate_trust(C, weights, marginal, alpha=0.6, rho=rho, agreement=0.0)
     np.testing.assert_allclose(found.kept.numpy(), expected, rtol=0, atol=tolerance)
     with iterations(400):
-        found = judge(C, weights, marginal, alpha=0.6, rho=rho, agreement=0.0)
+        found = estimate_trust(C, weights, marginal, alpha=0.6, rho=rho, agreement=0.0)
     np.testing.assert_allclose(found.kept.numpy(), expected, rtol=0, atol=1e-6)
     assert (found.kept[~present] == 0).all()
     assert (expected[present.numpy()] < 0.9).any()  # there was something to be judged
@@ -171,7 +171,7 @@ def test_the_objective_never_rises_from_iteration_to_iteration(
     last = objective(C, weights, marginal, present.double(), alpha, rho)
     for count in range(1, 9):
         with iterations(count):
-            kept = judge(C, weights, marginal, alpha=alpha, rho=rho, agreement=0.0).kept
+            kept = estimate_trust(C, weights, marginal, alpha=alpha, rho=rho, agreement=0.0).kept
         value = objective(C, weights, marginal, kept, alpha, rho)
         assert (value <= last * (1 + 1e-9) + 1e-12).all()
         last = value
@@ -181,7 +181,7 @@ def test_at_rest_kept_mass_mismatch_and_disagreement_are_those_of_their_definiti
     C, weights, marginal, present = random_problem(3, modalities=3)
     alpha, rho, agreement = 0.6, 0.8, 0.7
     with iterations(300):
-        found = judge(C, weights, marginal, alpha=alpha, rho=rho, agreement=agreement)
+        found = estimate_trust(C, weights, marginal, alpha=alpha, rho=rho, agreement=agreement)
     k, mask = found.kept, present.double()
     w = (marginal @ weights).clamp_min(LEAST_WEIGHT)
     s = torch.einsum("bik,ik,bk->bi", C, weights, k * marginal) / w
@@ -228,16 +228,16 @@ def test_alignment_and_consistency_are_the_dense_formulae(
     present = random_present(modalities, nodes, 2) if masked else torch.ones(modalities, nodes, dtype=torch.bool)
     proximity = random_proximity(nodes, 3, density=0.05)
     kept = torch.rand(modalities, nodes, generator=torch.Generator().manual_seed(4), dtype=torch.float64) * present
-    judgement = Judgement(kept, kept, kept, kept[:, 0])
+    trust = TrustEstimate(kept, kept, kept, kept[:, 0])
     cost = CosineCost.from_embeddings(z, present)
     aligned, consistent = dense_terms(
         [cosine_cost(x, mask) for x, mask in zip(z, present, strict=True)], graph_cost(proximity), kept, present
     )
-    found = alignment(cost, graph_of(kind, proximity), judgement, masses(present))
+    found = alignment(cost, graph_of(kind, proximity), trust, masses(present))
     torch.testing.assert_close(found, aligned, rtol=1e-10, atol=0)
-    torch.testing.assert_close(consistency(cost, judgement), consistent, rtol=1e-10, atol=0)
+    torch.testing.assert_close(consistency(cost, trust), consistent, rtol=1e-10, atol=0)
     # What the automatic way computes, too.
-    both = local.by_autograd(cost.dense(), graph_cost(proximity), judgement, masses(present))
+    both = local.by_autograd(cost.dense(), graph_cost(proximity), trust, masses(present))
     torch.testing.assert_close(torch.stack(both), torch.stack([aligned, consistent]), rtol=1e-10, atol=0)
 
 
@@ -358,9 +358,9 @@ def test_agreement_counts_against_a_node_whose_modalities_disagree() -> None:
 
 def test_one_modality_disagrees_with_nobody() -> None:
     C, weights, marginal, _ = random_problem(0, modalities=1)
-    found = judge(C, weights, marginal, alpha=0.6, rho=0.3, agreement=1.2)
+    found = estimate_trust(C, weights, marginal, alpha=0.6, rho=0.3, agreement=1.2)
     assert (found.disagreement == 0).all()
-    without = judge(C, weights, marginal, alpha=0.6, rho=0.3, agreement=0.0)
+    without = estimate_trust(C, weights, marginal, alpha=0.6, rho=0.3, agreement=0.0)
     assert torch.equal(found.kept, without.kept)
 
 
@@ -592,12 +592,12 @@ def test_signs_are_absent_where_nothing_is_wrong_and_each_has_a_remedy() -> None
     regulariser = UFGWRegulariser(rho=1.0)
     call(regulariser, random_embeddings(2, 30, 6, 0), random_proximity(30, 1))
     status = regulariser.diagnostics().status
-    assert set(status.signs) == {"empty", "unsettled"}
+    assert set(status.signs) == {"empty", "not_converged"}
     assert set(status.signs) <= set(REMEDIES)
     assert not any(flags.any() for flags in status.signs.values())
     expected = kept_of(regulariser).mean(1)
     torch.testing.assert_close(status.mass, expected, rtol=1e-12, atol=0)
     with iterations(1):
         call(regulariser, random_embeddings(2, 30, 6, 0), random_proximity(30, 1))
-    assert regulariser.diagnostics().status.signs["unsettled"].all()
+    assert regulariser.diagnostics().status.signs["not_converged"].all()
     assert float(regulariser.diagnostics().status.change.min()) > 5e-3

@@ -101,7 +101,7 @@ def test_a_kl_tensor_solve_of_structured_costs_ends_where_pot_does(weights):
     C_m = CosineCost.from_embeddings(torch.randn(nodes, 8, generator=generator, dtype=torch.float64))
     assert C_m.rank <= 0.75 * nodes  # so that the factor does the work
     C_G = SparseCost.from_proximity(random_proximity(nodes, seed=1))
-    M = C_G.anchor_prior()
+    M = C_G.anchor_cost()
     mu, nu = random_masses(nodes, seed=2), random_masses(nodes, seed=3)
     pi, _, objective = pot((C_m.dense()[0], C_G.dense()[0], M.dense()[0]), mu, nu, weights)
     solution = solve_ufgw(C_m, C_G, M, **weights, mu=mu, nu=nu, marginal="kl_tensor", **TO_REST)

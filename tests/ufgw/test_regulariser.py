@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from optimag_dist.ufgw import UFGWRegulariser, anchor_prior, cosine_cost, graph_cost, solve_ufgw
+from optimag_dist.ufgw import UFGWRegulariser, anchor_cost, cosine_cost, graph_cost, solve_ufgw
 
 from .ufgw_oracle import explicit_structure
 
@@ -39,7 +39,7 @@ def test_loss_is_the_sum_of_the_solved_objectives_and_its_gradient_that_of_the_e
     for z in Z.values():
         C_m = cosine_cost(z)
         solution = solve_ufgw(
-            C_m.detach(), C_G, anchor_prior(C_G, 1.0), alpha=0.5, rho=0.2, epsilon=0.02, n_outer=5, n_sinkhorn=20
+            C_m.detach(), C_G, anchor_cost(C_G, 1.0), alpha=0.5, rho=0.2, epsilon=0.02, n_outer=5, n_sinkhorn=20
         )
         value += 0.3 * float(solution.objective)
         explicit = explicit + 0.3 * 0.5 * explicit_structure(C_m, C_G, solution.plan)
@@ -65,7 +65,7 @@ def test_absent_nodes_are_left_out_exactly():
 
     # The graph is normalised over all nodes of the group, then the absent are cut out.
     C_G = graph_cost(proximity(7))
-    M = anchor_prior(C_G)
+    M = anchor_cost(C_G)
     cut = solve_ufgw(
         cosine_cost(Z["image"].detach()[present]), C_G[present][:, present], M[present][:, present], n_outer=5
     )
@@ -247,7 +247,7 @@ def with_plans_held(regulariser: UFGWRegulariser, Z: dict[str, Tensor], prox: Te
     if regulariser.plan == "transport":
         for cost in C.values():
             found = solve_ufgw(
-                cost.detach(), C_G, anchor_prior(C_G), alpha=0.6, rho=regulariser.rho, n_outer=regulariser.n_outer
+                cost.detach(), C_G, anchor_cost(C_G), alpha=0.6, rho=regulariser.rho, n_outer=regulariser.n_outer
             )
             total = total + 0.6 * explicit_structure(cost, C_G, found.plan)
         return regulariser.weight * total

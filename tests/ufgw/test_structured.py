@@ -1,6 +1,6 @@
 """Costs that know their structure against the same costs written out: products, whole solves, gradients.
 
-Conventions. ``cosine_cost``, ``graph_cost`` and ``anchor_prior`` are the plain tensors; where a node is absent the
+Conventions. ``cosine_cost``, ``graph_cost`` and ``anchor_cost`` are the plain tensors; where a node is absent the
 matrices mean nothing, so comparisons are over the present pairs. Products of N numbers near 1 are off by N roundings at
 most: 1e-12 in float64 has a factor of a hundred to spare, 1e-5 in float32 one of two or more. The logarithm of a plan
 is off by cost/ε of them, with costs 2αL⊗π up to about 10. Gradients are compared at one plan, with autograd through the
@@ -22,7 +22,7 @@ from optimag_dist.ufgw import (
     DenseCost,
     SparseCost,
     UFGWRegulariser,
-    anchor_prior,
+    anchor_cost,
     cosine_cost,
     graph_cost,
     graph_costs,
@@ -60,7 +60,7 @@ def one_of_each_kind(problems: int, nodes: int, dim: int, seed: int, dtype: torc
             random_embeddings(problems, nodes, dim, seed, spread=0.1).to(dtype)
         ),
         "sparse": graph,
-        "prior": graph.anchor_prior(),
+        "prior": graph.anchor_cost(),
         "self": SparseCost.all_but_self(nodes, dtype=dtype, device=z.device),
         "dense": DenseCost(graph.dense()),
     }
@@ -79,19 +79,19 @@ def test_products_with_a_structured_cost_are_those_with_its_matrix(problems, nod
     # (C∘C)v is taken by the factor or by the matrix, whichever is cheaper: both happen in this range of sizes.
     generator = torch.Generator().manual_seed(seed)
     for plain in one_of_each_kind(problems, nodes, dim, seed, dtype).values():
-        for cost in (plain, plain.lowered(torch.tensor(shift, dtype=dtype))):
+        for cost in (plain, plain.shifted(torch.tensor(shift, dtype=dtype))):
             matrix = cost.dense().double()
             b = cost.batch_size
             assert (b, cost.nodes, cost.dtype) == (matrix.shape[0], nodes, dtype)
             x = torch.rand(b, 5, nodes, generator=generator, dtype=torch.float64)
             v = x[:, 0].clone()
             expected = {
-                "from_right": x @ matrix,
+                "right_matmul": x @ matrix,
                 "squared_times": (matrix.square() @ v[:, :, None])[:, :, 0],
                 "mean": torch.einsum("bi,bij,bj->b", v, matrix, v) / v.sum(1) ** 2,
             }
             found = {
-                "from_right": cost.from_right(x.to(dtype)),
+                "right_matmul": cost.right_matmul(x.to(dtype)),
                 "squared_times": cost.squared_times(v.to(dtype)),
                 "mean": cost.mean(v.to(dtype)),
             }
@@ -111,15 +111,15 @@ def test_lowering_selecting_and_converting_a_cost_do_that_to_its_matrix(dtype):
     entries = torch.tensor([2, 0])
     for cost in one_of_each_kind(3, 9, 4, 0, dtype).values():
         matrix = cost.dense()
-        lowered = cost.lowered(torch.tensor(0.7, dtype=dtype))
+        shifted = cost.shifted(torch.tensor(0.7, dtype=dtype))
         tolerance = TOLERANCE[dtype] * float(matrix.max())
-        torch.testing.assert_close(lowered.dense(), matrix - 0.7, rtol=0, atol=tolerance)
-        again = lowered.lowered(torch.tensor(-0.7, dtype=dtype))
+        torch.testing.assert_close(shifted.dense(), matrix - 0.7, rtol=0, atol=tolerance)
+        again = shifted.shifted(torch.tensor(-0.7, dtype=dtype))
         torch.testing.assert_close(again.dense(), matrix, rtol=0, atol=tolerance)
         chosen = matrix[entries] if cost.batch_size == 3 else matrix
         torch.testing.assert_close(cost.select(entries).dense(), chosen, rtol=0, atol=tolerance)
         torch.testing.assert_close(
-            cost.select(entries).lowered(torch.tensor(0.7, dtype=dtype)).dense(), chosen - 0.7, rtol=0, atol=tolerance
+            cost.select(entries).shifted(torch.tensor(0.7, dtype=dtype)).dense(), chosen - 0.7, rtol=0, atol=tolerance
         )
         assert cost.to(torch.float64).dense().dtype == torch.float64
         # A unit vector is one up to 6e-8 in float32, and the distances of a CosineCost are over their mean.
@@ -155,7 +155,7 @@ def test_embeddings_on_one_point_have_no_structure():
     assert (cost.squared_times(torch.rand(2, 6, dtype=torch.float64))[0] == 0).all()
     torch.testing.assert_close(cost.dense()[1], cosine_cost(z[1]), rtol=1e-12, atol=1e-12)
     E = torch.rand(2, 6, 6, dtype=torch.float64)
-    assert (cost.pull_back((E + E.mT) @ cost.factor)[0] == 0).all()
+    assert (cost.vjp((E + E.mT) @ cost.factor)[0] == 0).all()
 
 
 @settings(deadline=None, max_examples=30)
@@ -173,8 +173,8 @@ def test_pulling_a_slope_back_is_autograd_through_the_plain_cost(nodes, dim, see
     E = torch.randn(2, nodes, nodes, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     E = (E + E.mT) * (present[:, :, None] & present[:, None, :])
     cost = CosineCost.from_embeddings(z, present)
-    lowered = cost.lowered(torch.tensor(shift, dtype=torch.float64))
-    (ours,) = torch.autograd.grad(cost.directions, z, lowered.pull_back(E @ lowered.factor))
+    shifted = cost.shifted(torch.tensor(shift, dtype=torch.float64))
+    (ours,) = torch.autograd.grad(cost.directions, z, shifted.vjp(E @ shifted.factor))
     plain = sum((E[i] * cosine_cost(z[i], present[i])).sum() for i in range(2))
     (theirs,) = torch.autograd.grad(plain, z)
     # Distances are known to 1e-16 and so is their mean 1/s, which makes it s·1e-16 of the derivative by z: that is at
@@ -202,7 +202,7 @@ def test_sparse_graph_costs_are_the_plain_ones(problems, nodes, density, seed, d
     tolerance = 20 * TOLERANCE[dtype]
     torch.testing.assert_close(cost.dense().double(), plain, rtol=0, atol=tolerance)
     torch.testing.assert_close(
-        cost.anchor_prior(tau).dense().double(), anchor_prior(plain, tau), rtol=0, atol=tolerance / tau
+        cost.anchor_cost(tau).dense().double(), anchor_cost(plain, tau), rtol=0, atol=tolerance / tau
     )
     assert len(cost.values) == int((ppr + ppr.mT).count_nonzero())
     for i in range(problems):
@@ -218,19 +218,19 @@ def test_graphs_that_say_nothing_cost_nothing_in_either_form():
 
 
 @pytest.mark.parametrize(("density", "kind"), [(0.02, SparseCost), (0.5, DenseCost)])
-@pytest.mark.parametrize("prior", ["ppr", "identity"])
+@pytest.mark.parametrize("anchor", ["ppr", "identity"])
 @pytest.mark.parametrize("batched", [True, False])
-def test_graph_costs_takes_the_form_that_fits_and_means_the_same(density, kind, prior, batched):
+def test_graph_costs_takes_the_form_that_fits_and_means_the_same(density, kind, anchor, batched):
     ppr = proximities(2, 30, 0, density)
-    C_G, M = graph_costs(ppr if batched else ppr[0], delta=1e-4, tau=0.7, prior=prior)
+    C_G, M = graph_costs(ppr if batched else ppr[0], delta=1e-4, tau=0.7, anchor=anchor)
     assert isinstance(C_G, kind)
     assert isinstance(M, kind)
     plain = torch.stack([graph_cost(x, 1e-4) for x in (ppr if batched else ppr[:1])])
     torch.testing.assert_close(C_G.dense(), plain, rtol=0, atol=1e-12)
     matrix = M.dense().expand_as(plain)
-    torch.testing.assert_close(matrix, anchor_prior(plain, 0.7, kind=prior), rtol=0, atol=1e-12)
+    torch.testing.assert_close(matrix, anchor_cost(plain, 0.7, kind=anchor), rtol=0, atol=1e-12)
     with pytest.raises(ValueError, match="'ppr', 'identity'"):
-        graph_costs(ppr, prior="none")
+        graph_costs(ppr, anchor="none")
     with pytest.raises(ValueError, match="delta"):
         graph_costs(ppr, delta=0.0)
 
@@ -277,7 +277,7 @@ def test_a_structured_solve_is_the_dense_one(
     ppr = proximities(1 if shared_graph else problems, nodes, seed, density).to(dtype).double()
     plain_C_m = torch.stack([cosine_cost(z[i], present[i]) for i in range(modalities)])
     plain_C_G = torch.stack([graph_cost(x) for x in ppr])
-    plain_M = anchor_prior(plain_C_G, kind=prior)
+    plain_M = anchor_cost(plain_C_G, kind=prior)
     weights = {"alpha": alpha, "rho": rho, "epsilon": epsilon, "marginal": marginal, "n_outer": 4, "n_sinkhorn": 15}
     dense = solve_ufgw(plain_C_m, plain_C_G, plain_M, mu=masses, nu=masses, **weights)
     lightest = float(dense.status.mass.min())
@@ -286,7 +286,7 @@ def test_a_structured_solve_is_the_dense_one(
 
     C_m = CosineCost.from_embeddings(z.to(dtype), present)
     C_G = SparseCost.from_proximity(ppr.to(dtype))
-    M = C_G.anchor_prior() if prior == "ppr" else SparseCost.all_but_self(nodes, dtype=dtype, device=ppr.device)
+    M = C_G.anchor_cost() if prior == "ppr" else SparseCost.all_but_self(nodes, dtype=dtype, device=ppr.device)
     mu = masses.to(dtype)
     found = solve_ufgw(C_m, C_G, M, mu=mu, nu=mu, **weights)
     assert found.plan.dtype == dtype
@@ -312,7 +312,7 @@ def test_problems_solved_again_in_the_log_domain_are_picked_out_of_structured_co
     nodes = 24
     C_m = CosineCost.from_embeddings(random_embeddings(4, nodes, 5, 0).float())
     C_G = SparseCost.from_proximity(proximities(4, nodes, 1).float())
-    prior = C_G.anchor_prior()
+    prior = C_G.anchor_cost()
     M = replace(prior, constant=prior.constant + torch.tensor([0.0, 3.0, 0.0, 3.0]))
     options = {"alpha": 0.05, "rho": 0.02, "epsilon": 0.01}
     found = solve_ufgw(C_m, C_G, M, **options)
@@ -330,7 +330,7 @@ def test_dense_graph_costs_beside_a_factor_and_a_factor_beside_a_dense_prior(alp
     nodes = 24
     C_m = CosineCost.from_embeddings(random_embeddings(1, nodes, 4, 0)[0])
     C_G = SparseCost.from_proximity(random_proximity(nodes, 1))
-    M = C_G.anchor_prior()
+    M = C_G.anchor_cost()
     plan = solve_ufgw(C_m.dense(), C_G.dense(), M.dense(), alpha=alpha).plan[0]
     for first in (C_m, C_m.dense()[0]):
         for second in (C_G, C_G.dense()[0]):
@@ -398,7 +398,7 @@ def test_structure_term_is_its_definition_and_its_gradient_the_closed_form(dim, 
     kernel = torch.rand(2, nodes, nodes, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     kernel = kernel * present[:, :, None] * present[:, None, :]
     graph = SparseCost.from_proximity(proximities(2, nodes, 5, 0.3))
-    C_G, M = (graph, graph.anchor_prior()) if sparse else (DenseCost(graph.dense()), DenseCost(graph.dense()))
+    C_G, M = (graph, graph.anchor_cost()) if sparse else (DenseCost(graph.dense()), DenseCost(graph.dense()))
 
     value = at_a_plan(CosineCost.from_embeddings(z, present), C_G, M, kernel, masses)
     (ours,) = torch.autograd.grad(value.sum(), z)
@@ -445,7 +445,7 @@ def test_the_regularisers_gradient_is_that_of_the_explicit_objective_at_its_plan
     C_m = cosine_cost(z, present)
     mass = present / present.sum().double()
     solution = solve_ufgw(
-        C_m.detach(), C_G, anchor_prior(C_G, 1.0), alpha=0.5, rho=0.2, epsilon=0.02, mu=mass, nu=mass, n_outer=5
+        C_m.detach(), C_G, anchor_cost(C_G, 1.0), alpha=0.5, rho=0.2, epsilon=0.02, mu=mass, nu=mass, n_outer=5
     )
     assert loss.item() == pytest.approx(0.3 * float(solution.objective), rel=1e-9)
     (theirs,) = torch.autograd.grad(0.3 * 0.5 * explicit_structure(C_m, C_G, solution.plan), z)

@@ -187,7 +187,7 @@ def _floor(like):  # type: ignore[no-untyped-def]
 
 @jit(nogil=True, error_model="numpy")
 def _solve(  # type: ignore[no-untyped-def]
-    first, last, cost, x, y, mu, nu, rho_mu, rho_nu, epsilon, n_iter, still, out, healthy, iterations
+    first, last, cost, x, y, mu, nu, rho_mu, rho_nu, epsilon, n_iter, tol, out, healthy, iterations
 ):
     """Problems ``first`` to ``last``, one after the other."""
     n = cost.shape[1]
@@ -202,7 +202,7 @@ def _solve(  # type: ignore[no-untyped-def]
         _first_sweep(0, n, K, row_low, column_low, one / eps, floor, scalings, a, b, row_sums, column_sums[0])
         moved = _update_b(scalings, column_sums, b)
         done = 1
-        while done < n_iter and moved > still:
+        while done < n_iter and moved > tol:
             _sweep(0, n, K, scalings, a, b, row_sums, column_sums[0])
             moved = _update_b(scalings, column_sums, b)
             done += 1
@@ -215,7 +215,7 @@ def _solve(  # type: ignore[no-untyped-def]
 
 def _solve_shared(threads: int, *operands: Any) -> None:
     """The same with the rows of each problem dealt to threads."""
-    cost, x, y, mu, nu, rho_mu, rho_nu, epsilon, n_iter, still, out, healthy, iterations = operands
+    cost, x, y, mu, nu, rho_mu, rho_nu, epsilon, n_iter, tol, out, healthy, iterations = operands
     n = cost.shape[1]
     one, floor = cost.dtype.type(1), _floor(cost)
     row_low, row_sums = np.empty(n, cost.dtype), np.empty(n, cost.dtype)
@@ -235,7 +235,7 @@ def _solve_shared(threads: int, *operands: Any) -> None:
         rows_shared(_first_sweep, K, row_low, column_low, one / eps, floor, scalings, a, b, row_sums, parts=sums)
         moved = _update_b(scalings, sums, b)
         done = 1
-        while done < n_iter and moved > still:
+        while done < n_iter and moved > tol:
             rows_shared(_sweep, K, scalings, a, b, row_sums, parts=sums)
             moved = _update_b(scalings, sums, b)
             done += 1
@@ -258,7 +258,7 @@ def sinkhorn(
     rho_nu: Tensor,
     epsilon: Tensor,
     n_iter: int,
-    still: float = 0.0,
+    tol: float = 0.0,
 ) -> tuple[Tensor, ...]:
     """As :func:`optimag_dist.ufgw.sinkhorn.sinkhorn_exp`, on the CPU; ``cost`` becomes the kernel.
 
@@ -269,7 +269,7 @@ def sinkhorn(
     out[0], out[1] = f, g
     healthy, iterations = torch.empty(len(cost), dtype=torch.bool), torch.empty_like(epsilon)
     operands = [t.numpy() for t in (cost, x, y, mu, nu, rho_mu, rho_nu, epsilon)]
-    limit = operands[0].dtype.type(still)
+    limit = operands[0].dtype.type(tol)
     results = [t.numpy() for t in (out, healthy, iterations)]
     threads = torch.get_num_threads()
     if len(cost) < threads and cost.shape[1] >= _SHARED_FROM:

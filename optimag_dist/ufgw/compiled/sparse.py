@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from optimag_dist.jit import jit
-from optimag_dist.ufgw.compiled.threads import REORDER, for_each_problem
+from optimag_dist.ufgw.compiled.threads import REORDER, for_each_problem, per_problem
 
 _ROW_OF = 16
 
@@ -63,7 +63,7 @@ def _sparse_times(first, last, v, indptr, indices, values, constant, out):  # ty
 
 
 @jit(fastmath=REORDER, nogil=True, error_model="numpy")
-def _sparse_from_right(first, last, x, indptr, indices, values, constant, out):  # type: ignore[no-untyped-def]
+def _sparse_right_matmul(first, last, x, indptr, indices, values, constant, out):  # type: ignore[no-untyped-def]
     """x (c 11ᵀ − S), by adding up rows of xᵀ, four at a time."""
     width, n = x.shape[1:]
     shared = len(indptr) == n + 1
@@ -112,10 +112,7 @@ def subtract_sparse(cost: Tensor, indptr: Tensor, indices: Tensor, values: Tenso
 
 def sparse_inner(kernel: Tensor, a: Tensor, b: Tensor, indptr: Tensor, indices: Tensor, values: Tensor) -> Tensor:
     """(b,) ⟨S, diag(a) K diag(b)⟩."""
-    out = torch.empty(len(kernel), dtype=kernel.dtype)
-    arrays = [t.numpy() for t in (kernel, a, b, indptr, indices, values, out)]
-    for_each_problem(kernel, lambda first, last: _sparse_inner(first, last, *arrays))
-    return out
+    return per_problem(_sparse_inner, kernel, kernel, a, b, indptr, indices, values)
 
 
 def sparse_times(v: Tensor, indptr: Tensor, indices: Tensor, values: Tensor, constant: Tensor) -> Tensor:
@@ -126,9 +123,9 @@ def sparse_times(v: Tensor, indptr: Tensor, indices: Tensor, values: Tensor, con
     return out
 
 
-def sparse_from_right(x: Tensor, indptr: Tensor, indices: Tensor, values: Tensor, constant: Tensor) -> Tensor:
+def sparse_right_matmul(x: Tensor, indptr: Tensor, indices: Tensor, values: Tensor, constant: Tensor) -> Tensor:
     """(b, k, N) → x (c 11ᵀ − S) (b, k, N)."""
     out = torch.empty_like(x)
     arrays = [t.numpy() for t in (x, indptr, indices, values, constant, out)]
-    for_each_problem(x, lambda first, last: _sparse_from_right(first, last, *arrays))
+    for_each_problem(x, lambda first, last: _sparse_right_matmul(first, last, *arrays))
     return out

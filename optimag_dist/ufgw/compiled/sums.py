@@ -8,7 +8,7 @@ from torch import Tensor
 
 from optimag_dist.jit import jit
 from optimag_dist.ufgw.compiled.elementary import log, log_ratio
-from optimag_dist.ufgw.compiled.threads import REORDER, for_each_problem
+from optimag_dist.ufgw.compiled.threads import REORDER, for_each_problem, per_problem
 
 
 @jit(fastmath=REORDER, nogil=True, error_model="numpy")
@@ -145,10 +145,7 @@ def _step_length(m, value, quadratic, pinned, alpha, epsilon, shortest, unit, ou
 
 def distance(kernel: Tensor, a: Tensor, b: Tensor, other: Tensor, other_a: Tensor, other_b: Tensor) -> Tensor:
     """(b,) Σ |a_i K_ij b_j − a'_i K'_ij b'_j|."""
-    out = torch.empty(len(kernel), dtype=kernel.dtype)
-    arrays = [t.numpy() for t in (kernel, a, b, other, other_a, other_b, out)]
-    for_each_problem(kernel, lambda first, last: _distance(first, last, *arrays))
-    return out
+    return per_problem(_distance, kernel, kernel, a, b, other, other_a, other_b)
 
 
 def moments(operands: Sequence[Tensor]) -> Tensor:
@@ -184,7 +181,4 @@ def step_length(
 
 def multiply_out(kernel: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """K ← diag(a) K diag(b) in place; returns Σ π log π (b,)."""
-    out = torch.empty(len(kernel), dtype=kernel.dtype)
-    arrays = [t.numpy() for t in (kernel, a, b, out)]
-    for_each_problem(kernel, lambda first, last: _multiply_out(first, last, *arrays))
-    return out
+    return per_problem(_multiply_out, kernel, kernel, a, b)

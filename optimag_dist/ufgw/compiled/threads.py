@@ -25,6 +25,14 @@ def for_each_problem(work_on: Tensor, call: Callable[[int, int], object]) -> Non
     for_each_part(len(work_on), threads, lambda part, first, last: call(first, last))
 
 
+def per_problem(work: Callable[..., object], work_on: Tensor, *operands: Tensor) -> Tensor:
+    """(b,) what ``work(first, last, *operands, out)`` writes."""
+    out = torch.empty(len(work_on), dtype=work_on.dtype)
+    arrays = [x.numpy() for x in (*operands, out)]
+    for_each_problem(work_on, lambda first, last: work(first, last, *arrays))
+    return out
+
+
 def for_each_part(length: int, threads: int, call: Callable[[int, int, int], object]) -> None:
     """``call(part, first, last)`` for as many parts of ``range(length)`` as threads, each on its own."""
     bounds = [length * part // threads for part in range(threads + 1)]

@@ -1,4 +1,4 @@
-"""Conditions on tensor values, read from the device together.
+"""What comes in is checked: types and numbers at once, values together at the end.
 
 Every ``if (x < 0).any()`` on a GPU waits for all work queued before it. So what is wrong with the values is noted as
 flags that stay on the device, and read in one transfer with the solver's own health.
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 
-class DoorChecks:
+class DeferredChecks:
     """Flags raised by the values of the input; :meth:`settle` reads them and raises for the user."""
 
     def __init__(self) -> None:

@@ -1,7 +1,7 @@
 """What comes in becomes a :class:`UFGWProblem`, or a ValueError that says what came and what was needed.
 
 Shapes are looked at right away. Values are noted as flags that stay on the device and are read once, with the solver's
-own health (:mod:`optimag_dist.ufgw.checks`); they cost one or two sweeps over each matrix.
+own health (:class:`~optimag_dist.ufgw.validation.DeferredChecks`); that costs one or two sweeps over each matrix.
 """
 
 from collections.abc import Callable
@@ -9,9 +9,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from optimag_dist.ufgw.checks import DoorChecks, as_number, check_tensor, check_weights
 from optimag_dist.ufgw.costs import CosineCost, Cost, DenseCost, SparseCost
 from optimag_dist.ufgw.problem import UFGWProblem
+from optimag_dist.ufgw.validation import DeferredChecks, as_number, check_tensor, check_weights
 
 MARGINALS = ("kl", "kl_tensor")
 
@@ -31,7 +31,7 @@ def build_problem(
     rho: Rho,
     epsilon: float,
     marginal: str,
-    checks: DoorChecks,
+    checks: DeferredChecks,
 ) -> UFGWProblem:
     """Check shapes at once and values through ``checks``, and bring everything to the solver's form.
 
@@ -42,7 +42,7 @@ def build_problem(
         raise ValueError(f"marginal={marginal!r}: needed one of {', '.join(map(repr, MARGINALS))}")
     check_weights(alpha, epsilon)
     alpha, epsilon = as_number("alpha", alpha), as_number("epsilon", epsilon)
-    costs = {name: _as_cost(name, x) for name, x in (("C_m", C_m), ("C_G", C_G), ("M", M))}
+    costs = {name: as_cost(name, x) for name, x in (("C_m", C_m), ("C_G", C_G), ("M", M))}
     reference = costs["C_m"]
     for name, cost in costs.items():
         _check_same_nodes(name, cost.nodes, cost.device, reference)
@@ -60,7 +60,7 @@ def build_problem(
     }
 
     for name, cost in costs.items():
-        _check_cost(checks, name, cost, symmetric=name != "M")
+        check_cost(checks, name, cost, symmetric=name != "M")
     for name, x in masses.items():
         if x is not uniform:
             _check_masses(checks, name, x)
@@ -71,13 +71,13 @@ def build_problem(
             _check_rho(checks, name, x)
     _check_balance(checks, masses, weights)
     sides = [(costs["C_m"], masses["mu"], weights["rho (mu)"]), (costs["C_G"], masses["nu"], weights["rho (nu)"])]
-    prior = costs["M"]
+    M = costs["M"]
     if exchanges_sides(C_m, C_G):
         sides.reverse()
-        prior = DenseCost(prior.values.mT) if isinstance(prior, DenseCost) else prior
+        M = DenseCost(M.values.mT) if isinstance(M, DenseCost) else M
     (A, mu, rho_mu), (B, nu, rho_nu) = sides
     return UFGWProblem.build(
-        A, B, prior, mu, nu, rho_mu, rho_nu, alpha=alpha, epsilon=epsilon, tensor_kl=marginal == "kl_tensor"
+        A, B, M, mu, nu, rho_mu, rho_nu, alpha=alpha, epsilon=epsilon, tensor_kl=marginal == "kl_tensor"
     )
 
 
@@ -102,7 +102,7 @@ def _with_direction(masses: Tensor, cost: Cost) -> Tensor:
     return masses * (cost.weights > 0) if isinstance(cost, CosineCost) else masses
 
 
-def _as_cost(name: str, cost: Cost | Tensor) -> Cost:
+def as_cost(name: str, cost: Cost | Tensor) -> Cost:
     if isinstance(cost, Cost):
         return cost
     check_tensor(name, cost)
@@ -150,7 +150,7 @@ def _as_rho(rho: Rho, reference: Cost, marginal: str) -> dict[str, Tensor]:
     return vectors if len(vectors) == 2 else {"rho (mu)": vectors["rho"], "rho (nu)": vectors["rho"]}
 
 
-def _check_cost(checks: DoorChecks, name: str, cost: Cost, *, symmetric: bool) -> None:
+def check_cost(checks: DeferredChecks, name: str, cost: Cost, *, symmetric: bool) -> None:
     if isinstance(cost, DenseCost):
         values = cost.values
         high = checks.refuse_outside(name, values, low=0, what="costs", tolerance=_rounding(values))
@@ -177,7 +177,7 @@ def _check_cost(checks: DoorChecks, name: str, cost: Cost, *, symmetric: bool) -
         )
 
 
-def _check_sparse(checks: DoorChecks, name: str, cost: SparseCost) -> None:
+def _check_sparse(checks: DeferredChecks, name: str, cost: SparseCost) -> None:
     constant, indptr, indices, values = cost.constant, cost.indptr, cost.indices, cost.values
     rows, stored = len(indptr) - 1, len(values)
     if rows < 1 or rows % len(constant) or len(indices) != stored:
@@ -204,7 +204,9 @@ def _check_sparse(checks: DoorChecks, name: str, cost: SparseCost) -> None:
         _refuse_asymmetric(checks, name, across, highest, lambda: float((cost.dense() - cost.dense().mT).abs().max()))
 
 
-def _refuse_asymmetric(checks: DoorChecks, name: str, across: Tensor, high: Tensor, gap: Callable[[], float]) -> None:
+def _refuse_asymmetric(
+    checks: DeferredChecks, name: str, across: Tensor, high: Tensor, gap: Callable[[], float]
+) -> None:
     """``across`` (b, N) is (C − Cᵀ)v of a vector of no pattern: two products see what is not symmetric in one sweep
     each, where comparing with the transpose reads memory across its grain."""
     checks.refuse_if(
@@ -225,7 +227,7 @@ def _rounding(x: Tensor) -> float:
     return float(torch.finfo(x.dtype).eps ** 0.5)
 
 
-def _check_masses(checks: DoorChecks, name: str, masses: Tensor) -> None:
+def _check_masses(checks: DeferredChecks, name: str, masses: Tensor) -> None:
     checks.refuse_outside(name, masses, low=0, what="masses", note=" (0: node absent)")
 
     def empty() -> str:
@@ -235,14 +237,14 @@ def _check_masses(checks: DoorChecks, name: str, masses: Tensor) -> None:
     checks.refuse_if((masses.amax(1) <= 0).any(), empty)
 
 
-def _check_rho(checks: DoorChecks, name: str, rho: Tensor) -> None:
+def _check_rho(checks: DeferredChecks, name: str, rho: Tensor) -> None:
     checks.refuse_if(
         ~(rho > 0).all(),
         lambda: f"{name}: {int((~(rho > 0)).sum())} weights are NaN or not above 0; math.inf keeps a node's mass",
     )
 
 
-def _check_balance(checks: DoorChecks, masses: dict[str, Tensor], weights: dict[str, Tensor]) -> None:
+def _check_balance(checks: DeferredChecks, masses: dict[str, Tensor], weights: dict[str, Tensor]) -> None:
     """No plan has two given marginals of unequal mass."""
     mu, nu = masses["mu"], masses["nu"]
     if mu is nu:
