@@ -92,7 +92,8 @@ def sole_writer(
         os.close(descriptor)
         with suppress(OSError):
             for folder in made:
-                folder.rmdir()
+                if folder.exists():
+                    folder.rmdir()
 
 
 def this_process() -> str:

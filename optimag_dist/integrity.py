@@ -22,7 +22,8 @@ import pyarrow as pa
 import xxhash
 
 from optimag_dist.files import atomic
-from optimag_dist.storage import byte_bar, cache
+from optimag_dist.progress_bar import progress_bar
+from optimag_dist.storage import cache
 from optimag_dist.types import InputError
 
 # What has passed another version of the checks is checked again.
@@ -126,7 +127,7 @@ class MappedFile:
             return
         begins = [0, *(end for end, _ in segments)]
         num_bytes = sum(begins[index + 1] - begins[index] for index in wanted)
-        with byte_bar(f"checking {self.path.name}", num_bytes, wanted=num_bytes > _LARGE) as advance:
+        with progress_bar(f"checking {self.path.name}", num_bytes, of="bytes", wanted=num_bytes > _LARGE) as advance:
             for index in wanted:
                 begin, (end, recorded) = begins[index], segments[index]
                 whole = xxhash.xxh3_128()
@@ -168,10 +169,13 @@ def verified_once(files: Sequence[os.stat_result], expected: str, verify: Callab
     key = _key(files, expected)
     if key in _passed:
         return None
-    with _record(key) as record:
-        if not record.passed:
+    with _remembered(key) as file:
+        if file is None or os.fstat(file).st_size == 0:
             verify()
-            record.remember()
+            # On a full disk it is not remembered.
+            with suppress(OSError):
+                if file is not None:
+                    os.write(file, b"1")
     _passed.add(key)
     return None
 
@@ -235,42 +239,24 @@ def _identity(file: os.stat_result) -> tuple[int, ...]:
     return file.st_dev, file.st_ino, file.st_size, file.st_mtime_ns, file.st_ctime_ns
 
 
-class _Record:
-    """What is remembered under one key."""
-
-    def __init__(self, descriptor: int | None) -> None:
-        self._descriptor = descriptor
-        self.passed = descriptor is not None and os.fstat(descriptor).st_size > 0
-
-    def remember(self) -> None:
-        if self._descriptor is not None:
-            # On a full disk it is not remembered.
-            with suppress(OSError):
-                os.write(self._descriptor, b"1")
-                self.passed = True
-
-
 @contextmanager
-def _record(key: str) -> Iterator[_Record]:
-    folder = _records()
-    descriptor = None
+def _remembered(key: str) -> Iterator[int | None]:
+    """The locked file in which it is remembered that ``key`` has passed; None where nothing can be remembered."""
+    folder, descriptor = _records(), None
     if folder is not None:
-        try:
+        with suppress(OSError):
             descriptor = os.open(folder / key, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        except OSError:
-            if descriptor is not None:
-                os.close(descriptor)
-            descriptor = None
-    record = _Record(descriptor)
+    if folder is None or descriptor is None:
+        yield None
+        return
     try:
-        yield record
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield descriptor
     finally:
-        if descriptor is not None and folder is not None:
-            if not record.passed:
-                with suppress(OSError):
-                    os.unlink(folder / key)
-            os.close(descriptor)
+        with suppress(OSError):
+            if os.fstat(descriptor).st_size == 0:
+                os.unlink(folder / key)
+        os.close(descriptor)
 
 
 def _records() -> Path | None:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from optimag_dist.models import MultimodalModel
 from optimag_dist.models.pretrained import PretrainedEncoder
-from optimag_dist.sampling import BlockSampler, GraphRows
+from optimag_dist.sampling import BlockSampler, GraphDataSource
 from optimag_dist.sampling.loader import prefetched
 from optimag_dist.sampling.neighbours import append_nodes, layer_key
 from optimag_dist.types import Block
@@ -71,7 +71,7 @@ class LayerwiseForward:
     def __init__(
         self,
         model: MultimodalModel,
-        rows: GraphRows,
+        rows: GraphDataSource,
         num_nodes: int,
         fanouts: Sequence[int],
         *,

@@ -77,12 +77,12 @@ class Examples:
     Attributes:
         anchors: (A,) int64 distinct node ids.
         targets: name → array; what names nodes does so by their row among the anchors.
-        cut: (E, 2) int64 node ids of edges along which no message may pass, in either direction, in this group.
+        excluded_edges: (E, 2) int64 node ids of edges along which no message of this group may pass, either way.
     """
 
     anchors: np.ndarray
     targets: Mapping[str, np.ndarray]
-    cut: np.ndarray | None = None
+    excluded_edges: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class GroupBatch:
         blocks: outermost first; empty for a model that sends no messages.
         features: modality → (U, d_m) float32 (absent rows zero).
         present: modality → (U,) bool.
-        degrees: (U,) float32 number of neighbours in the whole graph, cut edges aside, for models that normalise by it.
+        degrees: (U,) float32 neighbours in the whole graph less excluded edges, for models that normalise by it.
         task: position of the task it belongs to.
         targets: what the task compares with, by name.
         proximity: (N, N) float32 Π_B, or None where no regulariser is trained.

@@ -22,7 +22,7 @@ from optimag_dist.ppr import PPRArtefact, PPROptions, ppr_topk
 from optimag_dist.ppr.artefact import artefact_key
 from optimag_dist.ppr.block import block_name, read_block, write_block
 from optimag_dist.ppr.topk import push_sources
-from optimag_dist.sampling import StoreRows
+from optimag_dist.sampling import LocalSource
 from optimag_dist.store import (
     GraphStore,
     LinkSplitOptions,
@@ -33,8 +33,8 @@ from optimag_dist.store import (
     split_links,
 )
 from optimag_dist.store.arrow_map import ArrowMap
+from optimag_dist.store.csr import graph_hash
 from optimag_dist.store.layout import BATCH_ROWS, TOPOLOGY, read_meta, write_meta
-from optimag_dist.store.undirected import graph_hash
 from optimag_dist.store.writer import write_topology
 from optimag_dist.train import checkpoint
 from optimag_dist.types import CSR, InputError
@@ -122,7 +122,7 @@ def read_store(path: Path) -> Any:
     store = GraphStore.open(path)
     everyone = np.arange(store.num_nodes)
     links = [(part.sources, part.targets, part.negatives) for part in (store.links.val, store.links.test)]
-    csr, rows = store.topology, StoreRows(store)
+    csr, rows = store.topology, LocalSource(store)
     facts = store.name, store.classes, store.directed, store.content_hash, store.ids(everyone), store.summary()
     arrays = csr.indptr, csr.indices, store.labels, store.split, store.present("m"), store.gather("m", everyone)
     read = rows.neighbours(everyone, 2, 7), rows.features("m", everyone), ppr_topk(csr.indptr, csr.indices, everyone)
@@ -268,7 +268,7 @@ def test_neighbours_outside_the_graph_reach_no_kernel(
     store = GraphStore.open(rewritten(whole, tmp_path / "store", CSR(**arrays)))
     for _ in range(2):
         with pytest.raises(InputError, match=rf"topology\.arrow: damaged.*{words}|topology\.arrow: {words}"):
-            StoreRows(store).neighbours(np.arange(NODES), -1, 0)
+            LocalSource(store).neighbours(np.arange(NODES), -1, 0)
 
 
 @pytest.mark.parametrize("change", [{"indices": NODES}, {"indices": -1}, {"values": np.nan}, {"values": 2.0}])
@@ -472,7 +472,7 @@ def test_few_rows_of_a_large_file_need_not_all_of_it(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"modality-m\.arrow: damaged"):
         damaged.gather("m", np.array([0, BATCH_ROWS]))
     with pytest.raises(InputError, match=r"modality-m\.arrow: damaged"):
-        StoreRows(damaged)
+        LocalSource(damaged)
 
 
 # What is kept of a run that was cut short.

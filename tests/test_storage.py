@@ -20,16 +20,19 @@ import ray.train
 import torch
 from typer.testing import CliRunner
 
-from optimag_dist import storage
+from optimag_dist import locks, remote_copies
 from optimag_dist.cli import app
 from optimag_dist.inference.driver import infer
 from optimag_dist.inference.evaluate import evaluate
 from optimag_dist.inference.options import EmbedOptions, EvaluateOptions
+from optimag_dist.locks import sole_user
 from optimag_dist.models import MultimodalModel
 from optimag_dist.options import dump_options, load_options, parse_options, validate_options
 from optimag_dist.ppr import PPRArtefact, PPROptions
-from optimag_dist.ppr.driver import RunTotals, compute_ppr
-from optimag_dist.storage import AnyPath, Mirror, RemotePath, located, sole_user
+from optimag_dist.ppr.blocks import RunTotals
+from optimag_dist.ppr.driver import compute_ppr
+from optimag_dist.remote_copies import Mirror
+from optimag_dist.storage import AnyPath, RemotePath, located, remove, remove_tree
 from optimag_dist.store import GraphStore, ingest
 from optimag_dist.tasks.node_classification import ClassifierHead
 from optimag_dist.train import checkpoint
@@ -182,9 +185,9 @@ def test_files_go_there_and_come_back(scheme: str, s3: S3, tmp_path: Path) -> No
     (tmp_path / "big").write_bytes(b"new")
     (folder / "big").publish(tmp_path / "big")
     assert (folder / "big").cached().read_bytes() == (folder / "big").read() == b"new"
-    storage.remove_tree(folder)
+    remove_tree(folder)
     assert folder.files(below=True) == {}
-    storage.remove(folder / "big")
+    remove(folder / "big")
 
 
 def test_what_was_there_stays_until_the_new_is_whole(s3: S3, tmp_path: Path) -> None:
@@ -314,7 +317,7 @@ def test_a_mirror_sends_in_order_and_the_newest(s3: S3, monkeypatch: pytest.Monk
 
 
 def test_a_mirror_tries_again_and_then_says_so(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "_PAUSES_S", (0.01,))
+    monkeypatch.setattr(remote_copies, "_PAUSES_S", (0.01,))
     refused = iter([True])
     s3.refuse = lambda method, key: method == "PUT" and next(refused, False)
     mirror = Mirror(located(s3.uri("run")), "test")
@@ -351,7 +354,7 @@ def test_a_mirror_begins_with_what_is_there(s3: S3, tmp_path: Path) -> None:
 @pytest.fixture
 def quick_locks(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, seconds in (("_RENEW_S", 0.05), ("_STALE_S", 0.5), ("_SETTLE_S", 0.02)):
-        monkeypatch.setattr(storage, name, seconds)
+        monkeypatch.setattr(locks, name, seconds)
 
 
 def _refuse(place: AnyPath, holder: str) -> None:

@@ -34,7 +34,7 @@ from optimag_dist.datasets import dataset_schema
 from optimag_dist.models import MultimodalModel
 from optimag_dist.options import load_options
 from optimag_dist.ppr import PPRArtefact
-from optimag_dist.sampling import GroupLoader, SeedBatcher, StoreRows
+from optimag_dist.sampling import GroupLoader, LocalSource, SeedBatcher
 from optimag_dist.store import GraphStore, ingest
 from optimag_dist.tasks import make_task
 from optimag_dist.train.options import RunConfig
@@ -190,7 +190,7 @@ def plain_loop(path: Path) -> None:
     regulariser = UFGWRegulariser(**config.regulariser.model_dump()) if needs_ppr else None
     loss_of = StepLoss(model, {"": task.head(model)}, {"": 1.0}, regulariser, 1)
     optimiser = torch.optim.AdamW(loss_of.parameters(), lr=config.train.lr, weight_decay=config.train.weight_decay)
-    loader = GroupLoader(StoreRows(store), ppr, config.sampling, seed=0, messages=True)
+    loader = GroupLoader(LocalSource(store), ppr, config.sampling, seed=0, messages=True)
     batcher = SeedBatcher(task.train, store.num_nodes, ppr, config.sampling, seed=0, fill=needs_ppr)
     times = []
     for epoch in range(config.train.epochs):

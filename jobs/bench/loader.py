@@ -28,7 +28,7 @@ from rich.table import Table
 
 from optimag_dist.ppr import PPRArtefact, PPROptions
 from optimag_dist.ppr.driver import compute_ppr
-from optimag_dist.sampling import BlockSampler, GroupLoader, SamplingOptions, SeedBatcher, StoreRows, nodes_alone
+from optimag_dist.sampling import BlockSampler, GroupLoader, LocalSource, SamplingOptions, SeedBatcher, nodes_alone
 from optimag_dist.store import GraphStore, ingest
 
 
@@ -53,7 +53,7 @@ def read_graph(npz: Path | None, num_nodes: int) -> tuple[np.ndarray, dict[str, 
 def ours(
     store: GraphStore, ppr: PPRArtefact | None, seeds: np.ndarray, options: SamplingOptions
 ) -> Callable[[], Iterable]:
-    loader = GroupLoader(StoreRows(store), ppr, options, seed=0, messages=True)
+    loader = GroupLoader(LocalSource(store), ppr, options, seed=0, messages=True)
     batcher = SeedBatcher(seeds, store.num_nodes, ppr, options, seed=0, fill=ppr is not None)
     return lambda: loader.epoch([(batcher, nodes_alone)], 0)
 
@@ -117,7 +117,7 @@ def profile(
     store: GraphStore, ppr: PPRArtefact | None, seeds: np.ndarray, options: SamplingOptions
 ) -> dict[str, float]:
     """Milliseconds per batch of each part of assembling one, on one thread."""
-    rows = StoreRows(store)
+    rows = LocalSource(store)
     sampler = BlockSampler(rows.neighbours)
     times: dict[str, list[float]] = {}
 

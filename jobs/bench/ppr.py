@@ -30,11 +30,12 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from optimag_dist.ppr.driver import RunTotals, compute_ppr
+from optimag_dist.ppr.blocks import RunTotals
+from optimag_dist.ppr.driver import compute_ppr
 from optimag_dist.ppr.options import PPROptions
 from optimag_dist.ppr.topk import push_sources
+from optimag_dist.store.csr import graph_hash, symmetrise
 from optimag_dist.store.partition import PartitionOptions, partition_store
-from optimag_dist.store.undirected import graph_hash, symmetrise
 from optimag_dist.types import CSR
 
 # Candidates for "equal recall", coarse to fine.

@@ -11,7 +11,6 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -26,20 +25,20 @@ from optimag_dist.encoding.block import BAD, PRESENT, BlockEncoder
 from optimag_dist.encoding.options import EncodeOptions
 from optimag_dist.files import atomic
 from optimag_dist.models.encoder_networks import digest
+from optimag_dist.progress_bar import progress_bar
 from optimag_dist.ray_session import ensure_ray, explained, task_device
-from optimag_dist.sampling.pictures import bad_picture_error
-from optimag_dist.storage import MANIFEST, AnyPath, RemotePath, located
+from optimag_dist.remote_copies import MANIFEST
+from optimag_dist.sampling.pictures import bad_picture_error, told_bad_pictures
+from optimag_dist.storage import AnyPath, RemotePath
 from optimag_dist.store import GraphStore
 from optimag_dist.store.add_modality import add_modality, check_modality_name
-from optimag_dist.store.layout import Modality, check_replaceable
-from optimag_dist.store.progress_bar import progress_bar
-from optimag_dist.store.staging import holds, make_remote, publish, staging
+from optimag_dist.store.layout import Modality
+from optimag_dist.store.staging import destination, holds, make_store, put_in_place, staging
 from optimag_dist.store.writer import digest_of
 from optimag_dist.types import InputError, RunError
 
 _KEY = "optimag_encode"
 _DIGEST = b"digest"
-_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -112,22 +111,17 @@ def encode(
             does not decode and that is an error, no node has the attribute, or the disk is full.
         RunError: a block failed. What was finished before stays, and the next call goes on from there.
     """
-    place = located(out)
-    place = place if isinstance(place, RemotePath) else place.resolve()
-    if place == store.location:
-        raise InputError(f"{place}: is the store to read, which stays as it is; name a new folder for the new one")
+    place = destination(out, store)
     job = Job.of(store, options)
     if (standing := _made(place, job)) is not None:
         say(f"{place}: holds these very features already; left as it is")
         return standing
-    if isinstance(place, RemotePath):
-        if not overwrite and MANIFEST in place.files():
-            raise InputError(
-                f"{place}: holds another graph, or half of one; name another folder, or ask for the old one to be "
-                "overwritten (overwrite)"
-            )
-        return make_remote(place, partial(_make, job, overwrite=True, progress=progress, say=say), overwrite, say)
-    return _make(job, place, overwrite=overwrite, progress=progress, say=say)
+    if isinstance(place, RemotePath) and not overwrite and MANIFEST in place.files():
+        raise InputError(
+            f"{place}: holds another graph, or half of one; name another folder, or ask for the old one to be "
+            "overwritten (overwrite)"
+        )
+    return make_store(place, partial(_make, job, progress, say), overwrite, say)
 
 
 def _made(place: AnyPath, job: Job) -> GraphStore | None:
@@ -140,8 +134,7 @@ def _made(place: AnyPath, job: Job) -> GraphStore | None:
     return standing if name in standing.modalities and standing.notes(name).get(_KEY) == job.key else None
 
 
-def _make(job: Job, target: Path, *, overwrite: bool, progress: bool, say: Callable[[str], None]) -> GraphStore:
-    check_replaceable(target)
+def _make(job: Job, progress: bool, say: Callable[[str], None], target: Path, overwrite: bool) -> GraphStore:
     # No store has no hash: what stands in the way is told before the work, not after it.
     holds(target, "", overwrite)
     parts = target.parent / f".{target.name}.encode"
@@ -161,10 +154,7 @@ def _make(job: Job, target: Path, *, overwrite: bool, progress: bool, say: Calla
         _tell_bad_pictures(job, mine, say)
         made_from = {_KEY: job.key, "options": job.options.model_dump_json(), "store": job.store.content_hash}
         made = add_modality(job.store, job.modality, _blocks(job, mine), stage.store, made_from)
-        if holds(target, made.content_hash, overwrite):
-            say(f"{target}: holds this very graph already; left as it is")
-        else:
-            publish(stage, target)
+        put_in_place(stage, made.content_hash, target, overwrite, say)
         # Within the lock: a process that waits for it may be about other features.
         shutil.rmtree(parts)
     return GraphStore.open(target)
@@ -180,9 +170,8 @@ def _compute(job: Job, folder: Path, progress: bool) -> None:
     if not missing:
         return
     ensure_ray()
-    bar = progress_bar(f"encode {job.modality.name}", job.store.num_nodes) if progress else nullcontext(lambda _: None)
-    with bar as advance:
-        advance(job.store.num_nodes - sum(len(job.nodes(block)) for block in missing))
+    done = job.store.num_nodes - sum(len(job.nodes(block)) for block in missing)
+    with progress_bar(f"encode {job.modality.name}", job.store.num_nodes, done=done, wanted=progress) as advance:
         for block, content in _encoded(job, missing):
             with atomic(_part(folder, block)) as temporary:
                 temporary.write_bytes(content)
@@ -279,8 +268,4 @@ def _tell_bad_pictures(job: Job, folder: Path, say: Callable[[str], None]) -> No
         return
     if job.options.on_bad_picture == "error":
         raise bad_picture_error(job.store, job.options.attribute, bad[0], "on_bad_picture")
-    names = ", ".join(map(repr, job.store.ids(bad[:_NAMED]))) + (" …" if len(bad) > _NAMED else "")
-    say(
-        f"{job.store.path}: the {job.options.attribute!r} of {len(bad):,} nodes does not decode as a picture, and they "
-        f"count as nodes without {job.modality.name!r}: {names}"
-    )
+    say(told_bad_pictures(job.store, job.options.attribute, bad.tolist()))

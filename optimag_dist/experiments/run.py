@@ -37,12 +37,12 @@ from optimag_dist.experiments.recipe import (
     source_of,
 )
 from optimag_dist.files import atomic
+from optimag_dist.locks import sole_user
 from optimag_dist.options import dump_options, load_options, validate_options
 from optimag_dist.ppr import PPROptions
 from optimag_dist.ppr.driver import compute_ppr
 from optimag_dist.ray_session import ensure_ray, translated_ray_errors
 from optimag_dist.report.measure import decisive_figure
-from optimag_dist.storage import sole_user
 from optimag_dist.store import GraphStore, ingest, split_links
 from optimag_dist.tasks import monitor_of
 from optimag_dist.tasks.metrics import metric_of

@@ -26,8 +26,9 @@ from optimag_dist.inference.options import EmbedOptions, PredictOptions
 from optimag_dist.inference.parts import Parts
 from optimag_dist.inference.trained import TrainedModel
 from optimag_dist.layerwise import LayerwiseForward
+from optimag_dist.locks import sole_user
 from optimag_dist.ray_session import completed, ensure_ray, explained, task_device, task_slots, translated_ray_errors
-from optimag_dist.storage import AnyPath, on_this_host, sole_user
+from optimag_dist.storage import AnyPath, on_this_host
 from optimag_dist.store import GraphStore
 from optimag_dist.types import Diverged, InputError, RunError
 

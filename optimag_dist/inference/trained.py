@@ -14,7 +14,7 @@ import torch
 from optimag_dist.layerwise import LayerwiseForward
 from optimag_dist.models import MultimodalModel
 from optimag_dist.options import validate_options
-from optimag_dist.sampling import GraphRows, RawRows, StoreRows, check_encoders
+from optimag_dist.sampling import GraphDataSource, LocalSource, RawRows, check_encoders
 from optimag_dist.storage import AnyPath, files_below, is_file, on_this_host
 from optimag_dist.store import GraphStore
 from optimag_dist.tasks import NodeClassificationOptions, named
@@ -93,7 +93,7 @@ class TrainedModel:
         self, store: GraphStore, fanouts: tuple[int, ...], seed: int, on_chunk: Callable[[], None] = lambda: None
     ) -> LayerwiseForward:
         """The model over ``store``, with draws of ``fanouts`` neighbours by ``seed``."""
-        rows: GraphRows = StoreRows(store)
+        rows: GraphDataSource = LocalSource(store)
         if encoders := self.config.model.encoders:
             rows = RawRows(rows, store, encoders)
         device = next(self.model.parameters()).device

@@ -18,7 +18,9 @@ from optimag_dist.ppr.block import BlockRecord, PPRBlock, block_name, read_block
 from optimag_dist.ppr.gather import copy_rows, fill_submatrix, row_sizes
 from optimag_dist.ppr.options import PPROptions
 from optimag_dist.ppr.topk import check_node_ids
-from optimag_dist.storage import AnyPath, RemotePath, byte_bar, local_copy, located, to_write
+from optimag_dist.progress_bar import progress_bar
+from optimag_dist.remote_copies import local_copy
+from optimag_dist.storage import AnyPath, RemotePath, located, to_write
 from optimag_dist.store.layout import Hex
 from optimag_dist.types import InputError
 
@@ -137,7 +139,9 @@ class PPRArtefact:
 
         def verify() -> None:
             num_bytes = sum(entry.bytes for entry in meta.blocks)
-            with byte_bar(f"checking PPR {meta.key[:8]}", num_bytes, wanted=num_bytes > _LARGE) as advance:
+            with progress_bar(
+                f"checking PPR {meta.key[:8]}", num_bytes, of="bytes", wanted=num_bytes > _LARGE
+            ) as advance:
                 for block, entry in zip(blocks, meta.blocks, strict=True):
                     block.verify(meta.num_nodes, entry)
                     advance(entry.bytes)

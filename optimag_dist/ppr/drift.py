@@ -100,7 +100,7 @@ def measure_drift(
     factor = (1 - teleport) / teleport
     open_part = eps * _UNKNOWN / factor
     changed, *starts = _starts(degree, new_degree, inserted, deleted, teleport)
-    weight = _weights(new.indptr, new.indices, changed, *starts, teleport, open_part, *_scratch(n))
+    weight = _weights(new.indptr, new.indices, changed, *starts, teleport, open_part, _scratch(n))
     score = factor * _per_degree(old, changed, degree[changed] * weight, teleport, open_part)
     thinner = np.flatnonzero(lost & (new_degree > 0))
     thinned = _per_degree(old, thinner, growth[thinner] - 1, teleport, eps * _UNKNOWN)
@@ -132,7 +132,7 @@ def _per_degree(csr: CSR, nodes: np.ndarray, masses: np.ndarray, teleport: float
     out = np.zeros(csr.num_nodes)
     if len(nodes):
         scratch = _scratch(csr.num_nodes)
-        _spread(csr.indptr, csr.indices, nodes, masses, teleport, tolerance, *scratch)
+        _spread(csr.indptr, csr.indices, nodes, masses, teleport, tolerance, scratch)
         degree = np.diff(csr.indptr)
         np.divide(scratch[0], degree, out=out, where=degree > 0)
         out[degree > 0] += tolerance
@@ -148,12 +148,13 @@ _UNTOUCHED, _TOUCHED, _WAITING = np.uint8(0), np.uint8(1), np.uint8(2)
 
 
 @jit(nogil=True)
-def _spread(indptr, indices, nodes, masses, teleport, tolerance, estimate, residual, state, touched, queue):  # type: ignore[no-untyped-def]
+def _spread(indptr, indices, nodes, masses, teleport, tolerance, scratch):  # type: ignore[no-untyped-def]
     """Add Σ_i masses[i] π_nodes[i] to ``estimate``, to within tolerance·deg at every node; masses of either sign.
 
-    ``residual`` and ``state`` are zero on entry; ``touched`` lists the nodes they may differ from zero at on return,
-    whose number is returned.
+    Of ``scratch``, residual and state are zero on entry; touched lists the nodes where they may differ from zero on
+    return, whose number is returned.
     """
+    estimate, residual, state, touched, queue = scratch
     n = len(residual)
     count = head = tail = waiting = 0
     for i in range(len(nodes)):
@@ -198,23 +199,9 @@ def _spread(indptr, indices, nodes, masses, teleport, tolerance, estimate, resid
 
 
 @jit(nogil=True)
-def _weights(  # type: ignore[no-untyped-def]
-    indptr,
-    indices,
-    changed,
-    offsets,
-    columns,
-    masses,
-    own,
-    teleport,
-    floor,
-    estimate,
-    residual,
-    state,
-    touched,
-    queue,
-):
+def _weights(indptr, indices, changed, offsets, columns, masses, own, teleport, floor, scratch):  # type: ignore[no-untyped-def]
     """c_u of every changed node, at most about ``_LOOSE`` of itself or ``floor`` too large."""
+    estimate, residual, state, touched, _ = scratch
     out = np.empty(len(changed))
     for i in range(len(changed)):
         u = changed[i]
@@ -225,9 +212,7 @@ def _weights(  # type: ignore[no-untyped-def]
             scale = max(scale, teleport * abs(masses[e]) / (indptr[w + 1] - indptr[w]))
         tolerance = max(_LOOSE * scale, floor)
         estimate[u] = own[i]
-        count = _spread(
-            indptr, indices, columns[row], masses[row], teleport, tolerance, estimate, residual, state, touched, queue
-        )
+        count = _spread(indptr, indices, columns[row], masses[row], teleport, tolerance, scratch)
         largest = 0.0
         for t in range(count):
             v = touched[t]

@@ -1,4 +1,4 @@
-"""The graph PPR runs on, checked at the door."""
+"""Validation of the graph PPR runs on."""
 
 from typing import Any
 

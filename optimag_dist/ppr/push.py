@@ -24,7 +24,7 @@ slot maps a node to its packed place. Slots only grow from source to source, so 
 one means "untouched" and ``record`` is never cleared.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -36,8 +36,7 @@ _PREFETCH = 64
 _CACHE_LINE = 16  # int32 entries
 
 
-@dataclass(frozen=True)
-class Workspace:
+class Workspace(NamedTuple):
     """Scratch of one thread for a graph of n nodes. Pages of the packed arrays are used only as far as pushes reach.
 
     Attributes:
@@ -62,14 +61,37 @@ class Workspace:
         num_nodes = len(degrees)
         record = np.zeros(2 * num_nodes, np.int32)
         record[1::2] = degrees
-        return Workspace(
-            record=record,
-            first_slot=np.ones(1, np.int64),
-            node=np.empty(num_nodes, np.int32),
-            residual=np.zeros(num_nodes, np.float64),
-            estimate=np.zeros(num_nodes, np.float64),
-            queue=np.empty(num_nodes, np.int32),
-        )
+        node, queue = np.empty(num_nodes, np.int32), np.empty(num_nodes, np.int32)
+        residual, estimate = np.zeros(num_nodes, np.float64), np.zeros(num_nodes, np.float64)
+        return Workspace(record, np.ones(1, np.int64), node, residual, estimate, queue)
+
+
+class PushedRows(NamedTuple):
+    """What the kernel writes: k places for each of S sources.
+
+    Attributes:
+        nodes, values: (S, k) int32 and float32.
+        sizes: (S,) int64 places in use; −1 where an adjacency row was missing.
+        bounds: (S,) float32: 0 ≤ π_s(v) − value(v) ≤ bound·deg(v) before the values' rounding.
+    """
+
+    nodes: np.ndarray
+    values: np.ndarray
+    sizes: np.ndarray
+    bounds: np.ndarray
+
+    @staticmethod
+    def allocate(num_sources: int, k: int) -> "PushedRows":
+        arrays = np.empty((num_sources, k), np.int32), np.empty((num_sources, k), np.float32)
+        return PushedRows(*arrays, np.zeros(num_sources, np.int64), np.zeros(num_sources, np.float32))
+
+    def part(self, rows: slice) -> "PushedRows":
+        return PushedRows(*(array[rows] for array in self))
+
+    def put(self, rows: np.ndarray, other: "PushedRows", chosen: np.ndarray) -> None:
+        """Copy the ``chosen`` rows (mask) of ``other`` to ``rows``."""
+        for mine, theirs in zip(self, other, strict=True):
+            mine[rows] = theirs[chosen]
 
 
 @jit(inline="always")
@@ -145,25 +167,7 @@ def _drain_top(packed_node, residual, estimate, count, teleport, values, nodes):
 
 
 @jit(nogil=True)
-def push_top_k(  # type: ignore[no-untyped-def]
-    starts,
-    stops,
-    indices,
-    sources,
-    teleport,
-    eps,
-    record,
-    first_slot,
-    node,
-    residual,
-    estimate,
-    queue,
-    lacking,
-    out_nodes,
-    out_values,
-    out_size,
-    out_bound,
-):
+def push_top_k(starts, stops, indices, sources, teleport, eps, space, missing, out):  # type: ignore[no-untyped-def]
     """Push every source and keep the k largest entries of p + βr, rounded down to float32.
 
     Args:
@@ -172,19 +176,19 @@ def push_top_k(  # type: ignore[no-untyped-def]
         indices: (m,) int32 or int64; the graph is symmetric, without self loops or duplicates.
         sources: (S,) int64 node ids.
         teleport, eps: β in (0, 1) and the residual allowed per degree.
-        record, first_slot, node, residual, estimate, queue: a :class:`Workspace` of this graph.
-        lacking: (L,) int32, written: nodes whose rows were needed and not here, repeated where several sources asked.
-        out_nodes, out_values, out_size: (S, k) int32, (S, k) float32, (S,) int64 results, written in place; the size
-            is −1 where the source lacked a row.
-        out_bound: (S,) float32, written: 0 ≤ π_s(v) − value(v) ≤ bound·deg(v) before the values' rounding.
+        space: a :class:`Workspace` of this graph.
+        missing: (L,) int32, written: nodes whose rows were needed and not here, repeated where several sources asked.
+        out: :class:`PushedRows`, written.
 
     Returns:
-        Pushes done and arcs read, summed over the sources, and how many entries of ``lacking`` are filled.
+        Pushes done and arcs read, summed over the sources, and how many entries of ``missing`` are filled.
     """
+    record, first_slot, node, residual, estimate, queue = space
+    out_nodes, out_values, out_size, out_bound = out
     n = len(node)
     pushes = 0
     arcs = 0
-    num_lacking = 0
+    num_missing = 0
     for i in range(len(sources)):
         if first_slot[0] > _LAST_SLOT - n:
             record[::2] = 0
@@ -221,13 +225,13 @@ def push_top_k(  # type: ignore[no-untyped-def]
             u = node[place]
             start, stop = starts[u], stops[u]
             if start < 0:
-                # Going on without the row finds out what else is lacking; the source's numbers are thrown away.
+                # Going on without the row finds out what else is missing; the source's numbers are thrown away.
                 complete = False
                 residual[place] = 0.0
-                if num_lacking == len(lacking):
+                if num_missing == len(missing):
                     break
-                lacking[num_lacking] = u
-                num_lacking += 1
+                missing[num_missing] = u
+                num_missing += 1
                 continue
             mass = residual[place]
             estimate[place] += teleport * mass
@@ -266,4 +270,4 @@ def push_top_k(  # type: ignore[no-untyped-def]
         # π − p = Σ_u r(u) π_u, in which no residual is above eps·deg and no π_u(v) above 1.
         bound = np.float32(min(eps, left))
         out_bound[i] = bound if bound >= min(eps, left) else np.nextafter(bound, np.float32(np.inf))
-    return pushes, arcs, num_lacking
+    return pushes, arcs, num_missing

@@ -37,7 +37,7 @@ class RowCache:
         sizes = self.degrees[nodes]
         return int(sizes.sum(dtype=np.int64)) + len(sizes) + int(sizes.max(initial=0))
 
-    def lacking(self, asked: np.ndarray) -> np.ndarray:
+    def missing(self, asked: np.ndarray) -> np.ndarray:
         """Distinct nodes of ``asked`` (int32, repeats allowed) whose rows are not here, in order of first mention."""
         out = np.empty(len(asked), np.int32)
         return out[: _distinct(asked, self.starts, out)]

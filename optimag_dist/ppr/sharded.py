@@ -1,4 +1,4 @@
-"""Pushes sources of a graph whose adjacency rows lie elsewhere: in rounds of push, fetch what was lacking, push again.
+"""Pushes sources of a graph whose adjacency rows lie elsewhere: in rounds of push, fetch what was missing, push again.
 
 Pure: where rows come from is a function the caller gives, and nothing here depends on who owns them.
 """
@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from optimag_dist.ppr.options import PPROptions
-from optimag_dist.ppr.push import Workspace
+from optimag_dist.ppr.push import PushedRows, Workspace, push_top_k
 from optimag_dist.ppr.row_cache import RowCache, whole_graph_words
-from optimag_dist.ppr.topk import PushedRows, TopK, push_rows
+from optimag_dist.ppr.topk import TopK, pack
 from optimag_dist.types import InputError
 
 MB = 1 << 20
@@ -82,13 +82,13 @@ class ShardedPusher:
                 self._width = max(1, len(group) // 2)
             elif advance < _LITTLE * len(self._cache.arena):
                 self._width = min(_GROUP, self._width + self._width // 4 + 1)
-        return out.pack(pushes, arcs), traffic
+        return pack(out, pushes, arcs), traffic
 
     def warm_up(self) -> None:
         """Compile the kernels, or load them from numba's cache."""
         nothing = np.empty(0, np.int64)
         self._push_group(nothing, nothing, PushedRows.allocate(0, 1))
-        self._cache.insert(self._cache.lacking(self._asked[:0]), np.zeros(1, np.int64), np.empty(0, np.int32))
+        self._cache.insert(self._cache.missing(self._asked[:0]), np.zeros(1, np.int64), np.empty(0, np.int32))
 
     def _push_group(
         self, sources: np.ndarray, group: np.ndarray, out: PushedRows
@@ -104,30 +104,21 @@ class ShardedPusher:
         traffic = Traffic()
         while True:
             rows = PushedRows.allocate(len(group), out.nodes.shape[1])
-            done = push_rows(
-                cache.starts,
-                cache.stops,
-                cache.arena,
-                sources[group],
-                options.teleport,
-                options.eps,
-                self._space,
-                self._asked,
-                rows,
-            )
+            csr = cache.starts, cache.stops, cache.arena
+            done = push_top_k(*csr, sources[group], options.teleport, options.eps, self._space, self._asked, rows)
             pushes, arcs = pushes + done[0], arcs + done[1]
             complete = rows.sizes >= 0
             out.put(group[complete], rows, complete)
             group = group[~complete]
             if not len(group):
                 return group, (pushes, arcs), traffic, advance
-            lacking = cache.lacking(self._asked[: done[2]])
-            needed = advance + cache.words(lacking)
+            missing = cache.missing(self._asked[: done[2]])
+            needed = advance + cache.words(missing)
             if needed > len(cache.arena):
                 if alone:
                     raise self._too_small(int(sources[group[0]]), needed)
                 return group, (pushes, arcs), traffic, advance
-            words, fetched = self._fetch_rows(lacking)
+            words, fetched = self._fetch_rows(missing)
             advance, traffic = advance + words, traffic + fetched
 
     def _fetch_all(self) -> Traffic:
@@ -137,7 +128,7 @@ class ShardedPusher:
         traffic, num_nodes = Traffic(), len(self._cache.degrees)
         for start in range(0, num_nodes, _ASKED):
             nodes = np.arange(start, min(start + _ASKED, num_nodes), dtype=np.int32)
-            traffic += self._fetch_rows(self._cache.lacking(nodes))[1]
+            traffic += self._fetch_rows(self._cache.missing(nodes))[1]
         return traffic
 
     def _fetch_rows(self, nodes: np.ndarray) -> tuple[int, Traffic]:

@@ -9,8 +9,8 @@ import numpy as np
 from numba import config
 
 from optimag_dist.ppr.graph import as_array, check_csr
-from optimag_dist.ppr.push import Workspace, push_top_k
-from optimag_dist.store.undirected import symmetrise
+from optimag_dist.ppr.push import PushedRows, Workspace, push_top_k
+from optimag_dist.store.csr import symmetrise
 from optimag_dist.types import CSR, InputError
 
 # Sources a thread takes at a time: some milliseconds of work, so that an expensive source holds nobody up for long.
@@ -113,46 +113,6 @@ def check_node_ids(node_ids: np.ndarray, num_nodes: int, name: str = "node_ids")
     return ids
 
 
-@dataclass(frozen=True)
-class PushedRows:
-    """What the kernel writes: k places for each of S sources.
-
-    Attributes:
-        nodes, values: (S, k) int32 and float32.
-        sizes: (S,) int64 places in use; −1 where an adjacency row was lacking.
-        bounds: (S,) float32, see :class:`TopK`.
-    """
-
-    nodes: np.ndarray
-    values: np.ndarray
-    sizes: np.ndarray
-    bounds: np.ndarray
-
-    @staticmethod
-    def allocate(num_sources: int, k: int) -> "PushedRows":
-        return PushedRows(
-            np.empty((num_sources, k), np.int32),
-            np.empty((num_sources, k), np.float32),
-            np.zeros(num_sources, np.int64),
-            np.zeros(num_sources, np.float32),
-        )
-
-    def __getitem__(self, rows: slice) -> "PushedRows":
-        return PushedRows(self.nodes[rows], self.values[rows], self.sizes[rows], self.bounds[rows])
-
-    def put(self, rows: np.ndarray, other: "PushedRows", chosen: np.ndarray) -> None:
-        """Copy the ``chosen`` rows (mask) of ``other`` to ``rows``."""
-        self.nodes[rows], self.values[rows] = other.nodes[chosen], other.values[chosen]
-        self.sizes[rows], self.bounds[rows] = other.sizes[chosen], other.bounds[chosen]
-
-    def pack(self, pushes: int, arcs: int) -> TopK:
-        """The rows without their empty places."""
-        kept = np.arange(self.nodes.shape[1]) < self.sizes[:, None]
-        indptr = np.zeros(len(self.sizes) + 1, np.int64)
-        np.cumsum(self.sizes, out=indptr[1:])
-        return TopK(indptr, self.nodes[kept], self.values[kept], self.bounds, pushes, arcs)
-
-
 def push_sources(
     csr: CSR, sources: np.ndarray, *, teleport: float, eps: float, k: int, num_threads: int | None = None
 ) -> TopK:
@@ -160,7 +120,8 @@ def push_sources(
     # One signature for arrays from memory, from a memory map and from Ray's object store: one compilation.
     indptr, indices, sources = (read_only(array) for array in (csr.indptr, csr.indices, sources))
     rows = PushedRows.allocate(len(sources), min(k, csr.num_nodes))
-    nothing_lacks = np.empty(0, np.int32)
+    teleport, eps = float(teleport), float(eps)
+    nothing_missing = np.empty(0, np.int32)
     chunks = itertools.count(0, _CHUNK)
 
     def work(_: int) -> tuple[int, int]:
@@ -169,8 +130,8 @@ def push_sources(
         # next() on the shared counter is atomic: every chunk goes to exactly one thread.
         while (start := next(chunks)) < len(sources):
             part = slice(start, start + _CHUNK)
-            done = push_rows(
-                indptr[:-1], indptr[1:], indices, sources[part], teleport, eps, space, nothing_lacks, rows[part]
+            done = push_top_k(
+                indptr[:-1], indptr[1:], indices, sources[part], teleport, eps, space, nothing_missing, rows.part(part)
             )
             pushes, arcs = pushes + done[0], arcs + done[1]
         return pushes, arcs
@@ -184,41 +145,15 @@ def push_sources(
         with ThreadPoolExecutor(wanted) as pool:
             done = list(pool.map(work, range(wanted)))
     pushes, arcs = (sum(counts) for counts in zip(*done, strict=True))
-    return rows.pack(pushes, arcs)
+    return pack(rows, pushes, arcs)
 
 
-def push_rows(
-    starts: np.ndarray,
-    stops: np.ndarray,
-    indices: np.ndarray,
-    sources: np.ndarray,
-    teleport: float,
-    eps: float,
-    space: Workspace,
-    lacking: np.ndarray,
-    out: PushedRows,
-) -> tuple[int, int, int]:
-    """:func:`~optimag_dist.ppr.push.push_top_k` with its arrays in their records."""
-    done: tuple[int, int, int] = push_top_k(
-        starts,
-        stops,
-        indices,
-        sources,
-        float(teleport),
-        float(eps),
-        space.record,
-        space.first_slot,
-        space.node,
-        space.residual,
-        space.estimate,
-        space.queue,
-        lacking,
-        out.nodes,
-        out.values,
-        out.sizes,
-        out.bounds,
-    )
-    return done
+def pack(rows: PushedRows, pushes: int, arcs: int) -> TopK:
+    """The rows without their empty places."""
+    kept = np.arange(rows.nodes.shape[1]) < rows.sizes[:, None]
+    indptr = np.zeros(len(rows.sizes) + 1, np.int64)
+    np.cumsum(rows.sizes, out=indptr[1:])
+    return TopK(indptr, rows.nodes[kept], rows.values[kept], rows.bounds, pushes, arcs)
 
 
 def read_only(array: np.ndarray) -> np.ndarray:

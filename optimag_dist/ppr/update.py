@@ -7,7 +7,7 @@ for bit. Bounds add up over updates, so a row is pushed again once many small ch
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,13 +22,13 @@ from optimag_dist.ppr.drift import Drift, measure_drift
 from optimag_dist.ppr.driver import compute_ppr
 from optimag_dist.ppr.options import PPROptions
 from optimag_dist.ppr.topk import TopK, push_sources
+from optimag_dist.progress_bar import progress_bar
 from optimag_dist.store import GraphStore
+from optimag_dist.store.csr import graph_hash
+from optimag_dist.store.edge_changes import EdgeChanges, apply_changes, read_changes
 from optimag_dist.store.layout import META, read_meta
 from optimag_dist.store.partition import PARTITIONS
-from optimag_dist.store.progress_bar import progress_bar
-from optimag_dist.store.rewire import EdgeChanges, read_changes, rewire
 from optimag_dist.store.staging import fingerprint, publish, staging
-from optimag_dist.store.undirected import graph_hash
 from optimag_dist.types import CSR, InputError
 
 # Up to so many rows are pushed in this process. Of more, blocks of which most rows are affected go to Ray as a whole.
@@ -83,7 +83,7 @@ def update_ppr(
 
     Args:
         store_path: a graph store.
-        edges_path: what changes, see :func:`~optimag_dist.store.rewire.read_changes`.
+        edges_path: what changes, see :func:`~optimag_dist.store.edge_changes.read_changes`.
         out_path: a folder to be made.
         options: see :class:`UpdateOptions`.
         progress: show bars when the terminal can.
@@ -109,7 +109,7 @@ def update_ppr(
             _check_nothing_is_lost(source, say)
         changes = read_changes(edges_path, store)
         with _finished_artefacts(store, say) as artefacts:
-            new = rewire(store, changes, stage.store)
+            new = apply_changes(store, changes, stage.store)
             updates = [_update(artefact, store, new, changes, options, progress) for artefact in artefacts]
             publish(stage, target)
     return [ArtefactUpdate(**{**vars(u), "path": target / u.path.relative_to(new.path)}) for u in updates]
@@ -201,7 +201,7 @@ def _merge_blocks(
     """Push the rows to be renewed, and write the blocks with them into ``path``."""
     records = []
     num_rows = sum(len(plan.renew) for plan in plans)
-    with progress_bar("PPR rows", num_rows) if progress else nullcontext(lambda rows: None) as advance:
+    with progress_bar("PPR rows", num_rows, wanted=progress) as advance:
         for group in _groups(plans):
             nodes = np.concatenate([plan.nodes for plan in group])
             rows = push_sources(topology, nodes, teleport=ppr.teleport, eps=ppr.eps, k=ppr.k)

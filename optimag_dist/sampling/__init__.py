@@ -4,22 +4,22 @@ from optimag_dist.sampling.batcher import SamplingOptions, SeedBatcher
 from optimag_dist.sampling.loader import ExampleFn, GroupLoader, nodes_alone
 from optimag_dist.sampling.neighbours import BlockSampler
 from optimag_dist.sampling.raw import RawRows, check_encoders
-from optimag_dist.sampling.rows import FeaturelessRows, GraphRows, MaskedRows, StoreRows
-from optimag_dist.sampling.sharded import ShardedRows, ShardOwner
+from optimag_dist.sampling.rows import FeaturelessRows, GraphDataSource, LocalSource, MaskedRows
+from optimag_dist.sampling.sharded import ShardedSource, ShardServer
 
 __all__ = [
     "BlockSampler",
     "ExampleFn",
     "FeaturelessRows",
-    "GraphRows",
+    "GraphDataSource",
     "GroupLoader",
+    "LocalSource",
     "MaskedRows",
     "RawRows",
     "SamplingOptions",
     "SeedBatcher",
-    "ShardOwner",
-    "ShardedRows",
-    "StoreRows",
+    "ShardServer",
+    "ShardedSource",
     "check_encoders",
     "nodes_alone",
 ]

@@ -18,7 +18,7 @@ from optimag_dist.options import Options
 from optimag_dist.ppr import PPRArtefact
 from optimag_dist.types import InputError, SeedGroup
 
-_NODES_PER_JUDGED = 16
+_NODES_PER_ANCHOR = 16
 
 
 class SamplingOptions(Options):
@@ -56,9 +56,9 @@ class SamplingOptions(Options):
         return self
 
     @property
-    def for_judging(self) -> "SamplingOptions":
-        """Groups in which every anchor has most of its PPR neighbours about it: what it keeps is judged by them."""
-        anchors = max(2, self.group_size // _NODES_PER_JUDGED)
+    def for_kept_mass(self) -> "SamplingOptions":
+        """Groups in which every anchor has most of its PPR neighbours about it, from which kept mass is estimated."""
+        anchors = max(2, self.group_size // _NODES_PER_ANCHOR)
         return self.model_copy(update={"batcher": "ppr", "anchors": min(anchors, self.group_size)})
 
     @property

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from optimag_dist.dgl_package import import_dgl
+from optimag_dist.sampling.neighbours import BlockSampler
 from optimag_dist.types import CSR, Block
 
 
@@ -34,8 +35,8 @@ def _dgl_thread() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(1, thread_name_prefix="dgl", initializer=dgl.utils.set_num_threads, initargs=(1,))
 
 
-class DGLBlockSampler:
-    """A :class:`~optimag_dist.sampling.neighbours.Sampler` by DGL.
+class DGLBlockSampler(BlockSampler):
+    """A :class:`~optimag_dist.sampling.neighbours.BlockSampler` that has DGL draw.
 
     Args:
         topology: in-CSR (row v holds the neighbours v hears from), of the whole graph, on this host.

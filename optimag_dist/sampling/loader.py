@@ -12,8 +12,8 @@ import torch
 
 from optimag_dist.ppr import PPRArtefact
 from optimag_dist.sampling.batcher import SamplingOptions, SeedBatcher
-from optimag_dist.sampling.neighbours import BlockSampler, Sampler, append_nodes, cut_arcs
-from optimag_dist.sampling.rows import GraphRows
+from optimag_dist.sampling.neighbours import BlockSampler, append_nodes, exclude_edges
+from optimag_dist.sampling.rows import GraphDataSource
 from optimag_dist.types import Block, Examples, GroupBatch, InputError, SeedGroup, StepBatch
 
 # What tasks draw is keyed apart from what fills groups.
@@ -31,7 +31,7 @@ class GroupLoader:
     """Batches of one rank.
 
     Args:
-        rows: where neighbours and features come from, row by row: :class:`~optimag_dist.sampling.StoreRows` of a store.
+        rows: where neighbours and features come from: a :class:`~optimag_dist.sampling.LocalSource` of a store.
         ppr: prior of the groups; None leaves ``proximity`` out of the batches.
         options: fan-outs and group sizes.
         seed: seed of the run.
@@ -47,7 +47,7 @@ class GroupLoader:
 
     def __init__(
         self,
-        rows: GraphRows,
+        rows: GraphDataSource,
         ppr: PPRArtefact | None,
         options: SamplingOptions,
         *,
@@ -116,8 +116,8 @@ class GroupLoader:
         seeds = group.seeds[: 2 * self._options.group_size]
         nodes, seed_rows = append_nodes(inputs, seeds)
         degrees = self._rows.degrees(nodes)
-        if examples.cut is not None:
-            blocks, degrees = cut_arcs(blocks, degrees, nodes, examples.cut)
+        if examples.excluded_edges is not None:
+            blocks, degrees = exclude_edges(blocks, degrees, nodes, examples.excluded_edges)
         ppr = self._ppr
         proximity = None if ppr is None else ppr.submatrix(seeds)
         kept = 0.0 if ppr is None or proximity is None else float(proximity.sum() / ppr.mass(seeds).sum())
@@ -137,7 +137,7 @@ class GroupLoader:
         return batch.map(torch.Tensor.pin_memory) if self._pin_memory else batch
 
 
-def _make_sampler(rows: GraphRows, options: SamplingOptions) -> Sampler:
+def _make_sampler(rows: GraphDataSource, options: SamplingOptions) -> BlockSampler:
     if options.sampler == "keyed":
         return BlockSampler(rows.neighbours)
     if rows.topology is None:

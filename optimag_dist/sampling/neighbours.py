@@ -5,7 +5,6 @@ graph, and whether a network is computed batch by batch or layer by layer.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,8 +16,11 @@ from optimag_dist.types import Block
 Draw = Callable[[np.ndarray, int, int], tuple[np.ndarray, np.ndarray]]
 
 
-class Sampler(Protocol):
-    """Draws message-passing blocks; may be called from any thread."""
+class BlockSampler:
+    """Draws message-passing blocks by keyed draws; may be called from any thread."""
+
+    def __init__(self, draw: Draw) -> None:
+        self._draw = draw
 
     def sample(
         self, seeds: np.ndarray, fanouts: Sequence[int], key: Sequence[int]
@@ -33,18 +35,6 @@ class Sampler(Protocol):
         Returns:
             The input nodes (int64; ``seeds`` are the first A of them) and the blocks, input side first.
         """
-        ...
-
-
-class BlockSampler:
-    """:class:`Sampler` over keyed draws."""
-
-    def __init__(self, draw: Draw) -> None:
-        self._draw = draw
-
-    def sample(
-        self, seeds: np.ndarray, fanouts: Sequence[int], key: Sequence[int]
-    ) -> tuple[np.ndarray, tuple[Block, ...]]:
         nodes = seeds
         blocks: list[Block] = []
         for layer, fanout in reversed(list(enumerate(fanouts))):
@@ -69,7 +59,7 @@ def append_nodes(nodes: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.
     return room[:count], rows
 
 
-def cut_arcs(
+def exclude_edges(
     blocks: tuple[Block, ...], degrees: np.ndarray, nodes: np.ndarray, edges: np.ndarray
 ) -> tuple[tuple[Block, ...], np.ndarray]:
     """Blocks without the arcs of ``edges``, in both directions, and the degrees without them.

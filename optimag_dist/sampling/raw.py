@@ -9,7 +9,7 @@ import numpy as np
 from optimag_dist.models.encoder_networks import Kind
 from optimag_dist.models.pretrained import PretrainedOptions, check_pretrained, make_reader
 from optimag_dist.sampling.pictures import BadPictures
-from optimag_dist.sampling.rows import GraphRows
+from optimag_dist.sampling.rows import GraphDataSource
 from optimag_dist.store import GraphStore
 from optimag_dist.store.layout import Modality
 from optimag_dist.types import InputError
@@ -55,7 +55,7 @@ def attribute_kind(store: GraphStore, attribute: str) -> Kind:
 
 
 class RawRows:
-    """:class:`GraphRows` with raw values where a modality has an encoder: token ids (k, L) int64 or pixels
+    """:class:`GraphDataSource` with raw values where a modality has an encoder: token ids (k, L) int64 or pixels
     (k, 3, S, S) uint8, see :mod:`optimag_dist.models.pretrained`. A node without text or picture lacks the modality.
 
     A picture that does not decode is none, and is noted; or it is an ``InputError`` (``on_bad_picture``).
@@ -73,7 +73,7 @@ class RawRows:
         InputError: see :func:`check_encoders`.
     """
 
-    def __init__(self, rows: GraphRows, store: GraphStore, encoders: Mapping[str, PretrainedOptions]) -> None:
+    def __init__(self, rows: GraphDataSource, store: GraphStore, encoders: Mapping[str, PretrainedOptions]) -> None:
         kinds = check_encoders(store, encoders)
         self._rows, self._store, self._encoders = rows, store, encoders
         self._readers = {name: make_reader(options, kinds[name]) for name, options in encoders.items()}

@@ -17,7 +17,7 @@ from optimag_dist.store.layout import Modality
 from optimag_dist.types import CSR
 
 
-class GraphRows(Protocol):
+class GraphDataSource(Protocol):
     """Rows of a graph by node id, (k,) int64; called from several threads at once.
 
     Attributes:
@@ -48,8 +48,8 @@ class GraphRows(Protocol):
         ...
 
 
-class StoreRows:
-    """:class:`GraphRows` of a store whose files are mapped on this host. Pickles as the store does, by path."""
+class LocalSource:
+    """:class:`GraphDataSource` of a store whose files are mapped on this host. Pickles as the store does, by path."""
 
     def __init__(self, store: GraphStore) -> None:
         self._store = store
@@ -57,7 +57,7 @@ class StoreRows:
         self._memory = {name: RecycledMemory() for name in store.modalities}
 
     def __reduce__(self) -> tuple[type, tuple[GraphStore]]:
-        return StoreRows, (self._store,)
+        return LocalSource, (self._store,)
 
     @property
     def modalities(self) -> Mapping[str, Modality]:
@@ -75,7 +75,7 @@ class StoreRows:
         return indptr[nodes + 1] - indptr[nodes]
 
     def features(self, modality: str, nodes: np.ndarray) -> np.ndarray:
-        """As :class:`GraphRows`; IndexError for an id outside 0 … n − 1."""
+        """As :class:`GraphDataSource`; IndexError for an id outside 0 … n − 1."""
         if len(nodes) and not (nodes.min() >= 0 and nodes.max() < self._store.num_nodes):
             raise IndexError(f"node ids must lie in 0 … {self._store.num_nodes - 1}")
         record = self._store.modalities[modality]
@@ -92,20 +92,20 @@ class StoreRows:
 
 
 class MaskedRows:
-    """:class:`GraphRows` in which some nodes seem to lack some modalities.
+    """:class:`GraphDataSource` in which some nodes seem to lack some modalities.
 
     Args:
         rows: all of the graph.
         masked: modality → (n,) bool.
     """
 
-    def __init__(self, rows: GraphRows, masked: Mapping[str, np.ndarray]) -> None:
+    def __init__(self, rows: GraphDataSource, masked: Mapping[str, np.ndarray]) -> None:
         self._rows, self._masked = rows, masked
         self.modalities, self.topology = rows.modalities, rows.topology
         self.neighbours, self.degrees = rows.neighbours, rows.degrees
 
     @classmethod
-    def around(cls, rows: GraphRows, masked: Sequence[Mapping[str, np.ndarray]]) -> GraphRows:
+    def around(cls, rows: GraphDataSource, masked: Sequence[Mapping[str, np.ndarray]]) -> GraphDataSource:
         """``rows`` without what any of ``masked`` masks."""
         masks: dict[str, np.ndarray] = {}
         for mapping in masked:
@@ -125,9 +125,9 @@ class MaskedRows:
 
 
 class FeaturelessRows:
-    """:class:`GraphRows` of the structure of ``rows`` alone."""
+    """:class:`GraphDataSource` of the structure of ``rows`` alone."""
 
-    def __init__(self, rows: GraphRows) -> None:
+    def __init__(self, rows: GraphDataSource) -> None:
         self.modalities: Mapping[str, Modality] = {}
         self.topology, self.neighbours, self.degrees = rows.topology, rows.neighbours, rows.degrees
         self.features, self.present = rows.features, rows.present

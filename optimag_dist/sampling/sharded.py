@@ -1,7 +1,7 @@
 """Rows of a graph that lies in shards: each shard has an owner, and a batch asks every owner once per need.
 
 Owners draw neighbours themselves and send features as they are stored, so that what travels is what the batch uses. How
-a question reaches an owner is the caller's affair (:data:`Ask`); in training owners are Ray actors on many hosts.
+a question reaches an owner is the caller's affair (:data:`RpcCall`); in training owners are Ray actors on many hosts.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -11,22 +11,23 @@ import numpy as np
 
 from optimag_dist.sampling.kernels import gather_rows
 from optimag_dist.sampling.rows import draw_neighbours, room_for_draws
+from optimag_dist.store.csr import copy_rows
 from optimag_dist.store.layout import Modality
-from optimag_dist.store.shards import Partition, copy_rows
+from optimag_dist.store.shards import Partition
 from optimag_dist.types import InputError
 
-#: (owner, method of :class:`ShardOwner`, its arguments) → a function that waits for the answer.
-Ask = Callable[..., Callable[[], Any]]
+#: (owner, method of :class:`ShardServer`, its arguments) → a function that waits for the answer.
+RpcCall = Callable[..., Callable[[], Any]]
 
 
-class ShardOwner:
+class ShardServer:
     """Answers for the nodes of the shards it is asked about; maps these files and no others."""
 
     def __init__(self, partition: Partition) -> None:
         self._partition = partition
 
     def neighbours(self, nodes: np.ndarray, fanout: int, key: int) -> tuple[np.ndarray, np.ndarray]:
-        """As :meth:`optimag_dist.sampling.rows.GraphRows.neighbours`."""
+        """As :meth:`optimag_dist.sampling.rows.GraphDataSource.neighbours`."""
         indptr, out = room_for_draws(self._partition.degrees[nodes], fanout, np.int32)
         for part, places, rows in self._by_part(nodes):
             csr = self._partition.shard(part).rows
@@ -61,8 +62,8 @@ class ShardOwner:
             yield int(index), places, row[places]
 
 
-class ShardedRows:
-    """:class:`~optimag_dist.sampling.rows.GraphRows` of a partition; part p belongs to owner p mod ``num_owners``.
+class ShardedSource:
+    """:class:`~optimag_dist.sampling.rows.GraphDataSource` of a partition; owner p mod ``num_owners`` has part p.
 
     Holds who owns which node and the degrees, 10 bytes per node, mapped and shared by the host's workers.
 
@@ -72,7 +73,7 @@ class ShardedRows:
 
     topology = None
 
-    def __init__(self, partition: Partition, num_owners: int, ask: Ask) -> None:
+    def __init__(self, partition: Partition, num_owners: int, ask: RpcCall) -> None:
         if not partition.modalities:
             raise InputError(f"{partition.path}: shards without features; run `optimag partition` with features=true")
         self._partition = partition

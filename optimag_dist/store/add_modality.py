@@ -7,9 +7,9 @@ import numpy as np
 import pyarrow as pa
 
 from optimag_dist.store.columns import ColumnSums, summed, write_columns
-from optimag_dist.store.layout import BATCH_ROWS, NODES, Modality, check_names, read_meta, write_meta
+from optimag_dist.store.derive import derive_store
+from optimag_dist.store.layout import BATCH_ROWS, NODES, Modality, check_names
 from optimag_dist.store.reader import GraphStore
-from optimag_dist.store.rewire import _link
 from optimag_dist.store.writer import ArrowFile, write_batches
 from optimag_dist.types import InputError
 
@@ -38,31 +38,22 @@ def add_modality(
     Raises:
         InputError: no node has a value, or the store was replaced by another one meanwhile.
     """
-    meta = read_meta(store.path)
-    for name in meta.files:
-        if name not in (NODES, modality.file, modality.columns_file):
-            _link(store.path / name, directory / name)
-    columns = dict(store.node_columns)
-    if read_meta(store.path).content_hash != store.content_hash:
-        raise InputError(f"{store.path}: the store was replaced by another one while in use; start again")
     row = pa.list_(pa.from_numpy_dtype(modality.dtype), modality.width)
     present, sums = [], ColumnSums()
     with ArrowFile(directory / modality.file, pa.schema([(modality.name, row)], dict(made_from))) as file:
         for values, there in summed(in_batches(blocks, modality), sums):
             file.write(pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), type=row))
             present.append(there)
-    columns[f"present:{modality.name}"] = pa.array(np.concatenate(present).view(np.uint8))
     if not any(there.any() for there in present):
         raise InputError(f"{store.path}: no node has a value in modality {modality.name!r}; there is nothing to add")
+    columns = {**store.node_columns, f"present:{modality.name}": pa.array(np.concatenate(present).view(np.uint8))}
     files = {
-        **meta.files,
         modality.file: file.stored(),
         modality.columns_file: write_columns(directory / modality.columns_file, sums.columns()),
         NODES: write_batches(directory / NODES, [columns]),
     }
     modalities = tuple({**store.modalities, modality.name: modality}.values())
-    write_meta(directory, meta.model_copy(update={"modalities": modalities, "files": files}))
-    return GraphStore.open(directory)
+    return derive_store(store, directory, files, modalities=modalities)
 
 
 def in_batches(

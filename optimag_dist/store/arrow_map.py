@@ -9,10 +9,9 @@ import numpy as np
 import pyarrow as pa
 
 from optimag_dist.integrity import MappedFile, is_verified, verified_once
-from optimag_dist.jit import jit
 from optimag_dist.store.layout import StoredFile
 from optimag_dist.store.writer import digest_of
-from optimag_dist.types import CSR, InputError
+from optimag_dist.types import InputError
 
 
 class ArrowMap:
@@ -33,7 +32,7 @@ class ArrowMap:
         bounds: what ``check`` compares with, as text.
 
     Raises:
-        InputError: the file is missing or of another size.
+        InputError: the file is missing or of another size; of every method: it is damaged.
     """
 
     def __init__(
@@ -63,11 +62,7 @@ class ArrowMap:
         self._sound: set[int] = set()
 
     def batch(self, index: int) -> pa.RecordBatch:
-        """One record batch, of which nothing else is read; of a file without checksums all is.
-
-        Raises:
-            InputError: it is damaged.
-        """
+        """One record batch, of which nothing else is read; of a file without checksums all is."""
         if self._stored.segments is None:
             return self.batches()[index]
         if index not in self._sound and not is_verified([self._file.state], self._expected):
@@ -79,11 +74,7 @@ class ArrowMap:
             return self._reader.get_batch(index)
 
     def batches(self) -> list[pa.RecordBatch]:
-        """All record batches.
-
-        Raises:
-            InputError: the file is damaged.
-        """
+        """All record batches."""
         self.verify_once()
         with self._damage():
             return [self._reader.get_batch(index) for index in range(self._num_batches)]
@@ -96,26 +87,18 @@ class ArrowMap:
             return {key.decode(): value.decode() for key, value in (self._reader.schema.metadata or {}).items()}
 
     def verify_once(self) -> None:
-        """Verify the whole file, unless that has been done before.
-
-        Raises:
-            InputError: it is damaged.
-        """
+        """Verify the whole file, unless that has been done before."""
         verified_once([self._file.state], self._expected, self._verify)
 
     def verify(self) -> None:
-        """Read all of the file and compare it, whatever is remembered of it.
-
-        Raises:
-            InputError: it is damaged.
-        """
+        """Read all of the file and compare it, whatever is remembered of it."""
         self._file.forget()
         self._verify()
         with self._damage():
             self._compare_content()
 
     def matrix(self, column: str, index: int) -> np.ndarray:
-        """A batch's column of fixed-size lists as (rows, size), a view of the map. Errors as of :meth:`batch`."""
+        """A batch's column of fixed-size lists as (rows, size), a view of the map."""
         return _matrix(self.batch(index).column(column))
 
     def flat(self, column: str) -> tuple[np.ndarray, np.ndarray]:
@@ -123,9 +106,6 @@ class ArrowMap:
 
         Returns:
             The part of the map that holds them, flat; and (batches,) int64: where in it each batch begins.
-
-        Raises:
-            InputError: the file is damaged.
         """
         arrays = [_matrix(batch.column(column)) for batch in self.batches()]
         dtype, base = arrays[0].dtype, self._file.buffer.address
@@ -203,27 +183,3 @@ def needed_range(name: str, values: np.ndarray, low: int, stop: int) -> None:
     """Raise ValueError unless all of ``values`` lie in ``low`` … ``stop − 1``."""
     if len(values) and not (values.min() >= low and values.max() < stop):
         raise ValueError(f"{name} from {values.min()} to {values.max()}, needed {low} to {stop - 1}")
-
-
-def check_rows(csr: CSR, num_nodes: int) -> None:
-    """Raise ValueError unless ``indptr`` runs from 0 to the end and every row holds nodes, strictly ascending."""
-    if csr.indptr[0] != 0 or csr.indptr[-1] != len(csr.indices):
-        raise ValueError(f"rows from {csr.indptr[0]} to {csr.indptr[-1]}, needed 0 to {len(csr.indices)}")
-    row = _bad_row(csr.indptr, csr.indices, num_nodes)
-    if row >= 0:
-        raise ValueError(f"row {row} does not hold nodes in ascending order")
-
-
-@jit(nogil=True)
-def _bad_row(indptr, indices, num_nodes):  # type: ignore[no-untyped-def]
-    for row in range(len(indptr) - 1):
-        start, stop = indptr[row], indptr[row + 1]
-        if not 0 <= start <= stop <= len(indices):
-            return row
-        last = -1
-        for e in range(start, stop):
-            node = np.int64(indices[e])
-            if node <= last or node >= num_nodes:
-                return row
-            last = node
-    return -1

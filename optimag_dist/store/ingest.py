@@ -1,13 +1,15 @@
 """A user's graph into a graph store: everything is checked, then it appears at once."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 from optimag_dist.files import sync
-from optimag_dist.storage import AnyPath, RemotePath, located
+from optimag_dist.progress_bar import progress_bar
+from optimag_dist.storage import AnyPath
 from optimag_dist.store import needs
 from optimag_dist.store.add_modality import in_batches
 from optimag_dist.store.columns import ColumnSums, summed, write_columns
@@ -21,19 +23,17 @@ from optimag_dist.store.layout import (
     StoredFile,
     StoreMeta,
     attribute_file,
-    check_replaceable,
     write_meta,
 )
-from optimag_dist.store.progress_bar import progress_bar
 from optimag_dist.store.reader import GraphStore
 from optimag_dist.store.source import AttributeReader, FeatureReader, GraphSource
 from optimag_dist.store.staging import (
     FinishedFile,
     Staging,
+    destination,
     fingerprint,
-    holds,
-    make_remote,
-    publish,
+    make_store,
+    put_in_place,
     staging,
     staging_bytes,
 )
@@ -69,16 +69,14 @@ def ingest(
         InputError: the source cannot be used (file, column and row are named), ``out_path`` is taken, or the disk has
             too little room.
     """
-    place = located(out_path)
-    if isinstance(place, RemotePath):
+    make = partial(_ingest, Path(source_path), overrides, say)
+    return make_store(destination(out_path), make, overwrite, say)
 
-        def make(target: Path) -> GraphStore:
-            return ingest(source_path, target, overrides, overwrite=True, say=say)
 
-        return make_remote(place, make, overwrite, say)
-    target = place.resolve()
-    check_replaceable(target)
-    source = open_source(Path(source_path), overrides)
+def _ingest(
+    source_path: Path, overrides: Sequence[str], say: Callable[[str], None], target: Path, overwrite: bool
+) -> GraphStore:
+    source = open_source(source_path, overrides)
     for note in source.notes:
         say(note)
     said = len(source.notes)
@@ -133,10 +131,7 @@ def ingest(
         if fingerprint(source.inputs, source.settings) != made_from:
             raise InputError(f"{source_path}: one of its files was changed while it was read; run the command again")
         write_meta(stage.store, meta)
-        if holds(target, meta.content_hash, overwrite):
-            say(f"{target}: holds this very graph already; left as it is")
-        else:
-            publish(stage, target)
+        put_in_place(stage, meta.content_hash, target, overwrite, say)
     return GraphStore.open(target)
 
 

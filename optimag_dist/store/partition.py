@@ -9,7 +9,6 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -18,18 +17,17 @@ import psutil
 import pyarrow as pa
 import pymetis
 from pydantic import Field
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from optimag_dist.console import console
 from optimag_dist.files import sole_writer
 from optimag_dist.integrity import write_record
 from optimag_dist.jit import jit
 from optimag_dist.options import Options
+from optimag_dist.progress_bar import progress_bar
+from optimag_dist.store.csr import copy_rows, graph_hash, symmetrise
 from optimag_dist.store.layout import BATCH_ROWS, META
 from optimag_dist.store.reader import GraphStore
-from optimag_dist.store.shards import ASSIGNMENT, Partition, PartitionMeta, copy_rows, feature_file, shard_file
-from optimag_dist.store.undirected import graph_hash, symmetrise
+from optimag_dist.store.shards import ASSIGNMENT, Partition, PartitionMeta, feature_file, shard_file
 from optimag_dist.store.writer import write_batches
 from optimag_dist.types import CSR, InputError, RunError
 
@@ -83,10 +81,11 @@ def partition_store(store: GraphStore, options: PartitionOptions, *, progress: b
         # What a killed run has left.
         shutil.rmtree(target, ignore_errors=True)
         try:
-            with _progress(progress) as report:
-                part = assign(graph, options.parts, method, options.seed, report)
-                target.mkdir()
-                meta = _write(target, store, graph, part, method, options, report)
+            with progress_bar(f"partition: {method}", store.num_nodes, wanted=progress) as advance:
+                part = assign(graph, options.parts, method, options.seed, advance)
+            target.mkdir()
+            with progress_bar("partition: writing shards", options.parts, wanted=progress) as advance:
+                meta = _write(target, store, graph, part, method, options, advance)
             write_record(target / META, meta.model_dump(mode="json"))
         except BaseException:
             shutil.rmtree(target, ignore_errors=True)
@@ -141,7 +140,7 @@ def metis_bytes(graph: CSR) -> int:
 
 
 def assign(
-    graph: CSR, parts: int, method: str, seed: int = 0, report: Callable[[str, float], None] = lambda *_: None
+    graph: CSR, parts: int, method: str, seed: int = 0, advance: Callable[[int], object] = lambda nodes: None
 ) -> np.ndarray:
     """(n,) uint16 part of each node of an undirected graph; the same for the same arguments.
 
@@ -150,7 +149,7 @@ def assign(
         parts: at most n.
         method: metis, streaming or hash.
         seed: of metis and hash.
-        report: told a stage's name and the share of it that is done.
+        advance: told how many more nodes the streaming method has placed.
     """
     n = graph.num_nodes
     if parts == 1:
@@ -158,14 +157,14 @@ def assign(
     if method == "hash":
         return _hash_parts(n, parts, seed)
     if method == "metis":
-        report("METIS", 0.0)
         return _metis_parts(graph, parts, seed)
     part = np.full(n, parts, np.uint16)
     load = np.zeros(parts, np.float64)
     scratch = np.zeros(parts, np.int64)
     for start in range(0, n, _STREAM_CHUNK):
-        _stream(graph.indptr, graph.indices, start, min(start + _STREAM_CHUNK, n), _SLACK, part, load, scratch)
-        report("streaming", min(1.0, (start + _STREAM_CHUNK) / n))
+        stop = min(start + _STREAM_CHUNK, n)
+        _stream(graph.indptr, graph.indices, start, stop, _SLACK, part, load, scratch)
+        advance(stop - start)
     return part
 
 
@@ -219,7 +218,7 @@ def _stream(indptr, indices, start, stop, slack, part, load, shared):  # type: i
 
 
 @jit(nogil=True)
-def _cut_arcs(indptr, indices, part):  # type: ignore[no-untyped-def]
+def _crossing_arcs(indptr, indices, part):  # type: ignore[no-untyped-def]
     cut = 0
     for v in range(len(indptr) - 1):
         for e in range(indptr[v], indptr[v + 1]):
@@ -234,7 +233,7 @@ def _write(
     part: np.ndarray,
     method: Literal["metis", "streaming", "hash"],
     options: PartitionOptions,
-    report: Callable[[str, float], None],
+    advance: Callable[[int], object],
 ) -> PartitionMeta:
     degrees = np.diff(graph.indptr)
     part_nodes = np.bincount(part, minlength=options.parts)
@@ -251,7 +250,7 @@ def _write(
         for modality in modalities:
             name = feature_file(index, modality.name)
             files[name] = write_batches(directory / name, _feature_columns(store, modality.name, nodes))
-        report("writing shards", (index + 1) / options.parts)
+        advance(1)
     return PartitionMeta(
         method=method,
         parts=options.parts,
@@ -260,7 +259,7 @@ def _write(
         graph_hash=graph_hash(graph),
         num_nodes=graph.num_nodes,
         num_arcs=graph.num_arcs,
-        edge_cut=int(_cut_arcs(graph.indptr, graph.indices, part)) / max(1, graph.num_arcs),
+        edge_cut=int(_crossing_arcs(graph.indptr, graph.indices, part)) / max(1, graph.num_arcs),
         part_nodes=tuple(part_nodes.tolist()),
         part_arcs=tuple(np.bincount(part, weights=degrees, minlength=options.parts).astype(int).tolist()),
         modalities=modalities,
@@ -318,14 +317,3 @@ def as_table(meta: PartitionMeta) -> Table:
         f"{sizes:,}",
     )
     return table
-
-
-@contextmanager
-def _progress(wanted: bool) -> Iterator[Callable[[str, float], None]]:
-    """A bar on standard error, silent where that is no terminal."""
-    err = console(stderr=True)
-    stage_column = TextColumn("partition: {task.description}", markup=False)
-    columns = stage_column, BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=err, disable=not (wanted and err.is_terminal)) as bar:
-        task = bar.add_task("", total=1.0)
-        yield lambda stage, done: bar.update(task, description=stage, completed=done)

@@ -10,11 +10,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from optimag_dist.storage import AnyPath, RemotePath, local_copy, located
-from optimag_dist.store.arrow_map import ArrowMap, check_rows, needed_range
+from optimag_dist.remote_copies import local_copy
+from optimag_dist.storage import AnyPath, RemotePath, located
+from optimag_dist.store.arrow_map import ArrowMap, needed_range
 from optimag_dist.store.bad_rows import shown
 from optimag_dist.store.columns import COLUMNS, Columns, check_columns, columns_of, read_columns
-from optimag_dist.store.held_out import LINK_COLUMNS, LinkSplit, check_links, read_links
+from optimag_dist.store.csr import check_rows
 from optimag_dist.store.ids import NodeIds
 from optimag_dist.store.layout import (
     AGAIN,
@@ -29,6 +30,7 @@ from optimag_dist.store.layout import (
     attribute_file,
     read_meta,
 )
+from optimag_dist.store.link_queries import LINK_COLUMNS, LinkSplit, check_links, read_links
 from optimag_dist.types import CSR, InputError
 
 

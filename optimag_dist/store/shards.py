@@ -20,9 +20,9 @@ import pyarrow as pa
 from pydantic import Field, model_validator
 
 from optimag_dist.integrity import read_record
-from optimag_dist.jit import jit
 from optimag_dist.options import Options, validate_options
-from optimag_dist.store.arrow_map import ArrowMap, check_rows, needed_range
+from optimag_dist.store.arrow_map import ArrowMap, needed_range
+from optimag_dist.store.csr import check_rows, copy_rows
 from optimag_dist.store.layout import BATCH_ROWS, META, Count, Modality, StoredFile, check_sizes
 from optimag_dist.types import CSR, InputError
 
@@ -278,13 +278,3 @@ class Partition:
 
 def _present(batch: pa.RecordBatch) -> np.ndarray:
     return batch.column("present").to_numpy().view(bool)
-
-
-@jit(nogil=True)
-def copy_rows(indptr, indices, rows, out_indptr, places, out):  # type: ignore[no-untyped-def]
-    """Copy row ``rows[i]`` of a CSR to ``out`` from ``out_indptr[places[i]]`` on."""
-    for i in range(len(rows)):
-        to = out_indptr[places[i]]
-        for e in range(indptr[rows[i]], indptr[rows[i] + 1]):
-            out[to] = indices[e]
-            to += 1

@@ -7,21 +7,22 @@
 """
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 
-from optimag_dist.files import sync
+from optimag_dist.files import LOCK, sync
 from optimag_dist.integrity import MappedFile, parse_record, read_record, write_record
+from optimag_dist.locks import sole_user
 from optimag_dist.options import Options, validate_options
-from optimag_dist.storage import MANIFEST, RemotePath, adopt, sole_user, work_directory
-from optimag_dist.store.layout import STORE_FILES, VERSION, StoredFile, old_store
+from optimag_dist.remote_copies import MANIFEST, adopt, work_directory
+from optimag_dist.storage import AnyPath, RemotePath, located
+from optimag_dist.store.layout import STORE_FILES, VERSION, StoredFile, check_replaceable, old_store
 from optimag_dist.store.reader import GraphStore
 from optimag_dist.types import InputError
 
@@ -80,7 +81,8 @@ class Staging:
         """Remove everything that the next process could not use."""
         if not self.finished:
             shutil.rmtree(self.store, ignore_errors=True)
-        keep = {self.store, self.scratch / _PROGRESS, *(self.store / name for name in self.finished)}
+        keep = {self.store, self.scratch / LOCK, self.scratch / _PROGRESS}
+        keep |= {self.store / name for name in self.finished}
         # What stands in the scratch folder under the name of a finished file belongs to it.
         keep |= {self.scratch / name for name in self.finished}
         for path in [*self.scratch.iterdir(), *(self.store.iterdir() if self.store.is_dir() else ())]:
@@ -139,46 +141,36 @@ def staging(target: Path, fingerprint: str, needed: int, say: Callable[[str], No
     Raises:
         InputError: the folder cannot be written to, or the disk is full.
     """
-    made = [parent for parent in target.parents if not parent.exists()]
     directory = _directory(target)
-    try:
+
+    def busy(place: AnyPath, holder: str) -> None:
+        say(f"{place}: another process ({holder}) is at work on this store; waiting for it to end")
+
+    with sole_user(directory, busy):
+        _restore_old(target)
+        stage = Staging(directory, fingerprint)
+        if stage.finished:
+            say(f"{directory}: kept from an interrupted run: {', '.join(stage.finished)}")
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            lock = _lock(directory, say)
+            yield stage
+        except InputError:
+            stage.finished.clear()
+            raise
         except OSError as error:
-            raise InputError(f"{target}: cannot be written: {error}; name a folder you may write to") from error
-        try:
-            _restore_old(target)
-            stage = Staging(directory, fingerprint)
-            if stage.finished:
-                say(f"{directory}: kept from an interrupted run: {', '.join(stage.finished)}")
-            try:
-                yield stage
-            except InputError:
-                stage.finished.clear()
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            except OSError as error:
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                    raise
-                raise InputError(
-                    f"{target}: the disk is full after {_bytes_under(directory):,} of at most {needed:,} bytes; "
-                    f"nothing was put in place: free some space and run the same command again, or remove {directory}"
-                ) from error
-            else:
-                stage.finished.clear()
-            finally:
-                if stage.finished:
-                    stage.remove_unfinished()
-                    say(f"{directory}: finished files are kept; the same command goes on from there")
-                else:
-                    shutil.rmtree(directory, ignore_errors=True)
+            raise InputError(
+                f"{target}: the disk is full after {_bytes_under(directory):,} of at most {needed:,} bytes; "
+                f"nothing was put in place: free some space and run the same command again, or remove {directory}"
+            ) from error
+        else:
+            stage.finished.clear()
         finally:
-            os.close(lock)
-    finally:
-        if not target.exists():
-            with suppress(OSError):
-                for parent in made:
-                    parent.rmdir()
+            if stage.finished:
+                stage.remove_unfinished()
+                say(f"{directory}: finished files are kept; the same command goes on from there")
+            else:
+                shutil.rmtree(directory, ignore_errors=True)
 
 
 def publish(stage: Staging, target: Path) -> None:
@@ -219,14 +211,44 @@ def holds(target: Path, content_hash: str, overwrite: bool) -> bool:
     return False
 
 
-def make_remote(
-    place: RemotePath, make: Callable[[Path], GraphStore], overwrite: bool, say: Callable[[str], None]
+def put_in_place(stage: Staging, made: str, target: Path, overwrite: bool, say: Callable[[str], None]) -> None:
+    """:func:`publish` the store, whose content hash is ``made``, unless a sound one of that content stands there.
+
+    Raises:
+        InputError: another store stands there and must not be replaced.
+    """
+    if holds(target, made, overwrite):
+        say(f"{target}: holds this very graph already; left as it is")
+    else:
+        publish(stage, target)
+
+
+def destination(out: str | AnyPath, source: GraphStore | None = None) -> AnyPath:
+    """Where a store is to be written that is made from ``source``.
+
+    Raises:
+        InputError: something that is no store stands there, or ``source`` itself.
+    """
+    place = located(out)
+    if isinstance(place, Path):
+        place = place.resolve()
+        check_replaceable(place)
+    if source is not None and place == source.location:
+        raise InputError(f"{place}: is the store to read, which stays as it is; name a new folder for the new one")
+    return place
+
+
+def make_store(
+    place: AnyPath, make: Callable[[Path, bool], GraphStore], overwrite: bool, say: Callable[[str], None]
 ) -> GraphStore:
-    """The store that ``make`` makes at a path of this host, whatever stands there, sent to ``place`` when it is whole.
+    """The store that ``make`` makes at a path of this host, replacing what stands there or not; sent to a remote
+    ``place`` when it is whole.
 
     Raises:
         InputError: ``place`` holds other things, or another store and not ``overwrite``.
     """
+    if isinstance(place, Path):
+        return make(place, overwrite)
     with sole_user(place):
         there = place.files()
         foreign = [name for name in there if not any(fnmatch(name, pattern) for pattern in STORE_FILES)]
@@ -235,7 +257,7 @@ def make_remote(
                 f"{place}: has {foreign[0]} in it, which is no part of a graph store; name a new folder to write to"
             )
         standing = _hash_of(place) if MANIFEST in there else None
-        made = make(work_directory(place) / "store")
+        made = make(work_directory(place) / "store", True)
         if standing == made.content_hash:
             say(f"{place}: holds this very graph already; left as it is")
         elif standing is not None and not overwrite:
@@ -266,31 +288,6 @@ def _directory(target: Path) -> Path:
 
 def _bytes_under(directory: Path) -> int:
     return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
-
-
-def _lock(directory: Path, say: Callable[[str], None]) -> int:
-    """A descriptor that holds the directory's lock; the system releases it when the process ends, however it ends."""
-    while True:
-        directory.mkdir(exist_ok=True)
-        descriptor = -1
-        try:
-            descriptor = os.open(directory, os.O_RDONLY)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                say(f"{directory}: another process is at work on this store; waiting for it to end")
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-            # The other process may have removed the directory that we have been waiting for.
-            if os.path.samestat(os.fstat(descriptor), directory.stat()):
-                return descriptor
-        except FileNotFoundError:
-            pass
-        except BaseException:
-            if descriptor >= 0:
-                os.close(descriptor)
-            raise
-        if descriptor >= 0:
-            os.close(descriptor)
 
 
 def _restore_old(target: Path) -> None:

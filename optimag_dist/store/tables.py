@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow as pa
 
 from optimag_dist.store.bad_rows import BadRows, reading
-from optimag_dist.store.table_files import KINDS, LinesFile, TableFile, common_type, is_table, open_table_file, plain
+from optimag_dist.store.table_columns import common_type, plain
+from optimag_dist.store.table_files import KINDS, TableFile, is_table, open_lines, open_table_file
 from optimag_dist.types import InputError
 
 
@@ -136,7 +137,7 @@ def open_list(path: Path, column: str) -> SourceTable:
     """
     if path.is_dir() or is_table(path):
         return open_table(path.parent, path.name, {"--nodes": column}, "needed at least one row")
-    lines = LinesFile(_regular(path), column)
+    lines = open_lines(_regular(path), column)
     if lines.num_rows == 0:
         raise InputError(f"{path}: holds no line of text; needed at least one")
     return SourceTable(path, [lines])

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from optimag_dist.jit import jit
-from optimag_dist.store.undirected import is_symmetric
+from optimag_dist.store.csr import is_symmetric
 from optimag_dist.types import CSR
 
 NODE_BYTES = 32
@@ -49,7 +49,7 @@ def build_topology(
     directed: bool | None,
     scratch: Path,
     window_arcs: int = WINDOW_ARCS,
-    sorted_arcs: Callable[[int], None] = lambda arcs: None,
+    sorted_arcs: Callable[[int], object] = lambda arcs: None,
 ) -> BuiltTopology | None:
     """Build the in-CSR of ``num_nodes`` nodes from batches of (sources, targets), both (k,) int64 node ids.
 

@@ -17,9 +17,9 @@ from optimag_dist.layerwise import LayerwiseForward
 from optimag_dist.models import MultimodalModel
 from optimag_dist.sampling.neighbours import append_nodes
 from optimag_dist.store import GraphStore
-from optimag_dist.store.arcs import contains
-from optimag_dist.store.held_out import LinkQueries
-from optimag_dist.store.links import check_no_leak
+from optimag_dist.store.csr import contains
+from optimag_dist.store.link_queries import LinkQueries
+from optimag_dist.store.link_split import check_no_leak
 from optimag_dist.tasks.decoders import Decoder, DecoderName, make_decoder
 from optimag_dist.tasks.negatives import in_batch_mask, ppr_hard_negatives, uniform_negatives
 from optimag_dist.tasks.ranking import gather_ranks, rank_all, rank_among, ranking_metrics
@@ -137,7 +137,7 @@ class LinkPrediction(Task[LinkHead]):
             "negatives": rows[queries.size :].reshape(negatives.shape),
             "allowed": allowed,
         }
-        return Examples(anchors, targets, cut=items)
+        return Examples(anchors, targets, excluded_edges=items)
 
     def _no_edges(self, sources: np.ndarray, others: np.ndarray) -> np.ndarray:
         """(k,) and (k, c) nodes → (k, c) bool: different nodes without an edge between them."""

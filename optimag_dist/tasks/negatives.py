@@ -9,7 +9,7 @@ from optimag_dist.sampling.batcher import draw_others
 from optimag_dist.types import InputError
 
 #: (p,) int64 sources and (p,) int64 targets → (p,) bool: which pairs are edges, the batch's own included.
-#: ``partial(contains, topology)`` is one (:mod:`optimag_dist.store.arcs`).
+#: ``partial(contains, topology)`` is one (:mod:`optimag_dist.store.csr`).
 IsEdge = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 # Uniform draws for a place before its source's non-neighbours are listed: most likely they are few.

@@ -87,20 +87,16 @@ class FitMetrics:
                     gauge.set(value, dict(tags))
 
 
-class PPRMetrics:
-    """Counts of PPR runs, from the process that supervises them."""
-
-    def block(self, *, nodes: int, pushes: int, rows_fetched: int, bytes_fetched: int) -> None:
-        """A block of ``nodes`` is finished; every push reads one adjacency row, of its cache if not fetched."""
-        counts = {
-            "optimag_ppr_nodes": ("nodes whose PPR row is finished", nodes),
-            "optimag_ppr_pushes": ("pushes; each reads one adjacency row", pushes),
-            "optimag_ppr_rows_fetched": ("adjacency rows fetched from other processes", rows_fetched),
-            "optimag_ppr_fetched_bytes": ("bytes of adjacency rows fetched", bytes_fetched),
-        }
-        for name, (description, count) in counts.items():
-            if count:
-                _counter(name, description).inc(count)
+def count_ppr_block(nodes: int, pushes: int, rows_fetched: int, bytes_fetched: int) -> None:
+    """A block of ``nodes`` is finished; every push reads one adjacency row, of its cache if not fetched."""
+    for name, description, count in (
+        ("optimag_ppr_nodes", "nodes whose PPR row is finished", nodes),
+        ("optimag_ppr_pushes", "pushes; each reads one adjacency row", pushes),
+        ("optimag_ppr_rows_fetched", "adjacency rows fetched from other processes", rows_fetched),
+        ("optimag_ppr_fetched_bytes", "bytes of adjacency rows fetched", bytes_fetched),
+    ):
+        if count:
+            _counter(name, description).inc(count)
 
 
 @functools.cache

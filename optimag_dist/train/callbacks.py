@@ -14,7 +14,7 @@ from typing import Any
 import ray
 import ray.train
 
-from optimag_dist.storage import Mirror
+from optimag_dist.remote_copies import Mirror
 from optimag_dist.telemetry import TrackingOptions
 from optimag_dist.telemetry.metrics import FitMetrics
 from optimag_dist.telemetry.trackers import Trackers

@@ -101,7 +101,7 @@ class Exporter:
         # A node is in many groups, and is encoded once.
         embeddings, present = forward.encode(everyone), forward.present(everyone)
         kept = torch.zeros(len(embeddings), len(everyone), device=worker.device)
-        sampling = config.sampling.for_judging
+        sampling = config.sampling.for_kept_mass
         batcher = parts.make_batcher(everyone, sampling)
         loader = parts.make_loader(FeaturelessRows(parts.rows), sampling, messages=False)
         for batch in loader.epoch([(batcher, nodes_alone)], epoch=0):

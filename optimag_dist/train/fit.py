@@ -6,7 +6,7 @@ from typing import Any
 from optimag_dist.files import sole_writer
 from optimag_dist.integrity import write_record
 from optimag_dist.ppr import PPRArtefact
-from optimag_dist.sampling import GraphRows
+from optimag_dist.sampling import GraphDataSource
 from optimag_dist.store import GraphStore
 from optimag_dist.train.checkpointer import Checkpointer, barrier
 from optimag_dist.train.exporter import Exporter
@@ -28,7 +28,7 @@ def run_fit(
     ppr: PPRArtefact | None,
     worker: Worker,
     host: Host | None = None,
-    rows: GraphRows | None = None,
+    rows: GraphDataSource | None = None,
 ) -> dict[str, Any] | None:
     """Train, choose the best epoch on the validation nodes, test it, and leave the files behind.
 
@@ -87,7 +87,7 @@ def try_fit(
     ppr: PPRArtefact | None,
     worker: Worker,
     host: Host,
-    rows: GraphRows | None = None,
+    rows: GraphDataSource | None = None,
 ) -> dict[str, Any] | None:
     """:func:`run_fit` among others that go on when this one diverges.
 

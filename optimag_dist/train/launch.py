@@ -10,11 +10,13 @@ import pyarrow.parquet as pq
 
 from optimag_dist.console import say
 from optimag_dist.files import atomic
+from optimag_dist.locks import sole_user
 from optimag_dist.options import dump_options, load_options
 from optimag_dist.ppr import PPROptions
 from optimag_dist.ppr.driver import compute_ppr
 from optimag_dist.ray_session import ensure_ray, translated_ray_errors
-from optimag_dist.storage import AnyPath, Mirror, sole_user
+from optimag_dist.remote_copies import Mirror
+from optimag_dist.storage import AnyPath
 from optimag_dist.store import GraphStore
 from optimag_dist.telemetry import check_trackers
 from optimag_dist.train.fit import Fit

@@ -6,7 +6,7 @@ from typing import Any
 
 import ray
 
-from optimag_dist.sampling import GraphRows, ShardedRows, ShardOwner
+from optimag_dist.sampling import GraphDataSource, ShardedSource, ShardServer
 from optimag_dist.storage import RemotePath
 from optimag_dist.store import GraphStore, PartitionOptions, partition_store
 from optimag_dist.types import InputError
@@ -16,7 +16,7 @@ _CONCURRENCY = 4
 
 
 @contextmanager
-def shard_owners(store: GraphStore, count: int) -> Iterator[GraphRows | None]:
+def shard_owners(store: GraphStore, count: int) -> Iterator[GraphDataSource | None]:
     """Rows of the shards of ``store``, owned by ``count`` actors until the block ends; None where ``count`` is 0.
 
     The store is partitioned first if that has not been done. An actor that dies is started again, maps its shards and
@@ -40,7 +40,7 @@ def shard_owners(store: GraphStore, count: int) -> Iterator[GraphRows | None]:
     parts = min(max(PartitionOptions().parts, count), store.num_nodes)
     partition = partition_store(store, PartitionOptions(parts=parts, features=True))
     # No CPU is set aside: answering must never wait for the workers that ask.
-    actor = ray.remote(ShardOwner).options(
+    actor = ray.remote(ShardServer).options(
         num_cpus=0,
         scheduling_strategy="SPREAD",
         max_restarts=-1,
@@ -49,14 +49,14 @@ def shard_owners(store: GraphStore, count: int) -> Iterator[GraphRows | None]:
     )
     actors = [actor.remote(partition) for _ in range(min(count, parts))]
     try:
-        yield ShardedRows(partition, len(actors), AskActors(actors))
+        yield ShardedSource(partition, len(actors), AskActors(actors))
     finally:
         for each in actors:
             ray.kill(each)
 
 
 class AskActors:
-    """:data:`~optimag_dist.sampling.sharded.Ask` by Ray; travels to the workers."""
+    """:data:`~optimag_dist.sampling.sharded.RpcCall` by Ray; travels to the workers."""
 
     def __init__(self, actors: list[Any]) -> None:
         self._actors = actors

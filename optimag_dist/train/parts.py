@@ -16,13 +16,13 @@ from optimag_dist.models.pretrained import parameter_groups
 from optimag_dist.ppr import PPRArtefact
 from optimag_dist.sampling import (
     ExampleFn,
-    GraphRows,
+    GraphDataSource,
     GroupLoader,
+    LocalSource,
     MaskedRows,
     RawRows,
     SamplingOptions,
     SeedBatcher,
-    StoreRows,
     check_encoders,
 )
 from optimag_dist.sampling.pictures import BadPictures
@@ -78,7 +78,7 @@ class Parts:
     """
 
     def __init__(
-        self, fit: Fit, store: GraphStore, ppr: PPRArtefact | None, worker: Worker, rows: GraphRows | None = None
+        self, fit: Fit, store: GraphStore, ppr: PPRArtefact | None, worker: Worker, rows: GraphDataSource | None = None
     ) -> None:
         config = fit.config
         self.fit, self.store, self.worker = fit, store, worker
@@ -86,7 +86,7 @@ class Parts:
             raise InputError("this run needs a PPR artefact; compute one with: optimag ppr STORE")
         self.prior = ppr if config.regularised else None
         self.kinds = check_encoders(store, config.model.encoders)
-        self.rows, self.bad_pictures = rows or StoreRows(store), list[BadPictures]()
+        self.rows, self.bad_pictures = rows or LocalSource(store), list[BadPictures]()
         if self.kinds:
             self.rows = raw = RawRows(self.rows, store, config.model.encoders)
             self.bad_pictures += raw.bad_pictures.values()
@@ -122,7 +122,7 @@ class Parts:
             ids = [worker.device] if worker.device.type == "cuda" else None
             self.parallel = DistributedDataParallel(self.step_loss, device_ids=ids)
 
-    def make_loader(self, rows: GraphRows, sampling: SamplingOptions, *, messages: bool) -> GroupLoader:
+    def make_loader(self, rows: GraphDataSource, sampling: SamplingOptions, *, messages: bool) -> GroupLoader:
         """This worker's batches from ``rows``."""
         return GroupLoader(
             rows,
@@ -140,7 +140,9 @@ class Parts:
         num_nodes, fill = self.store.num_nodes, self.prior is not None
         return SeedBatcher(items, num_nodes, self.prior, sampling, seed=self.fit.seed, fill=fill)
 
-    def forward(self, on_chunk: Callable[[], None] = lambda: None, rows: GraphRows | None = None) -> LayerwiseForward:
+    def forward(
+        self, on_chunk: Callable[[], None] = lambda: None, rows: GraphDataSource | None = None
+    ) -> LayerwiseForward:
         """The model over ``rows``, by default all that the graph has, as evaluation goes through it."""
         return LayerwiseForward(
             self.model,

@@ -27,8 +27,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from optimag_dist.messages import said_by_system
 from optimag_dist.ppr import PPRArtefact, PPROptions
 from optimag_dist.ray_private import has_died, not_placed
-from optimag_dist.sampling import GraphRows
-from optimag_dist.storage import AnyPath, Mirror, file_system
+from optimag_dist.remote_copies import Mirror
+from optimag_dist.sampling import GraphDataSource
+from optimag_dist.storage import AnyPath, file_system
 from optimag_dist.store import GraphStore
 from optimag_dist.telemetry import TrackingOptions
 from optimag_dist.train.board import Board, Event
@@ -72,7 +73,7 @@ class WorkerGroupSpec:
     use_gpu: bool
     store: AnyPath
     priors: dict[PPROptions, AnyPath]
-    rows: GraphRows | None
+    rows: GraphDataSource | None
     run: AnyPath
     tracking: TrackingOptions
     max_failures: int = 0

@@ -10,11 +10,11 @@ from typing import Any
 
 from ray import tune
 
+from optimag_dist.locks import sole_user
 from optimag_dist.options import dump_options, load_options
 from optimag_dist.ppr.driver import compute_ppr
 from optimag_dist.ray_private import keep_coordinator_here
 from optimag_dist.ray_session import ensure_ray, translated_ray_errors
-from optimag_dist.storage import sole_user
 from optimag_dist.store import GraphStore
 from optimag_dist.tasks import val_metrics_of
 from optimag_dist.telemetry import check_trackers

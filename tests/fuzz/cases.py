@@ -35,9 +35,9 @@ from optimag_dist.ppr.artefact import artefact_key
 from optimag_dist.ppr.block import block_name, write_block
 from optimag_dist.ppr.topk import push_sources
 from optimag_dist.store import GraphStore, ingest
+from optimag_dist.store.csr import graph_hash, symmetrise
 from optimag_dist.store.layout import META, StoreMeta
 from optimag_dist.store.partition import PartitionOptions, find_partition, partition_store
-from optimag_dist.store.undirected import graph_hash, symmetrise
 from optimag_dist.submit.recipe import load_job
 from optimag_dist.train import checkpoint
 from optimag_dist.train.fit import Fit, Worker, run_fit

@@ -11,7 +11,7 @@ from optimag_dist import layerwise
 from optimag_dist.inference.driver import Activations
 from optimag_dist.inference.trained import TrainedModel
 from optimag_dist.layerwise import LayerwiseForward
-from optimag_dist.sampling import MaskedRows, StoreRows
+from optimag_dist.sampling import LocalSource, MaskedRows
 from optimag_dist.store import GraphStore
 
 from .dense_oracle import CLOSE, dense
@@ -56,7 +56,7 @@ def test_full_neighbourhoods_are_exact(
         monkeypatch.setattr(layerwise, name, value)
     expected = dense(trained.model, store)
     assert expected.std() > 0.01
-    forward = LayerwiseForward(trained.model, StoreRows(store), store.num_nodes, trained.eval_fanouts)
+    forward = LayerwiseForward(trained.model, LocalSource(store), store.num_nodes, trained.eval_fanouts)
     everyone = np.random.default_rng(0).permutation(store.num_nodes)
     torch.testing.assert_close(forward.states(everyone), expected[torch.from_numpy(everyone)], **CLOSE)
     few = everyone[:3]
@@ -88,7 +88,7 @@ def test_a_backbone_without_layers_goes_by_neighbourhoods(
     model = TrainedModel.open(make_model("sage"), CPU).model
     expected = dense(model, store)
     model.backbone = Layerless(model.backbone)
-    forward = LayerwiseForward(model, StoreRows(store), store.num_nodes, (-1, -1))
+    forward = LayerwiseForward(model, LocalSource(store), store.num_nodes, (-1, -1))
     torch.testing.assert_close(forward.states(np.arange(store.num_nodes)), expected, **CLOSE)
 
 
@@ -99,7 +99,7 @@ def test_a_few_nodes_need_their_own_neighbourhood_and_no_more(
 ) -> None:
     read: list[int] = []
 
-    class Counting(StoreRows):
+    class Counting(LocalSource):
         def features(self, modality: str, nodes: np.ndarray) -> np.ndarray:
             read.extend(nodes.tolist() if modality == "text" else [])
             return super().features(modality, nodes)
@@ -122,11 +122,11 @@ def test_a_mask_is_a_graph_in_which_the_nodes_lack_the_modality(store: GraphStor
     model = TrainedModel.open(make_model("gcn"), CPU).model
     nodes = np.arange(0, store.num_nodes, 3)
     masks = [{}, *({m: np.arange(store.num_nodes) % 2 == 0} for m in store.modalities)]
-    forward = LayerwiseForward(model, StoreRows(store), store.num_nodes, (-1, -1))
+    forward = LayerwiseForward(model, LocalSource(store), store.num_nodes, (-1, -1))
     states = forward.masked_states(nodes, masks)
     assert states.shape == (len(nodes), 3, 11)
     for place, mask in enumerate(masks):
-        masked = LayerwiseForward(model, MaskedRows(StoreRows(store), mask), store.num_nodes, (-1, -1))
+        masked = LayerwiseForward(model, MaskedRows(LocalSource(store), mask), store.num_nodes, (-1, -1))
         torch.testing.assert_close(states[:, place], masked.states(nodes), **CLOSE)
     assert not torch.allclose(states[:, 0], states[:, 1], atol=1e-3)
 
@@ -137,7 +137,7 @@ def test_draws_do_not_depend_on_what_else_is_asked_for(
     backbone: str, store: GraphStore, make_model, tmp_path: Path
 ) -> None:
     trained = TrainedModel.open(make_model(backbone), CPU)
-    runs = [LayerwiseForward(trained.model, StoreRows(store), store.num_nodes, (3, 2), seed=s) for s in (5, 5, 6)]
+    runs = [LayerwiseForward(trained.model, LocalSource(store), store.num_nodes, (3, 2), seed=s) for s in (5, 5, 6)]
     first, again, other = (
         by_files(run, 2, store, tmp_path, size) for run, size in zip(runs, (83, 10, 83), strict=True)
     )

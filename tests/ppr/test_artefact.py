@@ -2,16 +2,16 @@
 
 import json
 import pickle
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from optimag_dist.ppr import PPRArtefact, PPROptions, driver, ppr_topk
-from optimag_dist.ppr.driver import BlockReport, compute_ppr
+from optimag_dist.ppr import PPRArtefact, PPROptions, ppr_topk
+from optimag_dist.ppr.blocks import RunTotals
+from optimag_dist.ppr.driver import compute_ppr
 from optimag_dist.store import GraphStore
 from optimag_dist.types import InputError
 
@@ -142,25 +142,16 @@ def test_damage_is_found_and_only_that_block_repaired(
     assert_rows(repaired, reference(store))
 
 
-def test_interrupted_run_resumes(
-    store: GraphStore, ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    @contextmanager
-    def interrupt_after_two(*_: object) -> Iterator[Callable[[BlockReport], None]]:
-        seen: list[int] = []
-
-        def advance(report: BlockReport) -> None:
-            seen.append(report.index)
-            if len(seen) == 2:
+def test_interrupted_run_resumes(store: GraphStore, ray_session: None, tmp_path: Path) -> None:
+    class Interrupting(RunTotals):
+        def add(self, other: RunTotals) -> None:
+            super().add(other)
+            if self.blocks == 2:
                 raise KeyboardInterrupt
 
-        yield advance
-
     path = tmp_path / "ppr"
-    with monkeypatch.context() as patch:
-        patch.setattr(driver, "_progress_bar", interrupt_after_two)
-        with pytest.raises(KeyboardInterrupt):
-            compute_ppr(store, OPTIONS, path, progress=False)
+    with pytest.raises(KeyboardInterrupt):
+        compute_ppr(store, OPTIONS, path, progress=False, totals=Interrupting())
     with pytest.raises(InputError, match="unfinished"):
         PPRArtefact.open(path)
     before = inodes(path)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from optimag_dist.ppr.drift import Drift, measure_drift
 from optimag_dist.ppr.topk import push_sources
-from optimag_dist.store.undirected import symmetrise
+from optimag_dist.store.csr import symmetrise
 from optimag_dist.types import CSR
 
 from .ppr_oracle import csr_of_arcs, exact_ppr, graphs, power_law, undirected_dense

@@ -8,8 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +18,10 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from optimag_dist import cli
-from optimag_dist.ppr import PPRArtefact, PPROptions, driver
-from optimag_dist.ppr.driver import BlockReport, RunTotals, compute_ppr
+from optimag_dist.ppr import PPRArtefact, PPROptions
+from optimag_dist.ppr.blocks import RunTotals
+from optimag_dist.ppr.driver import compute_ppr
+from optimag_dist.ppr.placement import Sharded
 from optimag_dist.ppr.sharded import ShardedPusher, actor_bytes
 from optimag_dist.store import GraphStore, PartitionOptions, partition_store
 from optimag_dist.store.partition import find_partition
@@ -52,28 +52,6 @@ def sharded(**changes: Any) -> PPROptions:
 
 def contents(artefact: PPRArtefact) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in artefact.path.iterdir() if file.name != ".lock"}
-
-
-@contextmanager
-def when_reported(monkeypatch: pytest.MonkeyPatch, act: Callable[[int], None]) -> Iterator[None]:
-    """Call ``act`` with the number of blocks reported so far, after each."""
-    original = driver._progress_bar
-
-    @contextmanager
-    def watched(*arguments: Any) -> Iterator[Callable[[BlockReport], None]]:
-        with original(*arguments) as advance:
-            seen: list[int] = []
-
-            def both(report: BlockReport) -> None:
-                advance(report)
-                seen.append(report.index)
-                act(len(seen))
-
-            yield both
-
-    with monkeypatch.context() as patch:
-        patch.setattr(driver, "_progress_bar", watched)
-        yield
 
 
 @pytest.mark.parametrize("parts", [1, 2, 5])
@@ -112,18 +90,19 @@ def test_killed_actor_is_replaced(
     store: GraphStore, replicated: PPRArtefact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started: list[Any] = []
-    original = driver._Sharded._start
-    monkeypatch.setattr(driver._Sharded, "_start", lambda self, job: started.extend(original(self, job)) or started)
+    original = Sharded._start
+    monkeypatch.setattr(Sharded, "_start", lambda self, job: started.extend(original(self, job)) or started)
     killed = []
 
-    def kill(blocks: int) -> None:
-        if blocks in (2, 6):
-            ray.kill(started[1], no_restart=False)
-            killed.append(blocks)
+    class Killing(RunTotals):
+        def add(self, other: RunTotals) -> None:
+            super().add(other)
+            if self.blocks in (2, 6):
+                ray.kill(started[1], no_restart=False)
+                killed.append(self.blocks)
 
-    totals = RunTotals()
-    with when_reported(monkeypatch, kill):
-        artefact = compute_ppr(store, sharded(actors=3), tmp_path / "ppr", progress=False, totals=totals)
+    totals = Killing()
+    artefact = compute_ppr(store, sharded(actors=3), tmp_path / "ppr", progress=False, totals=totals)
     assert killed == [2, 6]
     assert contents(artefact) == contents(replicated)
     assert totals.blocks == 16

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 
 from optimag_dist.ppr import symmetrise
-from optimag_dist.store.undirected import graph_hash, is_symmetric
+from optimag_dist.store.csr import graph_hash, is_symmetric
 from optimag_dist.types import CSR
 
 from .ppr_oracle import csr_of_arcs, graphs, undirected_dense

@@ -117,7 +117,7 @@ def test_cache_holds_what_it_says_and_the_newest(directed: CSR, extra: int, batc
     for batch in batches:
         asked = np.array([u for u in batch if u < csr.num_nodes], np.int32)
         here = {u for u in range(csr.num_nodes) if cache.starts[u] >= 0}
-        nodes = cache.lacking(asked)
+        nodes = cache.missing(asked)
         assert nodes.tolist() == list(dict.fromkeys(u for u in asked.tolist() if u not in here))
         limit = went_on + cache.words(nodes)
         for u in nodes:

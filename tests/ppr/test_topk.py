@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optimag_dist.ppr import ppr_topk, symmetrise
-from optimag_dist.ppr.push import Workspace, push_top_k
-from optimag_dist.ppr.topk import push_sources
+from optimag_dist.ppr.push import PushedRows, Workspace, push_top_k
+from optimag_dist.ppr.topk import pack, push_sources
 from optimag_dist.types import CSR, InputError
 
 from .ppr_oracle import csr_of_arcs, exact_ppr, graphs, power_law, undirected_dense
@@ -158,23 +158,21 @@ def test_a_source_that_lacks_rows_says_which_and_the_others_are_as_ever(csr: CSR
     n = csr.num_nodes
     expected = push_sources(csr, np.arange(n), teleport=0.15, eps=1e-4, k=n)
     here = np.random.default_rng(seed).random(n) < 0.5
-    sizes = np.full(n, -1)
-    nodes, values, bounds = np.empty((n, n), np.int32), np.empty((n, n), np.float32), np.empty(n, np.float32)
-    space, lacking = Workspace.allocate(np.diff(csr.indptr)), np.empty(3, np.int32)
+    out = PushedRows.allocate(n, n)
+    out.sizes[:] = -1
+    space, missing = Workspace.allocate(np.diff(csr.indptr)), np.empty(3, np.int32)
     for _ in range(n + 1):
-        waiting = np.flatnonzero(sizes < 0)
+        waiting = np.flatnonzero(out.sizes < 0)
         starts = np.where(here, csr.indptr[:-1], -1)
-        got = [np.empty((len(waiting), *array.shape[1:]), array.dtype) for array in (nodes, values, sizes, bounds)]
-        scratch = space.record, space.first_slot, space.node, space.residual, space.estimate, space.queue
-        _, _, count = push_top_k(starts, csr.indptr[1:], csr.indices, waiting, 0.15, 1e-4, *scratch, lacking, *got)
-        nodes[waiting], values[waiting], sizes[waiting], bounds[waiting] = got
-        assert not here[lacking[:count]].any()
-        assert (count > 0) == (sizes < 0).any()
-        here[lacking[:count]] = True
-    kept = np.arange(n) < sizes[:, None]
-    wanted = expected.indices, expected.values, expected.bounds
-    for came, needed in zip((nodes[kept], values[kept], bounds), wanted, strict=True):
-        np.testing.assert_array_equal(came, needed)
+        got = PushedRows.allocate(len(waiting), n)
+        _, _, count = push_top_k(starts, csr.indptr[1:], csr.indices, waiting, 0.15, 1e-4, space, missing, got)
+        out.put(waiting, got, np.ones(len(waiting), bool))
+        assert not here[missing[:count]].any()
+        assert (count > 0) == (out.sizes < 0).any()
+        here[missing[:count]] = True
+    found = pack(out, 0, 0)
+    for name in ("indices", "values", "bounds"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
 
 
 def plain_push(adjacency: np.ndarray, source: int, teleport: float, eps: float) -> tuple[np.ndarray, np.ndarray]:

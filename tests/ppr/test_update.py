@@ -22,8 +22,8 @@ from optimag_dist.ppr.driver import compute_ppr
 from optimag_dist.ppr.topk import push_sources
 from optimag_dist.ppr.update import ArtefactUpdate, UpdateOptions, update_ppr
 from optimag_dist.store import GraphStore
+from optimag_dist.store.csr import graph_hash
 from optimag_dist.store.layout import old_store
-from optimag_dist.store.undirected import graph_hash
 from optimag_dist.types import InputError
 
 from . import small_store

@@ -115,6 +115,6 @@ def test_options_are_checked(data: dict, words: str) -> None:
 
 def test_groups_for_judging_have_sixteen_nodes_to_every_anchor() -> None:
     options = SamplingOptions(batcher="uniform", anchors=64, group_size=256)
-    judging = options.for_judging
+    judging = options.for_kept_mass
     assert (judging.anchors, judging.group_size, judging.batcher) == (16, 256, "ppr")
-    assert SamplingOptions(anchors=2, group_size=8).for_judging.anchors == 2
+    assert SamplingOptions(anchors=2, group_size=8).for_kept_mass.anchors == 2

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from scipy.stats import chi2
 
 from optimag_dist.sampling.dgl_neighbours import DGLBlockSampler
-from optimag_dist.sampling.neighbours import BlockSampler, Sampler, append_nodes, layer_key
+from optimag_dist.sampling.neighbours import BlockSampler, append_nodes, layer_key
 from optimag_dist.sampling.rows import draw_neighbours
 from optimag_dist.types import CSR
 
@@ -45,7 +45,9 @@ BOTH = pytest.mark.parametrize("make", [_keyed, _dgl])
 
 @BOTH
 @pytest.mark.parametrize("fanouts", [(3, 2), (-1, -1), (1000,), (6, -1, 2)])
-def test_blocks_hold_real_neighbours_up_to_the_fanout(make: Callable[[CSR], Sampler], fanouts: tuple[int, ...]) -> None:
+def test_blocks_hold_real_neighbours_up_to_the_fanout(
+    make: Callable[[CSR], BlockSampler], fanouts: tuple[int, ...]
+) -> None:
     seeds = np.array([0, 5, 17, 199])
     inputs, blocks = make(_topology(GRAPH)).sample(seeds, fanouts, (0, 0))
     assert inputs[: len(seeds)].tolist() == seeds.tolist()
@@ -62,7 +64,7 @@ def test_blocks_hold_real_neighbours_up_to_the_fanout(make: Callable[[CSR], Samp
 
 
 @BOTH
-def test_a_draw_is_a_function_of_its_key(make: Callable[[CSR], Sampler]) -> None:
+def test_a_draw_is_a_function_of_its_key(make: Callable[[CSR], BlockSampler]) -> None:
     sampler, seeds = make(_topology(GRAPH)), np.arange(0, 200, 7)
     first, _ = sampler.sample(seeds, (3, 3), (1, 2, 3))
     between, _ = sampler.sample(seeds, (3, 3), (1, 2, 4))
@@ -101,7 +103,9 @@ def test_layers_and_keys_draw_apart() -> None:
 
 @BOTH
 @pytest.mark.parametrize(("degree", "fanout"), [(7, 3), (9, 1), (6, 5), (11, 2)])
-def test_every_subset_is_as_likely_as_every_other(make: Callable[[CSR], Sampler], degree: int, fanout: int) -> None:
+def test_every_subset_is_as_likely_as_every_other(
+    make: Callable[[CSR], BlockSampler], degree: int, fanout: int
+) -> None:
     star = _topology(nx.star_graph(degree))
     subsets = list(itertools.combinations(range(1, degree + 1), fanout))
     draws = 40 * len(subsets)

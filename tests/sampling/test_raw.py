@@ -10,7 +10,7 @@ from PIL import Image
 
 from optimag_dist.models.encoder_networks import EFFICIENTNET
 from optimag_dist.models.pretrained import PADDING, PretrainedOptions
-from optimag_dist.sampling import StoreRows
+from optimag_dist.sampling import LocalSource
 from optimag_dist.sampling.raw import RawRows, check_encoders
 from optimag_dist.store import GraphStore
 from optimag_dist.types import InputError
@@ -36,7 +36,7 @@ def encoders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, PretrainedOp
 
 @pytest.fixture
 def rows(store: GraphStore, encoders: dict[str, PretrainedOptions]) -> RawRows:
-    return RawRows(StoreRows(store), store, encoders)
+    return RawRows(LocalSource(store), store, encoders)
 
 
 def _tokens(node: int) -> list[int]:
@@ -69,7 +69,7 @@ def test_presence_may_be_asked_for_first(rows: RawRows) -> None:
 
 
 def test_everything_else_is_the_stores(rows: RawRows, store: GraphStore) -> None:
-    plain = StoreRows(store)
+    plain = LocalSource(store)
     assert {name: (m.width, m.dtype) for name, m in rows.modalities.items()} == {
         "facts": (3, "float32"),
         "image": (0, "float32"),
@@ -102,7 +102,7 @@ def test_several_threads_get_what_one_gets(rows: RawRows) -> None:
 
 def test_a_broken_picture_may_be_fatal(store: GraphStore, encoders: dict[str, PretrainedOptions]) -> None:
     strict = encoders["image"].model_copy(update={"on_bad_picture": "error"})
-    rows = RawRows(StoreRows(store), store, {"image": strict})
+    rows = RawRows(LocalSource(store), store, {"image": strict})
     rows.features("image", EVERYONE[:6])
     for _ in range(2):
         with pytest.raises(InputError, match=r"node 'n6'(.|\n)*model\.encoders\.image\.on_bad_picture=mask"):

@@ -12,11 +12,11 @@ import yaml
 
 from optimag_dist.sampling import (
     GroupLoader,
+    LocalSource,
     SamplingOptions,
     SeedBatcher,
-    ShardedRows,
-    ShardOwner,
-    StoreRows,
+    ShardedSource,
+    ShardServer,
     nodes_alone,
 )
 from optimag_dist.sampling.kernels import gather_float16
@@ -57,9 +57,9 @@ def partition(store: GraphStore) -> Partition:
     return partition_store(store, PartitionOptions(parts=7, method="hash", features=True), progress=False)
 
 
-def sharded(partition: Partition, num_owners: int) -> ShardedRows:
-    owners = [ShardOwner(Partition.open(partition.path)) for _ in range(num_owners)]
-    return ShardedRows(
+def sharded(partition: Partition, num_owners: int) -> ShardedSource:
+    owners = [ShardServer(Partition.open(partition.path)) for _ in range(num_owners)]
+    return ShardedSource(
         partition, num_owners, lambda owner, question, *args: partial(getattr(owners[owner], question), *args)
     )
 
@@ -86,7 +86,7 @@ def test_owners_and_threads_do_not_change_a_bit_of_any_batch(
 ) -> None:
     options = SamplingOptions(batcher="uniform", anchors=8, group_size=20, fanouts=(4, 3), eval_fanouts=(-1, 5))
     batcher = SeedBatcher(np.arange(0, NUM_NODES, 500), NUM_NODES, None, options, seed=3)
-    expected = _batches(GroupLoader(StoreRows(store), None, options, seed=3, messages=True, num_threads=1), batcher)
+    expected = _batches(GroupLoader(LocalSource(store), None, options, seed=3, messages=True, num_threads=1), batcher)
     rows = sharded(partition, num_owners)
     found = _batches(GroupLoader(rows, None, options, seed=3, messages=True, num_threads=num_threads), batcher)
     assert len(found) == len(expected) > 6
@@ -96,7 +96,7 @@ def test_owners_and_threads_do_not_change_a_bit_of_any_batch(
 
 
 def test_rows_are_what_the_store_says(store: GraphStore) -> None:
-    rows = pickle.loads(pickle.dumps(StoreRows(store)))
+    rows = pickle.loads(pickle.dumps(LocalSource(store)))
     nodes = np.random.default_rng(1).integers(0, NUM_NODES, 3000)
     nodes[:4] = 0, BATCH_ROWS - 1, BATCH_ROWS, NUM_NODES - 1
     for modality in ("half", "single"):

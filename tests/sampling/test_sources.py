@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from optimag_dist.sampling import ExampleFn, GroupLoader, MaskedRows, SamplingOptions, SeedBatcher, StoreRows
+from optimag_dist.sampling import ExampleFn, GroupLoader, LocalSource, MaskedRows, SamplingOptions, SeedBatcher
 from optimag_dist.store import GraphStore
 from optimag_dist.types import Examples, GroupBatch
 
@@ -22,7 +22,7 @@ def _ask(items: np.ndarray, rng: np.random.Generator) -> Examples:
 
 
 def _loader(store: GraphStore, rank: int = 0, world_size: int = 1) -> GroupLoader:
-    return GroupLoader(StoreRows(store), None, OPTIONS, seed=4, messages=True, rank=rank, world_size=world_size)
+    return GroupLoader(LocalSource(store), None, OPTIONS, seed=4, messages=True, rank=rank, world_size=world_size)
 
 
 def _sources(*items: np.ndarray) -> list[tuple[SeedBatcher, ExampleFn]]:
@@ -119,7 +119,7 @@ def _mask(*nodes: int) -> np.ndarray:
 
 def test_exactly_the_nodes_of_the_masks_seem_to_lack_the_modality(planted_store: GraphStore) -> None:
     """In this store nodes 3, 13, … lack their image."""
-    rows = StoreRows(planted_store)
+    rows = LocalSource(planted_store)
     image, more, text = _mask(2, 3, 50), _mask(50, 51), _mask(119)
     hiding = MaskedRows.around(rows, [{"image": image}, {}, {"image": more, "text": text}])
     nodes = np.random.default_rng(0).permutation(np.concatenate([np.arange(NUM_NODES), [50, 50]]))
@@ -143,13 +143,13 @@ def test_exactly_the_nodes_of_the_masks_seem_to_lack_the_modality(planted_store:
 
 
 def test_where_nothing_is_hidden_the_rows_are_the_rows(planted_store: GraphStore) -> None:
-    rows = StoreRows(planted_store)
+    rows = LocalSource(planted_store)
     assert MaskedRows.around(rows, [{}, {}]) is rows
 
 
 def test_batches_show_nothing_of_what_is_hidden(planted_store: GraphStore) -> None:
     mask = _mask(*range(0, NUM_NODES, 2))
-    rows = MaskedRows.around(StoreRows(planted_store), [{"text": mask}])
+    rows = MaskedRows.around(LocalSource(planted_store), [{"text": mask}])
     loader = GroupLoader(rows, None, OPTIONS, seed=0, messages=True)
     batches = [group for step in loader.epoch(_sources(NODES), 0) for group in step.groups]
     for batch in batches:

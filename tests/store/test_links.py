@@ -17,10 +17,20 @@ from optimag_dist.cli import app
 from optimag_dist.options import parse_options
 from optimag_dist.ppr.topk import push_sources
 from optimag_dist.ppr.update import update_ppr
-from optimag_dist.store import GraphStore, LinkSplit, LinkSplitOptions, check_no_leak, ingest, links, split_links
+from optimag_dist.store import (
+    GraphStore,
+    LinkQueries,
+    LinkSplit,
+    LinkSplitOptions,
+    check_no_leak,
+    ingest,
+    link_split,
+    split_links,
+    staging,
+)
+from optimag_dist.store.csr import graph_hash
+from optimag_dist.store.edge_changes import EdgeChanges, apply_changes
 from optimag_dist.store.layout import TOPOLOGY, read_meta, write_meta
-from optimag_dist.store.rewire import EdgeChanges, rewire
-from optimag_dist.store.undirected import graph_hash
 from optimag_dist.store.writer import write_topology
 from optimag_dist.types import CSR, InputError
 
@@ -79,7 +89,7 @@ def edges_of(store: GraphStore) -> set[Edge]:
     return {arc for arc in arcs if arc[0] < arc[1]}
 
 
-def queries_of(part: links.LinkQueries) -> list[Edge]:
+def queries_of(part: LinkQueries) -> list[Edge]:
     return list(zip(part.sources.tolist(), part.targets.tolist(), strict=True))
 
 
@@ -169,7 +179,7 @@ def test_blocks_do_not_change_the_draws(
     whole: GraphStore, held: GraphStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for numbers in (1, 3 * SMALL.negatives):
-        monkeypatch.setattr(links, "_BLOCK_NUMBERS", numbers)
+        monkeypatch.setattr(link_split, "_BLOCK_NUMBERS", numbers)
         assert split(whole, tmp_path / str(numbers)).content_hash == held.content_hash
 
 
@@ -226,7 +236,7 @@ def test_the_first_of_several_leaks_is_named(held: GraphStore, tmp_path: Path) -
     leaks = [queries_of(held.links.test)[0], queries_of(held.links.val)[2]]
     pairs = np.sort(np.array(leaks), axis=1)
     (tmp_path / "leaky").mkdir()
-    leaky = rewire(held, EdgeChanges(pairs, np.empty((0, 2), np.int64)), tmp_path / "leaky")
+    leaky = apply_changes(held, EdgeChanges(pairs, np.empty((0, 2), np.int64)), tmp_path / "leaky")
     first = next(query for query in queries_of(held.links.val) if set(query) == set(leaks[1]))
     with pytest.raises(InputError, match=rf"leak: the held-out val link 'n{first[0]}' to 'n{first[1]}'"):
         check_no_leak(leaky)
@@ -326,7 +336,7 @@ def test_what_stands_at_the_place_is_left_or_refused(whole: GraphStore, held: Gr
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match="not a graph store"):
         split(whole, tmp_path / "mine", overwrite=True)
-    with pytest.raises(InputError, match="is the store to split"):
+    with pytest.raises(InputError, match="is the store to read"):
         split(whole, whole.path, overwrite=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "out"]
 
@@ -335,9 +345,9 @@ def test_a_failure_leaves_nothing(whole: GraphStore, tmp_path: Path, monkeypatch
     def fail(*_: object) -> None:
         raise OSError("broken disk")
 
-    for place in ("write_links", "rewire", "publish"):
+    for module, place in ((link_split, "write_links"), (link_split, "apply_changes"), (staging, "publish")):
         with monkeypatch.context() as patch:
-            patch.setattr(links, place, fail)
+            patch.setattr(module, place, fail)
             with pytest.raises(OSError, match="broken disk"):
                 split(whole, tmp_path / "out")
         assert not list(tmp_path.iterdir())
@@ -356,7 +366,7 @@ def test_a_uri_holds_the_same_split(
     assert "already" in lines[-1]
     with pytest.raises(InputError, match="holds another graph"):
         split(whole, place, SMALL.model_copy(update={"seed": 9}))
-    with pytest.raises(InputError, match="is the store to split"):
+    with pytest.raises(InputError, match="is the store to read"):
         split(made, place)
 
 

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optimag_dist.store import GraphStore, Partition, PartitionOptions, ingest, partition, partition_store
+from optimag_dist.store.csr import graph_hash, symmetrise
 from optimag_dist.store.partition import assign, find_partition
-from optimag_dist.store.undirected import graph_hash, symmetrise
 from optimag_dist.types import CSR, InputError, RunError
 
 from .conftest import WriteGraph

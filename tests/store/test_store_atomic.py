@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from optimag_dist.files import sole_writer
 from optimag_dist.store import GraphStore, features, ingest, needs, staging
 from optimag_dist.store.writer import ArrowFile
 from optimag_dist.types import InputError
@@ -221,7 +222,7 @@ def test_only_what_still_fits_is_kept(make, tmp_path, monkeypatch, capsys, damag
 
     def interrupt(schema):
         with monkeypatch.context() as patch:
-            patch.setattr(INGEST, "publish", Mock(side_effect=KeyboardInterrupt))
+            patch.setattr(staging, "publish", Mock(side_effect=KeyboardInterrupt))
             with pytest.raises(KeyboardInterrupt):
                 ingest(schema, out)
         assert names(partial) == ["modality-m.arrow", "progress.json", "store"]
@@ -250,17 +251,16 @@ def test_only_what_still_fits_is_kept(make, tmp_path, monkeypatch, capsys, damag
 def test_second_process_waits_for_the_first(make, tmp_path, capsys):
     out = tmp_path / "store"
     schema = make()
-    lock = staging._lock(tmp_path / ".store.partial", print)
     waiting = threading.Thread(target=ingest, args=(schema, out), daemon=True)
-    waiting.start()
-    said = ""
-    while "waiting for it to end" not in said:
-        said += capsys.readouterr().out
-        assert waiting.is_alive()
-    assert not out.exists()
-    # As the first process does at its end.
-    shutil.rmtree(tmp_path / ".store.partial")
-    os.close(lock)
+    with sole_writer(tmp_path / ".store.partial"):
+        waiting.start()
+        said = ""
+        while "waiting for it to end" not in said:
+            said += capsys.readouterr().out
+            assert waiting.is_alive()
+        assert not out.exists()
+        # As the first process does at its end.
+        shutil.rmtree(tmp_path / ".store.partial")
     waiting.join(timeout=60)
     assert GraphStore.open(out).num_nodes == 3
     assert names(tmp_path) == ["in", "store"]

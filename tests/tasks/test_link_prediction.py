@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from optimag_dist.layerwise import LayerwiseForward
 from optimag_dist.ppr import PPRArtefact
-from optimag_dist.sampling import GroupLoader, SeedBatcher, StoreRows
+from optimag_dist.sampling import GroupLoader, LocalSource, SeedBatcher
 from optimag_dist.store import GraphStore, LinkQueries, LinkSplitOptions, split_links
-from optimag_dist.store.rewire import EdgeChanges, rewire
+from optimag_dist.store.edge_changes import EdgeChanges, apply_changes
 from optimag_dist.tasks.decoders import DotDecoder, MLPDecoder
 from optimag_dist.tasks.link_prediction import LinkPrediction, LinkPredictionOptions
 from optimag_dist.tasks.task import TaskContext
@@ -113,7 +113,7 @@ def test_a_store_whose_edges_still_have_a_held_out_link_is_refused(
 ) -> None:
     queries = getattr(store.links, part)
     link = np.sort([queries.sources[5], queries.targets[5]])
-    planted = rewire(store, EdgeChanges(link[None], np.empty((0, 2), np.int64)), _made(tmp_path / "leaking"))
+    planted = apply_changes(store, EdgeChanges(link[None], np.empty((0, 2), np.int64)), _made(tmp_path / "leaking"))
     assert planted.topology.num_arcs == store.topology.num_arcs + 2
     with pytest.raises(InputError, match=f"leak: the held-out {part} link .* is an edge of the graph"):
         task_of(planted)
@@ -140,7 +140,7 @@ def _uncut(task: LinkPrediction) -> Any:
 
 def _groups(store: GraphStore, ppr: PPRArtefact, task: LinkPrediction, ask: Any, fanout: int) -> Iterator[GroupBatch]:
     config = configure(LINKS, sampling={"fanouts": [fanout, fanout]})
-    loader = GroupLoader(StoreRows(store), ppr, config.sampling, seed=0, messages=True)
+    loader = GroupLoader(LocalSource(store), ppr, config.sampling, seed=0, messages=True)
     batcher = SeedBatcher(task.train, store.num_nodes, None, config.sampling, seed=0, fill=False)
     for step in loader.epoch([(batcher, ask)], 0):
         yield from step.groups
@@ -189,9 +189,9 @@ def test_vectors_are_those_of_the_graph_without_the_groups_edges(
     (head,), model = parts.heads.values(), parts.model
     group = first_groups(parts)[0]
     gone = np.sort(_asked(group), 1)
-    without = rewire(store, EdgeChanges(np.empty((0, 2), np.int64), gone), _made(tmp_path / "without"))
+    without = apply_changes(store, EdgeChanges(np.empty((0, 2), np.int64), gone), _made(tmp_path / "without"))
     anchors = group.node_ids[: group.num_anchors].numpy()
-    forward = LayerwiseForward(model, StoreRows(without), store.num_nodes, (-1, -1))
+    forward = LayerwiseForward(model, LocalSource(without), store.num_nodes, (-1, -1))
     with torch.no_grad():
         ours = head.vectors(model, model.encode(group.features), group)
         theirs = head.project(forward.states(anchors))
@@ -201,7 +201,7 @@ def test_vectors_are_those_of_the_graph_without_the_groups_edges(
 def test_evaluation_passes_no_message_along_held_out_links(store: GraphStore) -> None:
     """A part's metrics are made of states of the store's own graph, in which these links are not."""
 
-    class Listening(StoreRows):
+    class Listening(LocalSource):
         def neighbours(self, nodes: np.ndarray, fanout: int, key: int) -> tuple[np.ndarray, np.ndarray]:
             indptr, drawn = super().neighbours(nodes, fanout, key)
             messages.update(zip(np.repeat(nodes, np.diff(indptr)).tolist(), drawn.tolist(), strict=True))

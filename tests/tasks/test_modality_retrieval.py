@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from optimag_dist.models.backbones import BACKBONES
 from optimag_dist.options import validate_options
-from optimag_dist.sampling import GraphRows, StoreRows
+from optimag_dist.sampling import GraphDataSource, LocalSource
 from optimag_dist.store import GraphStore
 from optimag_dist.tasks.modality_retrieval import ModalityRetrieval, ModalityRetrievalOptions
 from optimag_dist.tasks.task import TaskContext
@@ -86,9 +86,9 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> GraphStore:
 
 
 class AnotherValue:
-    """:class:`GraphRows` in which one node has another value of a modality."""
+    """:class:`GraphDataSource` in which one node has another value of a modality."""
 
-    def __init__(self, rows: StoreRows, modality: str, node: int) -> None:
+    def __init__(self, rows: LocalSource, modality: str, node: int) -> None:
         self._rows, self._place = rows, (modality, node)
         self.modalities, self.topology = rows.modalities, rows.topology
         self.neighbours, self.degrees, self.present = rows.neighbours, rows.degrees, rows.present
@@ -121,7 +121,7 @@ def _vectors(parts: Parts, head: Any, batch: GroupBatch) -> tuple[list[Tensor], 
 
 @torch.no_grad()
 def _evaluated(
-    parts: Parts, task: ModalityRetrieval, head: Any, rows: GraphRows, nodes: np.ndarray
+    parts: Parts, task: ModalityRetrieval, head: Any, rows: GraphDataSource, nodes: np.ndarray
 ) -> tuple[list[Tensor], dict[str, Tensor]]:
     """The same of ``nodes`` in evaluation."""
     forward = parts.forward(lambda: None, rows)
@@ -145,7 +145,7 @@ def test_a_query_hears_of_nothing_but_its_source_and_the_neighbours(backbone: st
     assert len(beyond) >= 1
     assert set(around) & set(nodes.tolist())
     row = nodes.tolist().index(node)
-    rows = StoreRows(three)
+    rows = LocalSource(three)
     asked, found = _vectors(parts, head, batch_of(parts, nodes, rows=rows))
     for changed in THREE:
         other_asked, other_found = _vectors(parts, head, batch_of(parts, nodes, rows=AnotherValue(rows, changed, node)))
@@ -184,7 +184,7 @@ def test_in_evaluation_a_query_hears_of_no_judged_nodes_target(three: GraphStore
     ends = np.stack([np.repeat(np.arange(NUM_NODES), np.diff(indptr)), indices], 1)
     node, neighbour = next(edge.tolist() for edge in ends if (whole & task.judged_on)[edge].all())
     seen: list[tuple[list[Tensor], dict[str, Tensor]]] = []
-    rows = StoreRows(three)
+    rows = LocalSource(three)
     for each in (rows, *(AnotherValue(rows, changed, neighbour) for changed in THREE)):
         seen.append(_evaluated(parts, task, head, each, np.array([node])))
     (asked, _), *others = seen
@@ -238,7 +238,7 @@ def test_the_loss_is_the_cross_entropy_both_ways_among_those_that_have_both(thre
 
 def test_vectors_are_of_unit_length_or_nothing(three: GraphStore) -> None:
     parts, task, head = _ready(three)
-    asked, found = _evaluated(parts, task, head, StoreRows(three), np.arange(NUM_NODES))
+    asked, found = _evaluated(parts, task, head, LocalSource(three), np.arange(NUM_NODES))
     by_modality = [(source, query) for query, (source, _) in zip(asked, task.pairs, strict=True)]
     for name, vectors in [*by_modality, *found.items()]:
         lengths, there = vectors.norm(dim=1).numpy(), three.present(name)
@@ -266,7 +266,7 @@ def test_figures_are_those_of_the_dense_scores(part: str, three: GraphStore) -> 
     """Nodes that lack a modality neither ask for or with it nor are found by it."""
     parts, task, head = _ready(three)
     nodes = getattr(task, part)
-    asked, found = _evaluated(parts, task, head, StoreRows(three), nodes)
+    asked, found = _evaluated(parts, task, head, LocalSource(three), nodes)
     expected: dict[str, float] = {}
     for query, (source, target) in zip(asked, task.pairs, strict=True):
         there = three.present(target)[nodes]
@@ -286,7 +286,7 @@ def test_evaluation_asks_with_what_a_batch_of_all_the_judged_asks_with(three: Gr
     """Where all who are asked about are anchors, training withholds of the same nodes."""
     parts, task, head = _ready(three)
     judged = np.flatnonzero(task.judged_on)
-    rows = StoreRows(three)
+    rows = LocalSource(three)
     asked, found = _evaluated(parts, task, head, rows, judged)
     in_batch, found_in_batch = _vectors(parts, head, batch_of(parts, judged, rows=rows))
     torch.testing.assert_close(asked, in_batch, rtol=1e-4, atol=1e-5)

@@ -16,7 +16,7 @@ from optimag_dist.ppr import PPRArtefact, PPROptions
 from optimag_dist.ppr.artefact import artefact_key
 from optimag_dist.ppr.block import block_name, write_block
 from optimag_dist.ppr.topk import push_sources
-from optimag_dist.store.arcs import contains
+from optimag_dist.store.csr import contains
 from optimag_dist.tasks.negatives import in_batch_mask, ppr_hard_negatives, uniform_negatives
 from optimag_dist.types import CSR, InputError
 

@@ -11,7 +11,7 @@ from optimag_dist.ppr import PPRArtefact, PPROptions
 from optimag_dist.ppr.artefact import artefact_key
 from optimag_dist.ppr.block import block_name, write_block
 from optimag_dist.ppr.topk import push_sources
-from optimag_dist.sampling import ExampleFn, GraphRows, GroupLoader, SeedBatcher, nodes_alone
+from optimag_dist.sampling import ExampleFn, GraphDataSource, GroupLoader, SeedBatcher, nodes_alone
 from optimag_dist.store import GraphStore, ingest
 from optimag_dist.train.evaluation import evaluate_part, joined
 from optimag_dist.train.fit import Fit, Worker, run_fit
@@ -97,7 +97,7 @@ def first_groups(parts: Parts) -> tuple[GroupBatch, ...]:
 
 
 def batch_of(
-    parts: Parts, nodes: np.ndarray, example_fn: ExampleFn = nodes_alone, rows: GraphRows | None = None
+    parts: Parts, nodes: np.ndarray, example_fn: ExampleFn = nodes_alone, rows: GraphDataSource | None = None
 ) -> GroupBatch:
     """One batch whose anchors are ``nodes``, ascending, with their neighbourhoods in ``rows``."""
     changes = {"groups": 1, "anchors": len(nodes), "group_size": len(nodes)}

@@ -14,7 +14,7 @@ from optimag_dist.ppr import PPROptions
 from optimag_dist.ppr.driver import compute_ppr
 from optimag_dist.store import GraphStore
 from optimag_dist.telemetry import TrackingOptions
-from optimag_dist.telemetry.metrics import PPRMetrics
+from optimag_dist.telemetry.metrics import count_ppr_block
 from optimag_dist.train.callbacks import telemetry
 from optimag_dist.train.fit import Fit, Worker, run_fit
 from optimag_dist.train.host import CallbackList, TrainerCallback
@@ -62,7 +62,7 @@ def scraped(fit_with: Callable[..., Fit], metrics_url: str, tmp_path_factory: py
         def saved(self, path: Path) -> None:
             if path.name == "result.json":
                 # What a sharded run adds to the counts: a replicated one fetches nothing.
-                PPRMetrics().block(nodes=10, pushes=100, rows_fetched=5, bytes_fetched=2000)
+                count_ppr_block(nodes=10, pushes=100, rows_fetched=5, bytes_fetched=2000)
                 samples.update(_scrape(metrics_url, ["ray_optimag_loss", "ray_optimag_ppr_fetched_bytes_total"]))
 
     fit_with(tmp_path_factory.mktemp("fit"), Lingering(), tracking=TrackingOptions())

@@ -18,7 +18,7 @@ from torch import Tensor
 from optimag_dist.files import sole_writer
 from optimag_dist.options import validate_options
 from optimag_dist.ppr import PPRArtefact
-from optimag_dist.sampling import GroupLoader, SeedBatcher, StoreRows
+from optimag_dist.sampling import GroupLoader, LocalSource, SeedBatcher
 from optimag_dist.store import GraphStore
 from optimag_dist.tasks import make_task
 from optimag_dist.train.fit import Fit, Worker, run_fit, try_fit
@@ -391,7 +391,7 @@ def test_ranks_share_a_step_out_and_take_as_many_steps(planted_store: GraphStore
     )
     task = make_task(VariantConfig().task, planted_store, seed=0)
     batcher = SeedBatcher(task.train, planted_store.num_nodes, planted_ppr, options, seed=0)
-    rows = StoreRows(planted_store)
+    rows = LocalSource(planted_store)
     alone, first, second = (
         list(
             GroupLoader(rows, planted_ppr, options, seed=0, messages=True, rank=rank, world_size=size).epoch(
@@ -415,7 +415,7 @@ def test_a_batch_says_what_the_store_says(planted_store: GraphStore, planted_ppr
         update={"anchors": 8, "group_size": 24}
     )
     task = make_task(VariantConfig().task, planted_store, seed=0)
-    loader = GroupLoader(StoreRows(planted_store), planted_ppr, options, seed=0, messages=True)
+    loader = GroupLoader(LocalSource(planted_store), planted_ppr, options, seed=0, messages=True)
     batcher = SeedBatcher(task.train, planted_store.num_nodes, planted_ppr, options, seed=0)
     for batch in loader.epoch([(batcher, task.examples)], 0):
         for group in batch.groups:

@@ -1,4 +1,4 @@
-"""The undirected graph of a topology: no self loops, no duplicate arcs, rows ascending. Everything is O(n + m)."""
+"""Adjacency as CSR: looking arcs up, checking and copying rows, and the undirected graph of a directed one."""
 
 import hashlib
 
@@ -8,6 +8,46 @@ from optimag_dist.jit import jit
 from optimag_dist.types import CSR
 
 _HASH_CHUNK = 1 << 22
+
+
+def arc_places(csr: CSR, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """(k,) int64: where in ``csr.indices`` each arc stands or would stand; rows ascend; O(log degree) each.
+
+    Args:
+        csr: of n rows.
+        rows: (k,) int64, 0 … n − 1.
+        columns: (k,) int64.
+    """
+    places = np.empty(len(rows), np.int64)
+    _find(csr.indptr, csr.indices, rows, columns, places)
+    return places
+
+
+def contains(csr: CSR, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """(k,) bool: whether each of the k arcs stands in ``csr``; arguments as of :func:`arc_places`."""
+    places = arc_places(csr, rows, columns)
+    there = places < csr.indptr[rows + 1]
+    there[there] = csr.indices[places[there]] == columns[there]
+    return there
+
+
+def check_rows(csr: CSR, num_nodes: int) -> None:
+    """Raise ValueError unless ``indptr`` runs from 0 to the end and every row holds nodes, strictly ascending."""
+    if csr.indptr[0] != 0 or csr.indptr[-1] != len(csr.indices):
+        raise ValueError(f"rows from {csr.indptr[0]} to {csr.indptr[-1]}, needed 0 to {len(csr.indices)}")
+    row = _bad_row(csr.indptr, csr.indices, num_nodes)
+    if row >= 0:
+        raise ValueError(f"row {row} does not hold nodes in ascending order")
+
+
+@jit(nogil=True)
+def copy_rows(indptr, indices, rows, out_indptr, places, out):  # type: ignore[no-untyped-def]
+    """Copy row ``rows[i]`` of a CSR to ``out`` from ``out_indptr[places[i]]`` on."""
+    for i in range(len(rows)):
+        to = out_indptr[places[i]]
+        for e in range(indptr[rows[i]], indptr[rows[i] + 1]):
+            out[to] = indices[e]
+            to += 1
 
 
 def is_symmetric(csr: CSR) -> bool:
@@ -40,6 +80,34 @@ def graph_hash(csr: CSR) -> str:
         for start in range(0, len(array), _HASH_CHUNK):
             digest.update(np.ascontiguousarray(array[start : start + _HASH_CHUNK], dtype=dtype).data)
     return digest.hexdigest()
+
+
+@jit(nogil=True)
+def _find(indptr, indices, rows, columns, places):  # type: ignore[no-untyped-def]
+    for i in range(len(rows)):
+        low, high = indptr[rows[i]], indptr[rows[i] + 1]
+        while low < high:
+            middle = (low + high) // 2
+            if indices[middle] < columns[i]:
+                low = middle + 1
+            else:
+                high = middle
+        places[i] = low
+
+
+@jit(nogil=True)
+def _bad_row(indptr, indices, num_nodes):  # type: ignore[no-untyped-def]
+    for row in range(len(indptr) - 1):
+        start, stop = indptr[row], indptr[row + 1]
+        if not 0 <= start <= stop <= len(indices):
+            return row
+        last = -1
+        for e in range(start, stop):
+            node = np.int64(indices[e])
+            if node <= last or node >= num_nodes:
+                return row
+            last = node
+    return -1
 
 
 @jit(nogil=True)

@@ -1,6 +1,7 @@
 """Edges of a graph become links to predict: they leave the topology, and each is asked both ways against negatives."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -8,14 +9,14 @@ from pydantic import Field, model_validator
 
 from optimag_dist.jit import jit
 from optimag_dist.options import Options
-from optimag_dist.storage import AnyPath, RemotePath, located
-from optimag_dist.store.arcs import contains
-from optimag_dist.store.held_out import LinkQueries, write_links
-from optimag_dist.store.layout import LINKS, check_replaceable
-from optimag_dist.store.progress_bar import progress_bar
+from optimag_dist.progress_bar import progress_bar
+from optimag_dist.storage import AnyPath
+from optimag_dist.store.csr import arc_places, contains
+from optimag_dist.store.edge_changes import EdgeChanges, apply_changes, both_ways
+from optimag_dist.store.layout import LINKS
+from optimag_dist.store.link_queries import LinkQueries, write_links
 from optimag_dist.store.reader import GraphStore
-from optimag_dist.store.rewire import EdgeChanges, arc_places, both_ways, rewire
-from optimag_dist.store.staging import holds, make_remote, publish, staging
+from optimag_dist.store.staging import destination, make_store, put_in_place, staging
 from optimag_dist.types import CSR, InputError
 
 _NEGATIVES = "negatives.bin"
@@ -56,8 +57,8 @@ def split_links(
     """Write ``store`` without some of its edges, which become its held-out links, to ``out``.
 
     What is held out is a function of the graph's content and ``options``, every set of edges equally likely; and so are
-    a query's negatives among the nodes that may be one (:class:`~optimag_dist.store.held_out.LinkQueries`). Files other
-    than the topology are hard links to those of ``store``. PPR and partitions, which know all edges, stay behind.
+    a query's negatives among the nodes that may be one (:class:`~optimag_dist.store.LinkQueries`). Files other than the
+    topology are hard links to those of ``store``. PPR and partitions, which know all edges, stay behind.
     A store of the same content that is there already is left alone; nothing appears before all of it is on the disk.
 
     Args:
@@ -71,33 +72,25 @@ def split_links(
         InputError: the store is directed or has held-out links, a share rounds to no edges or leaves none, a node has
             too few others for ``negatives``, ``out`` is taken or is ``store`` itself, or the disk is full.
     """
-    place = located(out)
-    place = place if isinstance(place, RemotePath) else place.resolve()
-    if place == store.location:
-        raise InputError(f"{place}: is the store to split, which stays as it is; name a new folder for the split one")
-    if isinstance(place, RemotePath):
+    return make_store(destination(out, store), partial(_split_links, store, options, say), overwrite, say)
 
-        def make(target: Path) -> GraphStore:
-            return split_links(store, target, options, overwrite=True, say=say)
 
-        return make_remote(place, make, overwrite, say)
-    check_replaceable(place)
+def _split_links(
+    store: GraphStore, options: LinkSplitOptions, say: Callable[[str], None], target: Path, overwrite: bool
+) -> GraphStore:
     rng = np.random.default_rng(options.seed)
     val, test = _hold_out(store, options, rng)
     sources, targets = (np.concatenate(ends) for ends in zip(both_ways(val), both_ways(test), strict=True))
     _check_negatives(store, sources, options.negatives)
     # The negatives stand twice on the disk for a while.
     needed = 8 * len(sources) * 2 * options.negatives + store.topology.indptr.nbytes + store.topology.indices.nbytes
-    with staging(place, f"{store.content_hash} {options.model_dump_json()}", needed, say) as stage:
+    with staging(target, f"{store.content_hash} {options.model_dump_json()}", needed, say) as stage:
         negatives = _draw_negatives(store.topology, sources, options.negatives, rng, stage.scratch / _NEGATIVES)
         links = write_links(stage.store / LINKS, LinkQueries(sources, targets, negatives), 2 * len(val))
         changes = EdgeChanges(inserted=np.empty((0, 2), np.int64), deleted=np.concatenate([val, test]))
-        made = rewire(store, changes, stage.store, {LINKS: links})
-        if holds(place, made.content_hash, overwrite):
-            say(f"{place}: holds this very split already; left as it is")
-        else:
-            publish(stage, place)
-    return GraphStore.open(place)
+        made = apply_changes(store, changes, stage.store, {LINKS: links})
+        put_in_place(stage, made.content_hash, target, overwrite, say)
+    return GraphStore.open(target)
 
 
 def check_no_leak(store: GraphStore) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from optimag_dist.sampling.neighbours import BlockSampler, append_nodes, cut_arcs
+from optimag_dist.sampling.neighbours import BlockSampler, append_nodes, exclude_edges
 from optimag_dist.sampling.rows import draw_neighbours
 from optimag_dist.types import CSR, Block
 
@@ -59,7 +59,7 @@ def test_exactly_the_arcs_of_the_edges_vanish(
     inputs, blocks = _sampler(adjacency).sample(anchors, fanouts, (seed,))
     nodes, _ = append_nodes(inputs, seeds)
     before = [_rows(block, nodes) for block in blocks]
-    found, degrees = cut_arcs(blocks, adjacency.sum(1)[nodes], nodes, edges)
+    found, degrees = exclude_edges(blocks, adjacency.sum(1)[nodes], nodes, edges)
 
     assert np.array_equal(degrees, left.sum(1)[nodes])
     for rows, block, whole in zip(before, found, blocks, strict=True):
@@ -72,7 +72,7 @@ def test_where_all_neighbours_are_drawn_it_is_the_graph_without_the_edges() -> N
     adjacency = _graph(rng, 40, 0.2)
     edges = np.argwhere(np.triu(adjacency))[::3]
     nodes, blocks = _sampler(adjacency).sample(np.arange(40), [-1, -1], (0,))
-    found, _ = cut_arcs(blocks, adjacency.sum(1)[nodes], nodes, edges)
+    found, _ = exclude_edges(blocks, adjacency.sum(1)[nodes], nodes, edges)
     _, expected = _sampler(_without(adjacency, edges)).sample(np.arange(40), [-1, -1], (0,))
     for ours, theirs in zip(found, expected, strict=True):
         assert ours.indptr.tolist() == theirs.indptr.tolist()
@@ -85,6 +85,6 @@ def test_an_edge_that_leaves_the_batch_costs_the_end_within_its_degree() -> None
     nodes, blocks = _sampler(path).sample(np.array([1]), [-1], (0,))
     assert nodes.tolist() == [1, 0, 2]
     for edges, row, left in (([[3, 2], [3, 4]], [0, 2], [2, 1, 1]), ([[0, 1], [2, 3]], [2], [1, 0, 1])):
-        found, degrees = cut_arcs(blocks, np.array([2, 1, 2]), nodes, np.array(edges))
+        found, degrees = exclude_edges(blocks, np.array([2, 1, 2]), nodes, np.array(edges))
         assert _rows(found[0], nodes) == [row]
         assert degrees.tolist() == left

@@ -1,8 +1,5 @@
 """A graph store with some edges inserted and deleted: everything but the topology is shared with the old one."""
 
-import errno
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from optimag_dist.files import sync
-from optimag_dist.store.arcs import contains
+from optimag_dist.store.csr import arc_places, contains
+from optimag_dist.store.derive import derive_store
 from optimag_dist.store.edges import endpoint_batches
-from optimag_dist.store.layout import TOPOLOGY, StoredFile, read_meta, write_meta
+from optimag_dist.store.layout import TOPOLOGY, StoredFile
 from optimag_dist.store.reader import GraphStore
 from optimag_dist.store.schema import EdgeTable
 from optimag_dist.store.tables import SourceTable, cells, open_table
@@ -82,7 +79,7 @@ def change_topology(topology: CSR, changes: EdgeChanges) -> CSR:
     return CSR(indptr, indices)
 
 
-def rewire(
+def apply_changes(
     store: GraphStore, changes: EdgeChanges, directory: Path, added: Mapping[str, StoredFile] | None = None
 ) -> GraphStore:
     """Write ``store`` with ``changes`` into ``directory``; files that stay the same are hard links.
@@ -96,16 +93,9 @@ def rewire(
     Raises:
         InputError: the store was replaced by another one meanwhile.
     """
-    meta = read_meta(store.path)
-    for name in meta.files:
-        if name != TOPOLOGY:
-            _link(store.path / name, directory / name)
-    if read_meta(store.path).content_hash != store.content_hash:
-        raise InputError(f"{store.path}: the store was replaced by another one while in use; start again")
     topology = change_topology(store.topology, changes)
-    files = {**meta.files, **(added or {}), TOPOLOGY: write_topology(directory / TOPOLOGY, topology)}
-    write_meta(directory, meta.model_copy(update={"num_arcs": topology.num_arcs, "files": files}))
-    return GraphStore.open(directory)
+    files = {**(added or {}), TOPOLOGY: write_topology(directory / TOPOLOGY, topology)}
+    return derive_store(store, directory, files, num_arcs=topology.num_arcs)
 
 
 def both_ways(pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -113,17 +103,6 @@ def both_ways(pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     rows, columns = np.concatenate([pairs, pairs[:, ::-1]]).T
     order = np.lexsort((columns, rows))
     return rows[order], columns[order]
-
-
-def arc_places(csr: CSR, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """(k,) where in ``csr.indices`` each arc stands or would stand (binary search)."""
-    low, high = csr.indptr[rows], csr.indptr[rows + 1]
-    while len(searching := np.flatnonzero(low < high)):
-        middle = (low[searching] + high[searching]) // 2
-        after = csr.indices[middle] < columns[searching]
-        low[searching[after]] = middle[after] + 1
-        high[searching[~after]] = middle[~after]
-    return low
 
 
 def _inserts(table: SourceTable, operations: pa.ChunkedArray) -> np.ndarray:
@@ -164,14 +143,3 @@ def _check_edges(table: SourceTable, store: GraphStore, pairs: np.ndarray, inser
     missing = np.flatnonzero(~inserts & ~there & ~loops)
     bad.add("missing", missing, lambda row: f"{edge(row)} is not in the graph; there is nothing to delete")
     bad.raise_if_any()
-
-
-def _link(old: Path, new: Path) -> None:
-    try:
-        os.link(old, new)
-    except OSError as error:
-        # Another disk, or a file system without hard links.
-        if error.errno not in (errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK):
-            raise
-        shutil.copyfile(old, new)
-        sync(new)
