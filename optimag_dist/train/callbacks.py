@@ -19,8 +19,8 @@ from optimag_dist.telemetry import TrackingOptions
 from optimag_dist.telemetry.metrics import FitMetrics
 from optimag_dist.telemetry.trackers import Trackers
 from optimag_dist.train.board import Event
+from optimag_dist.train.callback import Signal, TrainerCallback
 from optimag_dist.train.fit import Fit
-from optimag_dist.train.host import TrainerCallback, Wish
 from optimag_dist.train.log import RESULT, read_result
 from optimag_dist.train.stalls import BEATS_PER_TIMEOUT, Heartbeat
 
@@ -62,26 +62,26 @@ class HeartbeatCallback(TrainerCallback):
         self._number, self._name = number, f"{fit.variant} seed {fit.seed}"
         if self._rank == 0:
             self._to_stop = self._board.to_stop.remote(number)
-        self.beat("open", 0, 0)
+        self.on_phase("open", 0, 0)
 
     def done(self) -> None:
         """Until the next fit begins nothing is expected to move."""
-        self.beat("done", 0, 0)
+        self.on_phase("done", 0, 0)
         self._board.beat.remote(self._life, self._heartbeat(""))
 
-    def beat(self, phase: str, epoch: int, step: int) -> None:
+    def on_phase(self, phase: str, epoch: int, step: int) -> None:
         self._place = (phase, epoch, step)
         self._count += 1
 
-    def epoch(self, record: dict[str, Any]) -> None:
+    def on_epoch_end(self, record: dict[str, Any]) -> None:
         if self._rank == 0:
             self._board.tell.remote(Event("epoch", self._number, record))
 
-    def wish(self) -> Wish:
+    def signal(self) -> Signal:
         if self._to_stop is not None and ray.wait([self._to_stop], timeout=0)[0]:
-            return Wish.STOP
+            return Signal.STOP
         leaving, self._leaving = self._leaving, False
-        return Wish.SAVE if leaving else Wish.GO_ON
+        return Signal.SAVE if leaving else Signal.GO_ON
 
     def _tell(self, training_thread: int) -> None:
         seen, unmoved_s = -1, 0.0
@@ -126,7 +126,7 @@ class MirrorCallback(TrainerCallback):
     def __init__(self, mirror: Mirror) -> None:
         self._mirror = mirror
 
-    def saved(self, path: Path) -> None:
+    def on_save(self, path: Path) -> None:
         self._mirror.publish(path)
 
 
@@ -137,14 +137,14 @@ class MetricsCallback(TrainerCallback):
         self._metrics = metrics
         self._saving_since = 0.0
 
-    def beat(self, phase: str, epoch: int, step: int) -> None:
+    def on_phase(self, phase: str, epoch: int, step: int) -> None:
         if phase == "save":
             self._saving_since = time.perf_counter()
 
-    def epoch(self, record: dict[str, Any]) -> None:
+    def on_epoch_end(self, record: dict[str, Any]) -> None:
         self._metrics.epoch(record)
 
-    def saved(self, path: Path) -> None:
+    def on_save(self, path: Path) -> None:
         if path.name == "checkpoint.pt":
             self._metrics.checkpoint(time.perf_counter() - self._saving_since)
 
@@ -156,10 +156,10 @@ class TrackersCallback(TrainerCallback):
         self._trackers = trackers
         self._params = {"variant": fit.variant, "seed": fit.seed, **fit.config.model_dump(mode="json")}
 
-    def epoch(self, record: dict[str, Any]) -> None:
+    def on_epoch_end(self, record: dict[str, Any]) -> None:
         self._trackers.epoch(record, self._params)
 
-    def saved(self, path: Path) -> None:
+    def on_save(self, path: Path) -> None:
         if path.name == RESULT:
             self._trackers.finished(read_result(path.parent) or {})
 

@@ -8,8 +8,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from optimag_dist.train import checkpoint
+from optimag_dist.train.callback import TrainerCallback
 from optimag_dist.train.epoch import EpochTotals
-from optimag_dist.train.host import Host
 from optimag_dist.train.parts import Parts, Worker, check_made_from, made_from
 from optimag_dist.types import InputError
 
@@ -65,8 +65,8 @@ class Progress:
 class Checkpointer:
     """Saves a fit to its ``checkpoint.pt``, and takes it up from there."""
 
-    def __init__(self, parts: Parts, host: Host) -> None:
-        self._parts, self._host = parts, host
+    def __init__(self, parts: Parts, callback: TrainerCallback) -> None:
+        self._parts, self._callback = parts, callback
         self._path = parts.fit.directory / "checkpoint.pt"
         self._saved_at = time.monotonic()
 
@@ -124,7 +124,7 @@ class Checkpointer:
                 "losses": progress.losses,
             }
             checkpoint.save(self._path, state)
-            self._host.saved(self._path)
+            self._callback.on_save(self._path)
         barrier(parts.worker)
         self._saved_at = time.monotonic()
 

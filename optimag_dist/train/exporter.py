@@ -16,9 +16,9 @@ from optimag_dist.sampling.pictures import told_bad_pictures
 from optimag_dist.tasks import Evaluation, monitor_of, notes_of
 from optimag_dist.tasks.task import gather_dict
 from optimag_dist.train import checkpoint
+from optimag_dist.train.callback import TrainerCallback
 from optimag_dist.train.checkpointer import Progress
 from optimag_dist.train.evaluation import joined
-from optimag_dist.train.host import Host
 from optimag_dist.train.parts import Parts, made_from
 from optimag_dist.train.step import align_embeddings
 from optimag_dist.train.trainer import beats
@@ -30,8 +30,8 @@ _EXPLODED = 1e3
 class Exporter:
     """Writes the files of a fit whose ``parts`` have the weights to keep; rank 0 writes, all ranks call."""
 
-    def __init__(self, parts: Parts, host: Host) -> None:
-        self._parts, self._host = parts, host
+    def __init__(self, parts: Parts, callback: TrainerCallback) -> None:
+        self._parts, self._callback = parts, callback
         self._directory, self._writes = parts.fit.directory, parts.worker.rank == 0
 
     def export(self, progress: Progress, tested: Mapping[str, Evaluation]) -> dict[str, Any]:
@@ -78,14 +78,14 @@ class Exporter:
             "seed": parts.fit.seed,
         }
         checkpoint.save(path, state)
-        self._host.saved(path)
+        self._callback.on_save(path)
 
     def _write_table(self, name: str, table: pa.Table) -> None:
         if not self._writes:
             return
         with atomic(self._directory / name) as temporary:
             pq.write_table(table, temporary, write_page_checksum=True)
-        self._host.saved(self._directory / name)
+        self._callback.on_save(self._directory / name)
 
     @torch.no_grad()
     def _kept_mass(self, epoch: int) -> dict[str, np.ndarray] | None:
@@ -95,7 +95,7 @@ class Exporter:
         if regulariser is None or config.train.kept_mass == "none":
             return None
         parts.step_loss.eval()
-        on_chunk = beats(self._host, "export", epoch)
+        on_chunk = beats(self._callback, "export", epoch)
         everyone = np.arange(parts.store.num_nodes)
         forward = parts.forward(on_chunk, parts.masked_rows)
         # A node is in many groups, and is encoded once.

@@ -8,9 +8,9 @@ from optimag_dist.integrity import write_record
 from optimag_dist.ppr import PPRArtefact
 from optimag_dist.sampling import GraphDataSource
 from optimag_dist.store import GraphStore
+from optimag_dist.train.callback import TrainerCallback
 from optimag_dist.train.checkpointer import Checkpointer, barrier
 from optimag_dist.train.exporter import Exporter
-from optimag_dist.train.host import Host
 from optimag_dist.train.log import DIVERGED, RESULT, FitLog, read_result
 from optimag_dist.train.parts import Fit, Parts, Worker, check_made_from
 from optimag_dist.train.trainer import Trainer
@@ -27,7 +27,7 @@ def run_fit(
     store: GraphStore,
     ppr: PPRArtefact | None,
     worker: Worker,
-    host: Host | None = None,
+    callback: TrainerCallback | None = None,
     rows: GraphDataSource | None = None,
 ) -> dict[str, Any] | None:
     """Train, choose the best epoch on the validation nodes, test it, and leave the files behind.
@@ -38,45 +38,45 @@ def run_fit(
         fit: what to train; every rank gets the same.
         store, ppr: the data; ``ppr`` may be None where the regulariser is off.
         worker: this process's rank; with more than one, torch.distributed must be initialised.
-        host: is told how the fit goes and may ask it to save or to stop; default: nobody.
+        callback: is told how the fit goes and may ask it to save or to stop; default: nobody.
         rows: where neighbours and features come from; default: the store, mapped on this host.
 
     Returns:
         The result, the same on every rank (also in ``result.json``): variant, seed, epochs, val/test metrics, and the
         hashes of what it was made from.
-        None where the host has stopped the fit; another call goes on from the same step. A wish to stop that comes
-        after the last step of training is too late.
+        None where the callback has stopped the fit; another call goes on from the same step. A signal to stop after
+        the last step of training is too late.
 
     Raises:
         Diverged: a loss, a gradient, a weight or what is evaluated is no longer finite, on all ranks alike. Nothing of
             it is kept: not as the best weights, not in a checkpoint.
     """
-    host = host or Host()
+    callback = callback or TrainerCallback()
     finished = fit.directory / RESULT
     if finished.exists():
         known = read_result(fit.directory) or {}
         check_made_from(finished, known, fit, store)
         return known
     parts = Parts(fit, store, ppr, worker, rows)
-    checkpointer = Checkpointer(parts, host)
+    checkpointer = Checkpointer(parts, callback)
     progress = checkpointer.resume()
-    trainer = Trainer(parts, progress, checkpointer, host)
+    trainer = Trainer(parts, progress, checkpointer, callback)
     with FitLog(fit.directory, progress.epoch) if worker.rank == 0 else contextlib.nullcontext() as log:
         for record in trainer.epochs():
             if log is not None:
                 log.write(record)
-                host.saved(log.path)
-            host.epoch(record)
+                callback.on_save(log.path)
+            callback.on_epoch_end(record)
     if trainer.stopped:
         return None
     if progress.best.weights is None:
         # Resumed with fewer epochs than the first evaluation waits for.
         trainer.validate()
     parts.step_loss.load_state_dict(progress.best.weights or {})
-    result = Exporter(parts, host).export(progress, trainer.evaluate("test", "test"))
+    result = Exporter(parts, callback).export(progress, trainer.evaluate("test", "test"))
     if worker.rank == 0:
         write_record(finished, result)
-        host.saved(finished)
+        callback.on_save(finished)
     barrier(worker)
     return result
 
@@ -86,7 +86,7 @@ def try_fit(
     store: GraphStore,
     ppr: PPRArtefact | None,
     worker: Worker,
-    host: Host,
+    callback: TrainerCallback,
     rows: GraphDataSource | None = None,
 ) -> dict[str, Any] | None:
     """:func:`run_fit` among others that go on when this one diverges.
@@ -103,12 +103,12 @@ def try_fit(
         # No rank may read what those of an earlier attempt are still writing.
         barrier(worker)
         try:
-            result = run_fit(fit, store, ppr, worker, host, rows)
+            result = run_fit(fit, store, ppr, worker, callback, rows)
         except Diverged as error:
             result = {"variant": fit.variant, "seed": fit.seed, "diverged": str(error)}
             if worker.rank == 0:
                 write_record(path, result)
-                host.saved(path)
+                callback.on_save(path)
             return result
         if worker.rank == 0:
             path.unlink(missing_ok=True)

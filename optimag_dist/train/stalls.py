@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from optimag_dist.train.host import PHASES
+from optimag_dist.train.callback import PHASES
 
 # A worker's first step compiles and connects, so it counts as start: opening the fit, loading and step come before.
 _STARTED = 4
@@ -21,7 +21,7 @@ class Heartbeat:
         rank, host, node_id, pid: which worker, and where its process runs; ``node_id`` is Ray's.
         fit: its number, by which fits follow one another.
         name: of the fit.
-        phase, epoch, step: where it is, see :meth:`optimag_dist.train.host.TrainerCallback.beat`; phase ``done``
+        phase, epoch, step: where it is, see :meth:`TrainerCallback.on_phase`; phase ``done``
             between fits.
         count: of its beats so far; it has moved when this has.
         stack: the last frames of its training thread, if it has not moved for long.

@@ -15,9 +15,9 @@ import torch
 from optimag_dist.tasks import Evaluation, monitor_of
 from optimag_dist.tasks.metrics import metric_of
 from optimag_dist.tasks.task import Part
+from optimag_dist.train.callback import Signal, TrainerCallback
 from optimag_dist.train.checkpointer import Best, Checkpointer, Progress
 from optimag_dist.train.evaluation import evaluate_part, joined
-from optimag_dist.train.host import Host, Wish
 from optimag_dist.train.parts import Parts
 from optimag_dist.train.signals import SignalReducer
 from optimag_dist.train.soundness import Soundness
@@ -38,15 +38,15 @@ class Trainer:
         parts: what is trained on what.
         progress: taken up from a checkpoint, or new; goes on with training.
         checkpointer: saves both.
-        host: is told how the fit goes and may ask it to save or to stop.
+        callback: is told how the fit goes and may ask it to save or to stop.
 
     Attributes:
-        stopped: the host has stopped the fit.
+        stopped: the callback has stopped the fit.
     """
 
-    def __init__(self, parts: Parts, progress: Progress, checkpointer: Checkpointer, host: Host) -> None:
+    def __init__(self, parts: Parts, progress: Progress, checkpointer: Checkpointer, callback: TrainerCallback) -> None:
         self.stopped = False
-        self._parts, self._progress, self._checkpointer, self._host = parts, progress, checkpointer, host
+        self._parts, self._progress, self._checkpointer, self._callback = parts, progress, checkpointer, callback
         config = parts.fit.config
         self._options, self._monitor = config.train, monitor_of(config.task)
         remedy = f"training has diverged; lower train.lr (now {self._options.lr:g}) and train under another name"
@@ -56,7 +56,7 @@ class Trainer:
         )
 
     def epochs(self) -> Iterator[dict[str, Any]]:
-        """Train to the end, one record per epoch; checkpoints on the way. Ends early, ``stopped``, if so wished."""
+        """Train to the end, one record per epoch; checkpoints on the way. Ends early, ``stopped``, if so asked."""
         progress, options = self._progress, self._options
         with SignalReducer(self._parts.worker.world_size) as signals:
             while progress.epoch < options.epochs and progress.evaluations_since_best < options.patience:
@@ -87,35 +87,35 @@ class Trainer:
         """Every task's evaluation of a part with the present weights.
 
         Args:
-            phase: that the host is told of.
+            phase: that the callback is told of.
         """
         parts = self._parts
         parts.step_loss.eval()
-        forward = parts.forward(beats(self._host, phase, self._progress.epoch))
+        forward = parts.forward(beats(self._callback, phase, self._progress.epoch))
         try:
             return evaluate_part(part, parts.tasks, parts.heads, forward)
         except Diverged as error:
             raise Diverged(f"after epoch {self._progress.epoch}: {error} (train.lr is {self._options.lr:g})") from error
 
     def _train_epoch(self, signals: SignalReducer) -> None:
-        """The steps from the position in the epoch to its end, or to a wish to stop."""
+        """The steps from the position in the epoch to its end, or to a signal to stop."""
         self._parts.step_loss.train()
         epoch, totals = self._progress.epoch, self._progress.totals
         totals.start_clock()
         batches = self._parts.loader.epoch(self._parts.sources, epoch, first_step=totals.steps)
         with closing(batches):
             for batch in self._beating(totals.timed(batches), totals.steps):
-                self._host.beat("step", epoch, batch.step)
+                self._callback.on_phase("step", epoch, batch.step)
                 self._step(batch)
                 if totals.steps % _LOOK_EVERY == 0:
                     self._soundness.check(epoch, batch.step)
                 agreed = signals.reached()
-                if agreed >= Wish.SAVE:
+                if agreed >= Signal.SAVE:
                     self._save()
-                if agreed == Wish.STOP:
+                if agreed == Signal.STOP:
                     self.stopped = True
                     return
-                signals.ask(self._wish())
+                signals.ask(self._signal())
 
     def _step(self, batch: Any) -> None:
         parts = self._parts
@@ -129,9 +129,9 @@ class Trainer:
         parts.optimiser.step()
         self._progress.totals.add(batch, metrics)
 
-    def _wish(self) -> Wish:
-        wish = self._host.wish()
-        return max(wish, Wish.SAVE) if self._checkpointer.due() else wish
+    def _signal(self) -> Signal:
+        signal = self._callback.signal()
+        return max(signal, Signal.SAVE) if self._checkpointer.due() else signal
 
     def _end_epoch(self) -> dict[str, Any]:
         """The epoch's record; the position moves on to the next epoch."""
@@ -150,22 +150,22 @@ class Trainer:
         """``batches``, with a beat before each is waited for."""
         remaining = iter(batches)
         for step in itertools.count(first):
-            self._host.beat("load", self._progress.epoch, step)
+            self._callback.on_phase("load", self._progress.epoch, step)
             batch = next(remaining, None)
             if batch is None:
                 return
             yield batch
 
     def _save(self) -> None:
-        self._host.beat("save", self._progress.epoch, self._progress.totals.steps)
+        self._callback.on_phase("save", self._progress.epoch, self._progress.totals.steps)
         self._soundness.check(self._progress.epoch, self._progress.totals.steps - 1)
         self._checkpointer.save(self._progress)
 
 
-def beats(host: Host, phase: str, epoch: int) -> Callable[[], None]:
-    """Tells ``host``, each time it is called, that ``phase`` has got one further."""
+def beats(callback: TrainerCallback, phase: str, epoch: int) -> Callable[[], None]:
+    """Tells ``callback``, each time it is called, that ``phase`` has got one further."""
     steps = itertools.count()
-    return lambda: host.beat(phase, epoch, next(steps))
+    return lambda: callback.on_phase(phase, epoch, next(steps))
 
 
 def _mix(*key: int) -> int:

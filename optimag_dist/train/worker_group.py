@@ -33,9 +33,9 @@ from optimag_dist.storage import AnyPath, file_system
 from optimag_dist.store import GraphStore
 from optimag_dist.telemetry import TrackingOptions
 from optimag_dist.train.board import Board, Event
+from optimag_dist.train.callback import CallbackList
 from optimag_dist.train.callbacks import HeartbeatCallback, MirrorCallback, telemetry
 from optimag_dist.train.fit import Fit, Worker, try_fit
-from optimag_dist.train.host import CallbackList
 from optimag_dist.train.options import TrainOptions
 from optimag_dist.train.placement import Cluster
 from optimag_dist.train.stalls import StallDetector

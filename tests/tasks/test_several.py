@@ -18,8 +18,8 @@ from optimag_dist.options import load_options
 from optimag_dist.ppr import PPRArtefact
 from optimag_dist.store import GraphStore, LinkSplitOptions, split_links
 from optimag_dist.tasks import monitor_of, named, node_classification, val_metrics_of
+from optimag_dist.train.callback import Signal, TrainerCallback
 from optimag_dist.train.fit import Worker
-from optimag_dist.train.host import Host, Wish
 from optimag_dist.train.log import read_records
 from optimag_dist.train.options import RunConfig, VariantConfig, merge
 from optimag_dist.train.step import StepLoss
@@ -107,15 +107,15 @@ def test_every_tasks_head_and_the_shared_model_are_trained(store: GraphStore, pp
 # -- a fit -------------------------------------------------------------------------------------------------------------
 
 
-class Stopper(Host):
+class Stopper(TrainerCallback):
     """Asks to stop after a number of steps."""
 
     def __init__(self, after: int) -> None:
         self._left = after
 
-    def wish(self) -> Wish:
+    def signal(self) -> Signal:
         self._left -= 1
-        return Wish.STOP if self._left == 0 else Wish.GO_ON
+        return Signal.STOP if self._left == 0 else Signal.GO_ON
 
 
 TIMES = ("seconds", "wait_s", "ufgw_s", "anchors_per_s", "seeds_per_s")

@@ -13,9 +13,9 @@ from optimag_dist.ppr.block import block_name, write_block
 from optimag_dist.ppr.topk import push_sources
 from optimag_dist.sampling import ExampleFn, GraphDataSource, GroupLoader, SeedBatcher, nodes_alone
 from optimag_dist.store import GraphStore, ingest
+from optimag_dist.train.callback import TrainerCallback
 from optimag_dist.train.evaluation import evaluate_part, joined
 from optimag_dist.train.fit import Fit, Worker, run_fit
-from optimag_dist.train.host import Host
 from optimag_dist.train.options import RunConfig, VariantConfig
 from optimag_dist.train.parts import Parts
 from optimag_dist.types import Block, GroupBatch
@@ -73,9 +73,13 @@ def configure(task: dict[str, Any], **sections: dict[str, Any]) -> VariantConfig
 
 
 def fit(
-    config: VariantConfig, store: GraphStore, folder: Path, ppr: PPRArtefact | None = None, host: Host | None = None
+    config: VariantConfig,
+    store: GraphStore,
+    folder: Path,
+    ppr: PPRArtefact | None = None,
+    callback: TrainerCallback | None = None,
 ) -> dict[str, Any] | None:
-    return run_fit(Fit("default", 0, config, folder), store, ppr, Worker(), host)
+    return run_fit(Fit("default", 0, config, folder), store, ppr, Worker(), callback)
 
 
 def start(

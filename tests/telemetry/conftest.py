@@ -15,9 +15,9 @@ from optimag_dist.ppr.driver import compute_ppr
 from optimag_dist.store import GraphStore
 from optimag_dist.telemetry import TrackingOptions
 from optimag_dist.telemetry.metrics import count_ppr_block
+from optimag_dist.train.callback import CallbackList, TrainerCallback
 from optimag_dist.train.callbacks import telemetry
 from optimag_dist.train.fit import Fit, Worker, run_fit
-from optimag_dist.train.host import CallbackList, TrainerCallback
 from optimag_dist.train.options import VariantConfig
 
 CONFIG = {
@@ -59,7 +59,7 @@ def scraped(fit_with: Callable[..., Fit], metrics_url: str, tmp_path_factory: py
     class Lingering(TrainerCallback):
         """Keeps the fit's figures alive until the port has served them, as a longer fit would."""
 
-        def saved(self, path: Path) -> None:
+        def on_save(self, path: Path) -> None:
             if path.name == "result.json":
                 # What a sharded run adds to the counts: a replicated one fetches nothing.
                 count_ppr_block(nodes=10, pushes=100, rows_fetched=5, bytes_fetched=2000)

@@ -11,8 +11,8 @@ import pytest
 
 from optimag_dist.telemetry import TrackingOptions
 from optimag_dist.telemetry.metrics import FitMetrics
+from optimag_dist.train.callback import TrainerCallback
 from optimag_dist.train.fit import Fit
-from optimag_dist.train.host import TrainerCallback
 from optimag_dist.train.log import read_records
 
 Samples = dict[str, list[tuple[dict[str, str], float]]]
@@ -49,13 +49,13 @@ def test_every_call_reaches_the_host_that_is_wrapped(fit_with: Callable[..., Fit
     heard: list[str] = []
 
     class Hearing(TrainerCallback):
-        def beat(self, phase: str, epoch: int, step: int) -> None:
+        def on_phase(self, phase: str, epoch: int, step: int) -> None:
             heard.append(phase)
 
-        def epoch(self, record: dict) -> None:
+        def on_epoch_end(self, record: dict) -> None:
             heard.append(f"epoch {record['epoch']}")
 
-        def saved(self, path: Path) -> None:
+        def on_save(self, path: Path) -> None:
             heard.append(path.name)
 
     fit = fit_with(tmp_path, Hearing(), tracking=TrackingOptions())

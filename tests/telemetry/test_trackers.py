@@ -13,8 +13,8 @@ import pytest
 from optimag_dist.options import load_options
 from optimag_dist.telemetry import TrackingOptions, check_trackers, trackers
 from optimag_dist.telemetry.trackers import Trackers
+from optimag_dist.train.callback import TrainerCallback
 from optimag_dist.train.fit import Fit
-from optimag_dist.train.host import TrainerCallback
 from optimag_dist.train.launch import launch
 from optimag_dist.train.log import read_records
 from optimag_dist.train.options import RunConfig

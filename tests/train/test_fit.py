@@ -21,8 +21,8 @@ from optimag_dist.ppr import PPRArtefact
 from optimag_dist.sampling import GroupLoader, LocalSource, SeedBatcher
 from optimag_dist.store import GraphStore
 from optimag_dist.tasks import make_task
+from optimag_dist.train.callback import Signal, TrainerCallback
 from optimag_dist.train.fit import Fit, Worker, run_fit, try_fit
-from optimag_dist.train.host import Host, Wish
 from optimag_dist.train.log import read_records, read_result
 from optimag_dist.train.options import RunConfig, VariantConfig
 from optimag_dist.train.parts import Parts
@@ -39,30 +39,30 @@ class Killed(BaseException):
     pass
 
 
-class Watcher(Host):
-    """Keeps what a fit tells; wishes and kills at chosen places."""
+class Watcher(TrainerCallback):
+    """Keeps what a fit tells; signals and kills at chosen places."""
 
-    def __init__(self, wishes: dict[int, Wish] | None = None, kill_at: tuple | None = None) -> None:
+    def __init__(self, signals: dict[int, Signal] | None = None, kill_at: tuple | None = None) -> None:
         self.records: list[dict] = []
         self.beats: list[tuple] = []
         self.files: list[str] = []
-        self._wishes, self._kill_at, self._steps = wishes or {}, kill_at, 0
+        self._signals, self._kill_at, self._steps = signals or {}, kill_at, 0
 
-    def beat(self, phase: str, epoch: int, step: int) -> None:
+    def on_phase(self, phase: str, epoch: int, step: int) -> None:
         self.beats.append((phase, epoch, step))
         if self.beats[-1] == self._kill_at:
             raise Killed
 
-    def epoch(self, record: dict) -> None:
+    def on_epoch_end(self, record: dict) -> None:
         self.records.append(record)
 
-    def saved(self, path: Path) -> None:
+    def on_save(self, path: Path) -> None:
         assert path.exists()
         self.files.append(path.name)
 
-    def wish(self) -> Wish:
+    def signal(self) -> Signal:
         self._steps += 1
-        return self._wishes.get(self._steps, Wish.GO_ON)
+        return self._signals.get(self._steps, Signal.GO_ON)
 
 
 def _weights(directory: Path) -> dict[str, Tensor]:
@@ -87,10 +87,10 @@ def test_every_backbone_leaves_a_whole_fit_behind(
     backbone: str, recipe: dict, planted_store: GraphStore, planted_ppr: PPRArtefact, tmp_path: Path
 ) -> None:
     recipe["model"] = {**recipe["model"], "backbone": backbone}
-    host = Watcher()
+    watcher = Watcher()
     fit = _fit(recipe, tmp_path / "fit", epochs=3)
-    result = run_fit(fit, planted_store, planted_ppr, Worker(), host)
-    records = host.records
+    result = run_fit(fit, planted_store, planted_ppr, Worker(), watcher)
+    records = watcher.records
     assert result == read_result(fit.directory)
     assert [r["epoch"] for r in records] == [0, 1, 2]
     assert records == [json.loads(line) for line in (fit.directory / "metrics.jsonl").read_text().splitlines()]
@@ -167,7 +167,7 @@ def test_a_fit_killed_anywhere_resumes_to_the_same_bits(
                 planted_store,
                 planted_ppr,
                 Worker(),
-                Watcher(dict.fromkeys(saves, Wish.SAVE), kill_at=(phase, epoch, step)),
+                Watcher(dict.fromkeys(saves, Signal.SAVE), kill_at=(phase, epoch, step)),
             )
         run_fit(fit, planted_store, planted_ppr, Worker())
         _same_fit(fit.directory, whole)
@@ -178,11 +178,11 @@ def test_a_fit_asked_to_stop_saves_at_that_step_and_goes_on_from_it(
     after: int, whole: Path, planted_store: GraphStore, planted_ppr: PPRArtefact, tmp_path: Path
 ) -> None:
     fit = _short(tmp_path)
-    stopped = Watcher({after: Wish.STOP})
+    stopped = Watcher({after: Signal.STOP})
     assert run_fit(fit, planted_store, planted_ppr, Worker(), stopped) is None
     assert stopped.files[-1] == "checkpoint.pt"
     assert not (tmp_path / "result.json").exists()
-    # The wish is complied with one step later.
+    # The signal is complied with one step later.
     epoch, step = divmod(after, STEPS)
     assert stopped.beats[-1] == ("save", epoch, step + 1)
     resumed = Watcher()
@@ -191,31 +191,31 @@ def test_a_fit_asked_to_stop_saves_at_that_step_and_goes_on_from_it(
     _same_fit(tmp_path, whole)
 
 
-def test_a_wish_to_save_is_complied_with_once(
+def test_a_signal_to_save_is_complied_with_once(
     whole: Path, planted_store: GraphStore, planted_ppr: PPRArtefact, tmp_path: Path
 ) -> None:
-    host = Watcher({3: Wish.SAVE, 2 * STEPS: Wish.SAVE})
-    run_fit(_short(tmp_path), planted_store, planted_ppr, Worker(), host)
-    saves = [beat for beat in host.beats if beat[0] == "save"]
+    watcher = Watcher({3: Signal.SAVE, 2 * STEPS: Signal.SAVE})
+    run_fit(_short(tmp_path), planted_store, planted_ppr, Worker(), watcher)
+    saves = [beat for beat in watcher.beats if beat[0] == "save"]
     assert saves == [("save", 0, 4), ("save", 2, 1), ("save", 4, 0), ("save", 6, 0)]
-    assert host.files.count("checkpoint.pt") == 4
-    assert {"metrics.jsonl", "model.pt", "kept_mass.parquet", "result.json"} <= set(host.files)
+    assert watcher.files.count("checkpoint.pt") == 4
+    assert {"metrics.jsonl", "model.pt", "kept_mass.parquet", "result.json"} <= set(watcher.files)
     _same_fit(tmp_path, whole)
 
 
 def test_long_epochs_are_saved_by_the_clock(
     planted_store: GraphStore, planted_ppr: PPRArtefact, tmp_path: Path
 ) -> None:
-    host = Watcher()
-    run_fit(_short(tmp_path, epochs=1, checkpoint_every_s=1e-9), planted_store, planted_ppr, Worker(), host)
+    watcher = Watcher()
+    run_fit(_short(tmp_path, epochs=1, checkpoint_every_s=1e-9), planted_store, planted_ppr, Worker(), watcher)
     # Due at every step; asked for after one step and complied with after the next, then asked for again.
-    assert [step for phase, epoch, step in host.beats if phase == "save" and epoch == 0] == list(range(2, STEPS + 1))
+    assert [step for phase, epoch, step in watcher.beats if phase == "save" and epoch == 0] == list(range(2, STEPS + 1))
 
 
 def test_beats_go_forward(planted_store: GraphStore, planted_ppr: PPRArtefact, tmp_path: Path) -> None:
-    host = Watcher({5: Wish.SAVE})
-    run_fit(_short(tmp_path), planted_store, planted_ppr, Worker(), host)
-    places = [place(*beat) for beat in host.beats]
+    watcher = Watcher({5: Signal.SAVE})
+    run_fit(_short(tmp_path), planted_store, planted_ppr, Worker(), watcher)
+    places = [place(*beat) for beat in watcher.beats]
     assert places == sorted(places)
     assert len(set(places)) == len(places)
 
@@ -224,7 +224,7 @@ def test_fewer_epochs_than_the_first_evaluation_waits_for(
     planted_store: GraphStore, planted_ppr: PPRArtefact, tmp_path: Path
 ) -> None:
     long = _short(tmp_path, epochs=30, eval_every=20)
-    assert run_fit(long, planted_store, planted_ppr, Worker(), Watcher({3 * STEPS: Wish.STOP})) is None
+    assert run_fit(long, planted_store, planted_ppr, Worker(), Watcher({3 * STEPS: Signal.STOP})) is None
     result = run_fit(_short(tmp_path, epochs=2, eval_every=20), planted_store, planted_ppr, Worker())
     assert result is not None
     assert result["val/accuracy"] > 0
@@ -234,9 +234,9 @@ def test_fewer_epochs_than_the_first_evaluation_waits_for(
 def test_the_record_tells_where_the_time_went(
     planted_store: GraphStore, planted_ppr: PPRArtefact, tmp_path: Path
 ) -> None:
-    host = Watcher()
-    run_fit(_short(tmp_path, epochs=2), planted_store, planted_ppr, Worker(), host)
-    for record in host.records:
+    watcher = Watcher()
+    run_fit(_short(tmp_path, epochs=2), planted_store, planted_ppr, Worker(), watcher)
+    for record in watcher.records:
         assert 0 < record["wait_s"] + record["ufgw_s"] < record["seconds"]
         # Every step has two groups of 16 seeds.
         assert record["seeds_per_s"] * record["seconds"] == pytest.approx(2 * 16 * STEPS)
@@ -256,15 +256,15 @@ def test_a_fit_waits_for_those_that_are_still_at_work_on_it(
     whole: Path, planted_store: GraphStore, planted_ppr: PPRArtefact, tmp_path: Path
 ) -> None:
     """The workers of a driver that was killed, which write one checkpoint more."""
-    host, data = Watcher(), (planted_store, planted_ppr, Worker())
+    watcher, data = Watcher(), (planted_store, planted_ppr, Worker())
     with sole_writer(tmp_path):
-        thread = threading.Thread(target=try_fit, args=(_short(tmp_path), *data, host))
+        thread = threading.Thread(target=try_fit, args=(_short(tmp_path), *data, watcher))
         thread.start()
-        before = Watcher({STEPS: Wish.STOP})
+        before = Watcher({STEPS: Signal.STOP})
         assert run_fit(_short(tmp_path), *data, before) is None
-        assert not host.beats
+        assert not watcher.beats
     thread.join()
-    assert (before.beats[-1], host.beats[0]) == (("save", 1, 1), ("load", 1, 1))
+    assert (before.beats[-1], watcher.beats[0]) == (("save", 1, 1), ("load", 1, 1))
     _same_fit(tmp_path, whole)
 
 
@@ -370,15 +370,15 @@ def _stop_and_go_on(rank: int, store_path: Path, ppr_path: Path, folder: Path) -
     data = GraphStore.open(store_path), PPRArtefact.open(ppr_path), Worker(rank, 2)
     run_fit(_short(folder / "whole", epochs=3), *data)
     cut = _short(folder / "cut", epochs=3)
-    host = Watcher({STEPS + 2: Wish.STOP} if rank == 1 else {3: Wish.SAVE})
-    assert run_fit(cut, *data, host) is None
-    # Every rank has complied with both ranks' wishes, at the same steps.
-    assert [beat for beat in host.beats if beat[0] == "save"] == [("save", 0, 4), ("save", 1, 3)]
+    watcher = Watcher({STEPS + 2: Signal.STOP} if rank == 1 else {3: Signal.SAVE})
+    assert run_fit(cut, *data, watcher) is None
+    # Every rank has complied with both ranks' signals, at the same steps.
+    assert [beat for beat in watcher.beats if beat[0] == "save"] == [("save", 0, 4), ("save", 1, 3)]
     assert run_fit(cut, *data) is not None
     dist.destroy_process_group()
 
 
-def test_ranks_agree_on_a_wish_and_go_on_as_one(
+def test_ranks_agree_on_a_signal_and_go_on_as_one(
     planted_store: GraphStore, planted_ppr: PPRArtefact, tmp_path: Path
 ) -> None:
     mp.spawn(_stop_and_go_on, args=(planted_store.path, planted_ppr.path, tmp_path), nprocs=2)

@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any
 
 
-class Wish(enum.IntEnum):
-    """What a fit is asked to do; of several ranks' wishes the greatest counts."""
+class Signal(enum.IntEnum):
+    """What a fit is asked to do; of several ranks' signals the greatest counts."""
 
     GO_ON = 0
     SAVE = 1
     STOP = 2
 
 
-# In the order in which a fit passes through them between two positions (epoch, step); see :meth:`TrainerCallback.beat`.
+# In the order in which a fit passes through them between two positions (epoch, step): TrainerCallback.on_phase.
 PHASES = ("open", "evaluate", "save", "load", "step", "test", "export", "done")
 
 
@@ -24,7 +24,7 @@ class TrainerCallback:
     All calls must return at once: they are made between steps.
     """
 
-    def beat(self, phase: str, epoch: int, step: int) -> None:
+    def on_phase(self, phase: str, epoch: int, step: int) -> None:
         """This rank enters ``phase``, one of :data:`PHASES`.
 
         ``load`` (waiting for a batch), ``step`` and ``save`` (a checkpoint from which the fit would go on at this very
@@ -32,40 +32,37 @@ class TrainerCallback:
         batches of their own.
         """
 
-    def epoch(self, record: dict[str, Any]) -> None:
+    def on_epoch_end(self, record: dict[str, Any]) -> None:
         """An epoch has ended with the figures ``record``, the same on every rank."""
 
-    def saved(self, path: Path) -> None:
+    def on_save(self, path: Path) -> None:
         """``path``, a file of the fit, is written; told by the rank that wrote it."""
 
-    def wish(self) -> Wish:
+    def signal(self) -> Signal:
         """What this rank asks of the fit; asked after every step, and each answer counts once.
 
         The ranks agree on it, so any of them may ask; the fit complies one step later.
         """
-        return Wish.GO_ON
-
-
-Host = TrainerCallback
+        return Signal.GO_ON
 
 
 class CallbackList(TrainerCallback):
-    """Calls each of ``callbacks``, in their order; of their wishes the greatest counts."""
+    """Calls each of ``callbacks``, in their order; of their signals the greatest counts."""
 
     def __init__(self, callbacks: Sequence[TrainerCallback]) -> None:
         self._callbacks = callbacks
 
-    def beat(self, phase: str, epoch: int, step: int) -> None:
+    def on_phase(self, phase: str, epoch: int, step: int) -> None:
         for callback in self._callbacks:
-            callback.beat(phase, epoch, step)
+            callback.on_phase(phase, epoch, step)
 
-    def epoch(self, record: dict[str, Any]) -> None:
+    def on_epoch_end(self, record: dict[str, Any]) -> None:
         for callback in self._callbacks:
-            callback.epoch(record)
+            callback.on_epoch_end(record)
 
-    def saved(self, path: Path) -> None:
+    def on_save(self, path: Path) -> None:
         for callback in self._callbacks:
-            callback.saved(path)
+            callback.on_save(path)
 
-    def wish(self) -> Wish:
-        return max((callback.wish() for callback in self._callbacks), default=Wish.GO_ON)
+    def signal(self) -> Signal:
+        return max((callback.signal() for callback in self._callbacks), default=Signal.GO_ON)
