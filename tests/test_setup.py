@@ -83,7 +83,7 @@ def imported_by(node: ast.AST) -> list[str]:
 def test_ufgw_imports_torch_and_the_standard_library_only() -> None:
     allowed = {"torch", *sys.stdlib_module_names}
     # What is taken where numba or Triton is there; that nothing else needs it is shown in tests/ufgw/test_imports.py.
-    optional = ("compiled", "sweep.py")
+    optional = ("compiled", "triton_sinkhorn.py")
     files = [f for f in (ROOT / "optimag_dist" / "ufgw").rglob("*.py") if not set(f.parts) & set(optional)]
     assert len(files) > 10
     for path in files:

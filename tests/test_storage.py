@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 from optimag_dist import locks, remote_copies
 from optimag_dist.cli import app
 from optimag_dist.inference.driver import infer
-from optimag_dist.inference.evaluate import evaluate
+from optimag_dist.inference.evaluate import evaluate, write_evaluations
 from optimag_dist.inference.options import EmbedOptions, EvaluateOptions
 from optimag_dist.locks import sole_user
 from optimag_dist.models import MultimodalModel
@@ -450,8 +450,9 @@ def test_embeddings_go_to_and_come_from_uris(
     s3.log.clear()
     infer(model, adopt_remote, there, options, progress=False)
     assert not [key for method, key in s3.log if method == "PUT"], "a finished result is left as it is"
-    scores = evaluate(model, adopt_remote, EvaluateOptions(), out=located(s3.uri("scores.json")), progress=False)
-    assert json.loads(s3.objects["scores.json"])["accuracy"] == scores.accuracy
+    scores = evaluate(model, adopt_remote, EvaluateOptions(), progress=False)
+    write_evaluations(scores, located(s3.uri("scores.json")), checkpoint=model, store=adopt_remote)
+    assert json.loads(s3.objects["scores.json"])["accuracy"] == scores[0].metrics["accuracy"]
     assert s3.names("fit") == {"model.pt"}
 
 

@@ -388,8 +388,7 @@ def test_broken_pictures_are_counted_and_named(store: GraphStore, here: list, tm
     made = _encode(store, tmp_path / "out", PICTURES | {"block_size": 9}, say=said.append)
     assert not made.present("looks")[list(BROKEN)].any()
     (line,) = said
-    assert "'photo' of 2 nodes does not decode" in line
-    assert "without 'looks': 'n6', 'n23'" in line
+    assert "'photo' does not decode for 2 nodes, which counted as nodes without: 'n6', 'n23'" in line
     encoder = BlockEncoder(store, EncodeOptions(**PICTURES), torch.device("cpu"))
     states = encoder.encode(EVERYONE).column("state").to_numpy()
     expected = [PRESENT if has_picture(i) else BAD if i in BROKEN else ABSENT for i in EVERYONE]

@@ -85,7 +85,7 @@ def test_owners_and_threads_do_not_change_a_bit_of_any_batch(
     store: GraphStore, partition: Partition, num_owners: int, num_threads: int
 ) -> None:
     options = SamplingOptions(batcher="uniform", anchors=8, group_size=20, fanouts=(4, 3), eval_fanouts=(-1, 5))
-    batcher = SeedBatcher(np.arange(0, NUM_NODES, 500), NUM_NODES, None, options, seed=3)
+    batcher = SeedBatcher(np.arange(0, NUM_NODES, 200), NUM_NODES, None, options, seed=3)
     expected = _batches(GroupLoader(LocalSource(store), None, options, seed=3, messages=True, num_threads=1), batcher)
     rows = sharded(partition, num_owners)
     found = _batches(GroupLoader(rows, None, options, seed=3, messages=True, num_threads=num_threads), batcher)

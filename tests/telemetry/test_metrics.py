@@ -24,7 +24,7 @@ def _only(samples: Samples, name: str, **labels: str) -> float:
 
 
 def test_a_fits_figures_are_those_of_its_last_epoch(scraped: Samples) -> None:
-    fit = {"run": "toy", "variant": "sage", "seed": "4"}
+    fit = {"run": "scraped", "variant": "sage", "seed": "4"}
     assert _only(scraped, "ray_optimag_epoch", **fit) == 3
     anchors, seeds = (_only(scraped, f"ray_optimag_{each}_per_second", **fit) for each in ("anchors", "seeds"))
     assert seeds > anchors > 0
