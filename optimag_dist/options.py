@@ -7,15 +7,17 @@ read them, and how to say what is wrong in the user's words: the file, the key, 
 import copy
 import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, PlainValidator, ValidationError
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from optimag_dist.files import atomic
+from optimag_dist.imported import absolute, load
 from optimag_dist.types import InputError
 from optimag_dist.yaml_files import parse_yaml, read_yaml
 
@@ -25,6 +27,61 @@ class Options(BaseModel):
 
     # As "constants": where a value may be anything, pydantic would dump infinity as null.
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=True, ser_json_inf_nan="constants")
+
+
+class OptionsOfKind(Options):
+    """A section whose ``kind`` says what it is of: a name of ours, or where a class stands, which names its own.
+
+    Attributes:
+        kind: as :func:`~optimag_dist.imported.load_kind` takes it; a file's path is absolute.
+    """
+
+    kind: str
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # The class of a user's file is known to no other process before it has loaded that file.
+        return (_of_file, (self.kind, self.model_dump())) if ":" in self.kind else super().__reduce_ex__(protocol)
+
+
+def _of_file(kind: str, data: dict[str, Any]) -> OptionsOfKind:
+    found: OptionsOfKind = load(kind).options_class.model_validate(data)
+    return found
+
+
+# Type of a problem within a section that has a class of its own.
+_WITHIN = "within"
+
+
+def section(options_of: Callable[[str], type[OptionsOfKind]], default: str, needed: str) -> PlainValidator:
+    """The type of a key whose section is validated as its ``kind`` says, to be used in ``Annotated``.
+
+    Args:
+        options_of: kind → class of the options; raises ``InputError`` where there is none.
+        default: the kind of a section without one.
+        needed: message where there is no section.
+    """
+
+    def validated(value: Any) -> OptionsOfKind:
+        if isinstance(value, OptionsOfKind):
+            return value
+        kind = value.get("kind", default) if isinstance(value, Mapping) else None
+        if not isinstance(kind, str):
+            raise ValueError(needed)
+        cls = options_of(kind)
+        try:
+            return cls.model_validate({**value, "kind": absolute(kind)})
+        except ValidationError as error:
+            lines = [
+                InitErrorDetails(
+                    type=PydanticCustomError(_WITHIN, "{message}", {"message": e["msg"], "of": cls, "problem": e}),
+                    loc=e["loc"],
+                    input=e["input"],
+                )
+                for e in error.errors()
+            ]
+            raise ValidationError.from_exception_data(cls.__name__, lines) from None
+
+    return PlainValidator(validated)
 
 
 # Letters of a value that a message repeats.
@@ -128,15 +185,27 @@ def _apply(data: dict[str, Any], override: str) -> None:
     node[leaf] = parse_yaml(text, f"override {override!r}")
 
 
-def _explain(cls: type[Options], problem: Any) -> str:
+def _explain(cls: type[Options], problem: Any, before: Sequence[str] = (), elsewhere: Sequence[str] = ()) -> str:
+    """What is wrong, in the user's words.
+
+    Args:
+        cls: of the section that begins at the keys ``before``.
+        elsewhere: dotted keys of the sections around it.
+    """
+    everywhere = [".".join([*before, dotted]) for dotted in _dotted_keys(cls)] + list(elsewhere)
+    if problem["type"] == _WITHIN:
+        inner = problem["ctx"]["problem"]
+        outer = _without_tags(cls, problem["loc"][: len(problem["loc"]) - len(inner["loc"])])
+        return _explain(problem["ctx"]["of"], inner, [*before, *outer], everywhere)
     *parents, leaf = _without_tags(cls, problem["loc"]) or [""]
-    key = ".".join([*parents, leaf])
+    key = ".".join([*before, *parents, leaf]).removesuffix(".")
     if problem["type"] == "extra_forbidden":
         known = sorted(_known_at(cls, problem["loc"], parents))
-        near_here = [".".join([*parents, name]) for name in difflib.get_close_matches(leaf, known, n=1)]
-        everywhere = sorted(set(_dotted_keys(cls)))
-        same_leaf = [dotted for dotted in everywhere if dotted.rpartition(".")[2] == leaf and dotted != key]
-        close = near_here or same_leaf or difflib.get_close_matches(key, everywhere, n=1)
+        near_here = [".".join([*before, *parents, name]) for name in difflib.get_close_matches(leaf, known, n=1)]
+        same_leaf = [
+            dotted for dotted in sorted(set(everywhere)) if dotted.rpartition(".")[2] == leaf and dotted != key
+        ]
+        close = near_here or same_leaf or difflib.get_close_matches(key, sorted(set(everywhere)), n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
         return f"unknown key {key!r}; {hint}known here: {', '.join(known)}"
     if problem["type"] == "missing":

@@ -38,8 +38,8 @@ from optimag_dist.sampling import GroupLoader, LocalSource, SeedBatcher
 from optimag_dist.store import GraphStore, ingest
 from optimag_dist.tasks import make_task
 from optimag_dist.train.options import RunConfig
+from optimag_dist.train.regularisers import make_regulariser
 from optimag_dist.train.step import StepLoss
-from optimag_dist.ufgw import UFGWRegulariser
 
 POLL_S = 0.02
 # Trials at a time: one per core.
@@ -187,7 +187,7 @@ def plain_loop(path: Path) -> None:
     torch.manual_seed(0)
     widths = {name: modality.width for name, modality in store.modalities.items()}
     model = MultimodalModel(widths, len(config.sampling.fanouts), config.model)
-    regulariser = UFGWRegulariser(**config.regulariser.model_dump()) if needs_ppr else None
+    regulariser = make_regulariser(config.regulariser) if needs_ppr else None
     loss_of = StepLoss(model, {"": task.head(model)}, {"": 1.0}, regulariser, 1)
     optimiser = torch.optim.AdamW(loss_of.parameters(), lr=config.train.lr, weight_decay=config.train.weight_decay)
     loader = GroupLoader(LocalSource(store), ppr, config.sampling, seed=0, messages=True)

@@ -12,7 +12,7 @@ from optimag_dist.experiments.detection import KEPT, MISMATCH, NEIGHBOURS
 from optimag_dist.experiments.recipe import ExperimentOptions, StudyOptions, arms_of
 from optimag_dist.report.measure import Measure, columns_of, measures
 from optimag_dist.report.statistics import Interval, mean_interval
-from optimag_dist.tasks.metrics import metric_of
+from optimag_dist.tasks import metric_of
 
 WAYS = (KEPT, MISMATCH, NEIGHBOURS)
 

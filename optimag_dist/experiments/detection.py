@@ -15,7 +15,8 @@ from optimag_dist.ppr import PPRArtefact
 from optimag_dist.sampling import SeedBatcher
 from optimag_dist.store import GraphStore
 from optimag_dist.train.options import VariantConfig
-from optimag_dist.ufgw import UFGWRegulariser
+from optimag_dist.train.regularisers import has_diagnostics, kept_mass_of, make_regulariser
+from optimag_dist.types import InputError
 
 # The ways to judge, as in the tables' columns.
 KEPT, MISMATCH, NEIGHBOURS = "kept mass", "PPR-weighted mismatch", "neighbours' mean"
@@ -34,7 +35,11 @@ def area_under_curve(trust: np.ndarray, conflict: np.ndarray) -> float:
 def kept_mass(store: GraphStore, ppr: PPRArtefact, config: VariantConfig, seed: int) -> dict[str, np.ndarray]:
     """Modality → (n,) what each node keeps of its stored features' mass, judged in the group it is an anchor of, as at
     the end of a fit but for the configuration's own number of anchors."""
-    regulariser = UFGWRegulariser(**config.regulariser.model_dump())
+    regulariser = make_regulariser(config.regulariser)
+    if not has_diagnostics(regulariser):
+        raise InputError(
+            f"regulariser.kind={config.regulariser.kind}: has no diagnostics to tell the mass that it kept"
+        )
     nodes = np.arange(store.num_nodes)
     batcher = SeedBatcher(nodes, store.num_nodes, ppr, config.sampling, seed=seed)
     kept = {name: np.full(store.num_nodes, np.nan, np.float32) for name in store.modalities}
@@ -47,7 +52,7 @@ def kept_mass(store: GraphStore, ppr: PPRArtefact, config: VariantConfig, seed: 
                     torch.from_numpy(ppr.submatrix(seeds)),
                     {m: torch.from_numpy(store.present(m)[seeds]) for m in kept},
                 )
-            for m, values in regulariser.diagnostics().kept_mass.items():
+            for m, values in kept_mass_of(regulariser).items():
                 kept[m][anchors] = values[: len(anchors)].numpy()
     return kept
 

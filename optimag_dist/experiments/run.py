@@ -44,8 +44,7 @@ from optimag_dist.ppr.driver import compute_ppr
 from optimag_dist.ray_session import ensure_ray, translated_ray_errors
 from optimag_dist.report.measure import decisive_figure
 from optimag_dist.store import GraphStore, ingest, split_links
-from optimag_dist.tasks import monitor_of
-from optimag_dist.tasks.metrics import metric_of
+from optimag_dist.tasks import metric_of, monitor_of
 from optimag_dist.train.log import read_records, read_result
 from optimag_dist.train.options import RunConfig
 from optimag_dist.train.validation import refuse_second

@@ -27,8 +27,7 @@ from optimag_dist.inference.trained import TrainedModel
 from optimag_dist.layerwise import LayerwiseForward
 from optimag_dist.storage import AnyPath, to_write
 from optimag_dist.store import GraphStore
-from optimag_dist.tasks import NodeClassificationOptions, TaskOptions, make_task
-from optimag_dist.tasks.metrics import metric_of
+from optimag_dist.tasks import NodeClassificationOptions, TaskOptions, make_task, metric_of
 from optimag_dist.tasks.node_classification import ClassCounts, classify
 from optimag_dist.train.evaluation import evaluate_part
 from optimag_dist.types import InputError
@@ -136,7 +135,7 @@ def _evaluate(
     def make() -> Any:
         return make_task(options_of_task, store, seed=trained.seed or 0, modalities=list(trained.widths))
 
-    kind = options_of_task.model_dump()["kind"]
+    kind = options_of_task.kind
     if isinstance(options_of_task, NodeClassificationOptions):
         nodes = getattr(make(), options.split) if user_ids is None else distinct_nodes(store, user_ids)
         scores = ClassScores(trained.classes)

@@ -155,7 +155,7 @@ class TrainedModel:
         for name, options in tasks.items():
             if isinstance(options, NodeClassificationOptions):
                 return name
-        kinds = ", ".join(options.model_dump()["kind"] for options in tasks.values())
+        kinds = ", ".join(options.kind for options in tasks.values())
         raise InputError(
             f"{self.location}: was trained on {kinds} and has no classes to predict; optimag evaluate tells how good "
             f"it is, and optimag embed writes its nodes' states"

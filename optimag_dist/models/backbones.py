@@ -7,7 +7,6 @@ at all. One that does is the composition of its ``layer(index, x, block, degrees
 layer by layer too. Under autocast the maps run in half precision, sums over neighbours in single precision.
 """
 
-import difflib
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import leaky_relu
 
-from optimag_dist.models.imported import load_class
+from optimag_dist.imported import load_kind
 from optimag_dist.sparse import spmm
 from optimag_dist.types import Block, InputError
 
@@ -291,15 +290,8 @@ def _mean(block: Block, x: Tensor) -> Tensor:
     return spmm(block.indptr, block.indices, None, x) / sampled.clamp(min=1)[:, None]
 
 
-BACKBONES: dict[str, type[MLP] | type[MessagePassing]] = {
-    "mlp": MLP,
-    "sage": SAGE,
-    "gcn": GCN,
-    "gat": GAT,
-    "mmgcn": MMGCN,
-    "mgat": MGAT,
-    "mixture": Mixture,
-}
+# Name → where the class stands.
+BACKBONES = {cls.__name__.lower(): f"{__name__}:{cls.__name__}" for cls in (MLP, SAGE, GCN, GAT, MMGCN, MGAT, Mixture)}
 
 
 def make_backbone(
@@ -308,7 +300,7 @@ def make_backbone(
     """The backbone called ``name`` with ``num_layers`` layers of ``hidden`` units on (U, ``modalities · width``).
 
     Args:
-        name: one of ``BACKBONES``, or where a class stands, as for :func:`~optimag_dist.models.imported.load_class`.
+        name: one of ``BACKBONES``, or where a class stands, as for :func:`~optimag_dist.imported.load_class`.
         settings: what its constructor takes besides.
 
     Raises:
@@ -459,16 +451,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _find(name: str) -> type[nn.Module]:
-    if ":" in name:
-        return load_class(name)
-    if name not in BACKBONES:
-        close = difflib.get_close_matches(name.lower(), BACKBONES, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        raise InputError(
-            f"model.backbone: unknown {name!r}; {hint}known: {', '.join(BACKBONES)}, or your own class as "
-            "package.module:ClassName or path/to/file.py:ClassName"
-        )
-    return BACKBONES[name]
+    return load_kind(name, BACKBONES, nn.Module, "model.backbone")
 
 
 def _toy(num_layers: int) -> tuple[list[Block], Tensor]:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from optimag_dist.models import imported
+from optimag_dist.imported import absolute, path_of
 from optimag_dist.models.backbones import BACKBONES, make_backbone
 from optimag_dist.models.encoder_networks import Kind
 from optimag_dist.models.encoders import ConcatFusion, FrozenEncoder, ModalityEncoder
@@ -43,11 +43,8 @@ class ModelOptions(Options):
     @field_validator("backbone")
     @classmethod
     def _known(cls, name: str) -> str:
-        if ":" in name:
-            return imported.absolute(name)
-        if name not in BACKBONES:
-            raise ValueError(f"needed one of {', '.join(BACKBONES)}, or package.module:Class, or file.py:Class")
-        return name
+        path_of(name, BACKBONES, "backbone")
+        return absolute(name)
 
 
 class MultimodalModel(nn.Module):

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from optimag_dist.report.statistics import Interval
-from optimag_dist.tasks.metrics import Metric, metric_of
+from optimag_dist.tasks import metric_of
+from optimag_dist.tasks.metrics import Metric
 
 _PARTS = {"test": "test", "val": "validation"}
 # Of a plain number, in the largest of a column.

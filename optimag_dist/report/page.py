@@ -138,9 +138,7 @@ def _training_facts(run: Run) -> dict[str, str]:
     ended = max((fit.directory / "result.json").stat().st_mtime for fit in run.finished)
     train = next(iter(run.variants.values())).train
     return {
-        "Task": ", ".join(
-            dict.fromkeys(type(task).model_fields["kind"].default.replace("_", " ") for task in _tasks(run))
-        ),
+        "Task": ", ".join(dict.fromkeys(task.kind.replace("_", " ") for task in _tasks(run))),
         "Seeds": ", ".join(map(str, run.config.seeds)),
         "Trained": f"{datetime.fromtimestamp(ended, timezone.utc):%Y-%m-%d %H:%M} UTC, workers: {train.workers}",
     }

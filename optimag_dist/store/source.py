@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -66,6 +66,7 @@ class AttributeReader(Protocol):
         ...
 
 
+@runtime_checkable
 class GraphSource(Protocol):
     """A graph in the user's files; opening it has read headers and counts, and nothing that grows with the edges.
 

@@ -24,6 +24,7 @@ from optimag_dist.store import GraphStore
 from optimag_dist.tasks.generation import Generation, GenerationOptions
 from optimag_dist.tasks.graph_tokens import GraphTokens
 from optimag_dist.tasks.image_metrics import FeatureSpace, SpaceName, feature_metrics, nearest
+from optimag_dist.tasks.metrics import Metric
 from optimag_dist.tasks.task import Evaluation, Part, TaskContext, TaskHead, gather_dict, my_chunks, sum_over_ranks
 from optimag_dist.types import Examples, GroupBatch
 
@@ -40,7 +41,7 @@ class GraphToImageOptions(GenerationOptions):
     on_bad_picture: a picture that does not decode is passed over (``mask``), or ends the run (``error``).
     """
 
-    kind: Literal["graph2image"] = "graph2image"
+    kind: str = "graph2image"
     diffusion: DiffusionOptions = DiffusionOptions()
     samples: int = Field(256, ge=2)
     feature_space: SpaceName = "efficientnet-lite0"
@@ -66,6 +67,13 @@ class GraphToImage(Generation[ImageHead]):
 
     attribute_kind = "image"
     noun = "picture"
+    options_class = GraphToImageOptions
+    metrics = (
+        Metric("denoising", "denoising error", "min", is_share=False),
+        Metric("frechet", "Fréchet distance", "min", is_share=False),
+        Metric("cosine", "cosine", is_share=False),
+        Metric("copies", "near copies of training pictures", "min"),
+    )
     val_metrics = ("denoising",)
     monitor = "denoising"
 

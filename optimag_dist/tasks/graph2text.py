@@ -5,7 +5,6 @@ are not seen anywhere, neither by their neighbours nor by the regulariser.
 """
 
 from collections.abc import Mapping
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +24,7 @@ from optimag_dist.models.language_model import (
 from optimag_dist.store import GraphStore
 from optimag_dist.tasks.generation import Generation, GenerationOptions
 from optimag_dist.tasks.graph_tokens import GraphTokens
+from optimag_dist.tasks.metrics import Metric
 from optimag_dist.tasks.task import Evaluation, Part, TaskContext, TaskHead, gather_dict, my_chunks, sum_over_ranks
 from optimag_dist.tasks.text_metrics import text_metrics
 from optimag_dist.types import Examples, GroupBatch
@@ -38,7 +38,7 @@ class GraphToTextOptions(GenerationOptions):
     beams: 1 takes the likeliest token each time, more search.
     """
 
-    kind: Literal["graph2text"] = "graph2text"
+    kind: str = "graph2text"
     language_model: LanguageModelOptions = LanguageModelOptions()
     beams: int = Field(1, ge=1)
 
@@ -70,6 +70,13 @@ class GraphToText(Generation[TextHead]):
 
     attribute_kind = "text"
     noun = "text"
+    options_class = GraphToTextOptions
+    metrics = (
+        Metric("nll", "nats per token", "min", is_share=False),
+        Metric("bleu4", "BLEU-4", is_share=False),
+        Metric("rouge_l", "ROUGE-L"),
+        Metric("cider", "CIDEr", is_share=False),
+    )
     val_metrics = ("nll",)
     monitor = "nll"
 

@@ -21,6 +21,7 @@ from optimag_dist.store.csr import contains
 from optimag_dist.store.link_queries import LinkQueries
 from optimag_dist.store.link_split import check_no_leak
 from optimag_dist.tasks.decoders import Decoder, DecoderName, make_decoder
+from optimag_dist.tasks.metrics import Metric
 from optimag_dist.tasks.negatives import in_batch_mask, ppr_hard_negatives, uniform_negatives
 from optimag_dist.tasks.ranking import gather_ranks, rank_all, rank_among, ranking_metrics
 from optimag_dist.tasks.task import (
@@ -48,7 +49,7 @@ class LinkPredictionOptions(TaskOptions):
         neighbours left out; their cost grows with links times nodes.
     """
 
-    kind: Literal["link_prediction"] = "link_prediction"
+    kind: str = "link_prediction"
     decoder: DecoderName = "dot"
     negatives: Literal["uniform", "in_batch", "ppr"] = "uniform"
     num_negatives: int = Field(64, ge=2)
@@ -92,6 +93,14 @@ class LinkPrediction(Task[LinkHead]):
         InputError: the store has no held-out links, or one of them is still among its edges.
     """
 
+    options_class = LinkPredictionOptions
+    metrics = (
+        Metric("mrr", "MRR"),
+        Metric("hits@1", "Hits@1"),
+        Metric("hits@10", "Hits@10"),
+        Metric("mrr_all", "MRR, all nodes"),
+        Metric("hits@10_all", "Hits@10, all nodes"),
+    )
     val_metrics = ("mrr", "hits@1", "hits@10")
     monitor = "mrr"
 

@@ -3,18 +3,23 @@
 A run's tables call a metric ``test/NAME``, or ``test/TASK/NAME`` where a run has several tasks.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
+
+from optimag_dist.types import InputError
 
 
 @dataclass(frozen=True)
 class Metric:
     """Attributes:
+    name: in results and tables.
     title: for people.
     better: which way is better.
     is_share: between 0 and 1, shown in per cent, differences in points.
     """
 
+    name: str
     title: str
     better: Literal["max", "min"] = "max"
     is_share: bool = True
@@ -25,31 +30,12 @@ class Metric:
         return 1 if self.better == "max" else -1
 
 
-METRICS = {
-    "accuracy": Metric("accuracy"),
-    "macro_f1": Metric("macro-F1"),
-    "mrr": Metric("MRR"),
-    "hits@1": Metric("Hits@1"),
-    "hits@10": Metric("Hits@10"),
-    "mrr_all": Metric("MRR, all nodes"),
-    "hits@10_all": Metric("Hits@10, all nodes"),
-    "recall@1": Metric("recall@1"),
-    "recall@5": Metric("recall@5"),
-    "recall@10": Metric("recall@10"),
-    "median_rank": Metric("median rank", "min", is_share=False),
-    "matching": Metric("matching accuracy"),
-    "nll": Metric("nats per token", "min", is_share=False),
-    "bleu4": Metric("BLEU-4", is_share=False),
-    "rouge_l": Metric("ROUGE-L"),
-    "cider": Metric("CIDEr", is_share=False),
-    "denoising": Metric("denoising error", "min", is_share=False),
-    "frechet": Metric("Fréchet distance", "min", is_share=False),
-    "cosine": Metric("cosine", is_share=False),
-    "copies": Metric("near copies of training pictures", "min"),
-}
+#: Of all tasks that this process has loaded.
+DECLARED: dict[str, Metric] = {}
 
 
-def metric_of(column: str) -> Metric:
-    """Of ``accuracy``, ``test/accuracy`` or ``val/TASK/accuracy``; a metric unknown here is shown as it is."""
-    name = column.rpartition("/")[2]
-    return METRICS.get(name) or Metric(name, is_share=False)
+def declare(task: str, metrics: Iterable[Metric]) -> None:
+    """Make ``metrics`` known; raise ``InputError`` if another task means something else by a name."""
+    for metric in metrics:
+        if (other := DECLARED.setdefault(metric.name, metric)) != metric:
+            raise InputError(f"{task}: another task has declared the metric {other}, not {metric}; rename this one")

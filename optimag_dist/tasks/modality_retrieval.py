@@ -11,7 +11,6 @@ or the regulariser would learn it by heart.
 
 from collections.abc import Mapping
 from itertools import permutations
-from typing import Literal
 
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ from torch.nn.functional import cross_entropy, normalize
 from optimag_dist.layerwise import LayerwiseForward, Mask
 from optimag_dist.models import MultimodalModel
 from optimag_dist.store import GraphStore
+from optimag_dist.tasks.metrics import Metric
 from optimag_dist.tasks.ranking import gather_ranks, rank_all, ranking_metrics, retrieval_metrics
 from optimag_dist.tasks.splits import NodeSplit, split_nodes
 from optimag_dist.tasks.task import (
@@ -44,7 +44,7 @@ class ModalityRetrievalOptions(TaskOptions):
     temperature: of the cosines, at the start; it is learned.
     """
 
-    kind: Literal["modality_retrieval"] = "modality_retrieval"
+    kind: str = "modality_retrieval"
     pairs: tuple[tuple[str, str], ...] | None = Field(None, min_length=1)
     split: NodeSplit = "stored"
     temperature: float = Field(0.07, gt=0, allow_inf_nan=False)
@@ -128,6 +128,15 @@ class ModalityRetrieval(Task[RetrievalHead]):
         InputError: the store has one modality, lacks one that is named, has no node with both, or no split.
     """
 
+    options_class = ModalityRetrievalOptions
+    metrics = (
+        Metric("mrr", "MRR"),
+        Metric("recall@1", "recall@1"),
+        Metric("recall@5", "recall@5"),
+        Metric("recall@10", "recall@10"),
+        Metric("median_rank", "median rank", "min", is_share=False),
+        Metric("matching", "matching accuracy"),
+    )
     val_metrics = ("mrr", "recall@1", "recall@5", "recall@10", "median_rank", "matching")
     monitor = "mrr"
 

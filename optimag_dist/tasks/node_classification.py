@@ -1,7 +1,6 @@
 """Node classification: the class of a node, from itself and its neighbourhood."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
 
 import numpy as np
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 from optimag_dist.layerwise import LayerwiseForward
 from optimag_dist.models import MultimodalModel
 from optimag_dist.store import GraphStore
+from optimag_dist.tasks.metrics import Metric
 from optimag_dist.tasks.splits import NodeSplit, split_nodes
 from optimag_dist.tasks.task import (
     Evaluation,
@@ -35,7 +35,7 @@ class NodeClassificationOptions(TaskOptions):
     split: ``stored`` uses the store's own split; otherwise shares of the labelled nodes for a random one, by class.
     """
 
-    kind: Literal["node_classification"] = "node_classification"
+    kind: str = "node_classification"
     split: NodeSplit = "stored"
 
 
@@ -61,6 +61,8 @@ class NodeClassification(Task[ClassifierHead]):
         InputError: the store has no labels, fewer than two classes, no split where one is asked for, or an empty part.
     """
 
+    options_class = NodeClassificationOptions
+    metrics = (Metric("accuracy", "accuracy"), Metric("macro_f1", "macro-F1"))
     val_metrics = ("accuracy", "macro_f1")
     monitor = "accuracy"
 

@@ -1,56 +1,60 @@
 """Tasks by their kind: options, and what they make of a store."""
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Field, SerializeAsAny
 
-from optimag_dist.options import Options
+from optimag_dist.imported import load_kind
+from optimag_dist.options import OptionsOfKind, section
 from optimag_dist.ppr import PPRArtefact
 from optimag_dist.store import GraphStore
-from optimag_dist.tasks.graph2image import GraphToImage, GraphToImageOptions
-from optimag_dist.tasks.graph2text import GraphToText, GraphToTextOptions
-from optimag_dist.tasks.link_prediction import LinkPrediction, LinkPredictionOptions
-from optimag_dist.tasks.modality_retrieval import ModalityRetrieval, ModalityRetrievalOptions
-from optimag_dist.tasks.node_classification import NodeClassification, NodeClassificationOptions
+from optimag_dist.tasks.metrics import DECLARED, Metric
 from optimag_dist.tasks.task import Task, TaskContext, TaskOptions
+from optimag_dist.types import InputError
 
-_TASKS: dict[type[TaskOptions], type[Task[Any]]] = {
-    NodeClassificationOptions: NodeClassification,
-    LinkPredictionOptions: LinkPrediction,
-    ModalityRetrievalOptions: ModalityRetrieval,
-    GraphToTextOptions: GraphToText,
-    GraphToImageOptions: GraphToImage,
+# Kind → where its task stands.
+TASKS = {
+    "node_classification": "optimag_dist.tasks.node_classification:NodeClassification",
+    "link_prediction": "optimag_dist.tasks.link_prediction:LinkPrediction",
+    "modality_retrieval": "optimag_dist.tasks.modality_retrieval:ModalityRetrieval",
+    "graph2text": "optimag_dist.tasks.graph2text:GraphToText",
+    "graph2image": "optimag_dist.tasks.graph2image:GraphToImage",
 }
-_OPTIONS = {options.model_fields["kind"].default: options for options in _TASKS}
-
-
-def _tag(value: Any) -> str | None:
-    """The options' class that a ``task`` section means."""
-    if isinstance(value, Options):
-        return type(value).__name__
-    kind = value.get("kind", "node_classification") if isinstance(value, Mapping) else None
-    if kind == "several":
-        return SeveralTasksOptions.__name__
-    return _OPTIONS[kind].__name__ if isinstance(kind, str) and kind in _OPTIONS else None
-
-
-_CHOICE = Discriminator(
-    _tag,
-    custom_error_type="task_kind",
-    custom_error_message=f"needed a section with kind: one of {', '.join(_OPTIONS)}; or several, at the top",
+_DEFAULT, _SEVERAL = "node_classification", "several"
+_NEEDED = (
+    f"needed a section with kind: one of {', '.join(TASKS)}; or several, at the top; or your own task as "
+    "package.module:Class or file.py:Class"
 )
-_One: TypeAlias = (
-    Annotated[NodeClassificationOptions, Tag("NodeClassificationOptions")]
-    | Annotated[LinkPredictionOptions, Tag("LinkPredictionOptions")]
-    | Annotated[ModalityRetrievalOptions, Tag("ModalityRetrievalOptions")]
-    | Annotated[GraphToTextOptions, Tag("GraphToTextOptions")]
-    | Annotated[GraphToImageOptions, Tag("GraphToImageOptions")]
-)
-OneTask: TypeAlias = Annotated[_One, _CHOICE]
 
 
-class SeveralTasksOptions(Options):
+def _task_class(kind: str) -> type[Task[Any]]:
+    """Raise ``InputError`` where there is none, or it lacks something."""
+    if ":" not in kind and kind not in TASKS:
+        raise InputError(_NEEDED)
+    cls: type[Task[Any]] = load_kind(kind, TASKS, Task, "kind")  # type: ignore[type-abstract]
+    lacking = [*cls.__abstractmethods__, *(n for n in ("metrics", "val_metrics", "monitor") if not hasattr(cls, n))]
+    if lacking:
+        raise InputError(f"{kind!r}: lacks {', '.join(sorted(lacking))}, which every task has (docs/extending.md)")
+    if undeclared := [name for name in (cls.monitor, *cls.val_metrics) if name not in {m.name for m in cls.metrics}]:
+        raise InputError(f"{kind!r}: its metrics do not say how to read {undeclared[0]!r}; add it to them")
+    if cls.monitor not in cls.val_metrics:
+        raise InputError(f"{kind!r}: its monitor {cls.monitor!r} is not among its val_metrics")
+    return cls
+
+
+def _options_of(kind: str) -> type[OptionsOfKind]:
+    return _task_class(kind).options_class
+
+
+def _options_at_the_top(kind: str) -> type[OptionsOfKind]:
+    return SeveralTasksOptions if kind == _SEVERAL else _options_of(kind)
+
+
+OneTask: TypeAlias = Annotated[TaskOptions, section(_options_of, _DEFAULT, _NEEDED), SerializeAsAny()]
+
+
+class SeveralTasksOptions(OptionsOfKind):
     """Several tasks in one run: they share encoders, backbone and regulariser, and a step trains all of them.
 
     Attributes:
@@ -58,11 +62,13 @@ class SeveralTasksOptions(Options):
             ``monitor`` chooses the best epoch.
     """
 
-    kind: Literal["several"]
+    kind: str = _SEVERAL
     tasks: dict[Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")], OneTask] = Field(min_length=2)
 
 
-AnyTask: TypeAlias = Annotated[_One | Annotated[SeveralTasksOptions, Tag("SeveralTasksOptions")], _CHOICE]
+AnyTask: TypeAlias = Annotated[
+    TaskOptions | SeveralTasksOptions, section(_options_at_the_top, _DEFAULT, _NEEDED), SerializeAsAny()
+]
 
 
 def named(options: AnyTask) -> dict[str, TaskOptions]:
@@ -73,12 +79,21 @@ def named(options: AnyTask) -> dict[str, TaskOptions]:
 def monitor_of(options: AnyTask) -> str:
     """The metric that chooses a run's best epoch and by which runs are compared: the first task's ``monitor``."""
     name, task = next(iter(named(options).items()))
-    return qualified(name, _TASKS[type(task)].monitor)
+    return qualified(name, _task_class(task.kind).monitor)
 
 
 def val_metrics_of(options: AnyTask) -> list[str]:
     """The metrics of the validation part."""
-    return [qualified(name, m) for name, task in named(options).items() for m in _TASKS[type(task)].val_metrics]
+    return [qualified(name, m) for name, task in named(options).items() for m in _task_class(task.kind).val_metrics]
+
+
+def metric_of(column: str) -> Metric:
+    """Of ``accuracy``, ``test/accuracy`` or ``val/TASK/accuracy``; one that no task has declared is shown as it is."""
+    name = column.rpartition("/")[2]
+    if name not in DECLARED:
+        for kind in TASKS:
+            _task_class(kind)
+    return DECLARED.get(name) or Metric(name, name, is_share=False)
 
 
 def make_task(
@@ -100,7 +115,7 @@ def make_task(
         InputError: the store lacks what the task needs: the message says what, and how to add it.
     """
     names = tuple(store.modalities if modalities is None else modalities)
-    return _TASKS[type(options)](store, options, TaskContext(names, seed, ppr))
+    return _task_class(options.kind)(store, options, TaskContext(names, seed, ppr))
 
 
 def notes_of(tasks: Mapping[str, Task[Any]]) -> list[str]:

@@ -18,16 +18,17 @@ from torch import Tensor, nn
 
 from optimag_dist.layerwise import LayerwiseForward, Mask
 from optimag_dist.models import MultimodalModel
-from optimag_dist.options import Options
+from optimag_dist.options import OptionsOfKind
 from optimag_dist.ppr import PPRArtefact
 from optimag_dist.sampling.pictures import BadPictures
 from optimag_dist.store import GraphStore
+from optimag_dist.tasks.metrics import Metric, declare
 from optimag_dist.types import Diverged, Examples, GroupBatch
 
 Part = Literal["val", "test"]
 
 
-class TaskOptions(Options):
+class TaskOptions(OptionsOfKind):
     """What every task has.
 
     Attributes:
@@ -83,7 +84,7 @@ class Evaluation:
     """What a task makes of a part.
 
     Attributes:
-        metrics: by the names of :data:`~optimag_dist.tasks.metrics.METRICS`, over all ranks and the same on each.
+        metrics: by the names of the task's ``metrics``, over all ranks and the same on each.
         outputs: what was made for each node (``id``, ``reference``, ``output``); None where nothing is.
     """
 
@@ -93,6 +94,8 @@ class Evaluation:
 
 class Task(ABC, Generic[HeadT]):
     """Attributes:
+    options_class: of its options, by which its section of the configuration is validated.
+    metrics: all that it reports, and how to read them.
     val_metrics: of the validation part; the test part may have more.
     monitor: the one of these that early stopping and the choice of the best epoch go by.
     train: (T,) int64 nodes or (T, 2) edges.
@@ -100,11 +103,17 @@ class Task(ABC, Generic[HeadT]):
     notes: sentences about the split that whoever reads the figures should know.
     """
 
+    options_class: ClassVar[type[TaskOptions]] = TaskOptions
+    metrics: ClassVar[tuple[Metric, ...]]
     val_metrics: ClassVar[tuple[str, ...]]
     monitor: ClassVar[str]
     train: np.ndarray
     bad_pictures: Sequence[BadPictures] = ()
     notes: Sequence[str] = ()
+
+    def __init_subclass__(cls, **given: Any) -> None:
+        super().__init_subclass__(**given)
+        declare(cls.__qualname__, cls.__dict__.get("metrics", ()))
 
     @abstractmethod
     def __init__(self, store: GraphStore, options: Any, context: "TaskContext") -> None: ...

@@ -20,6 +20,7 @@ from optimag_dist.train.callback import TrainerCallback
 from optimag_dist.train.checkpointer import Progress
 from optimag_dist.train.evaluation import joined
 from optimag_dist.train.parts import Parts, made_from
+from optimag_dist.train.regularisers import has_diagnostics
 from optimag_dist.train.step import align_embeddings
 from optimag_dist.train.trainer import beats
 
@@ -92,7 +93,7 @@ class Exporter:
         """Modality → (n,) float32 kept mass in the group that a node is an anchor of; NaN where it is absent."""
         parts = self._parts
         config, worker, regulariser = parts.fit.config, parts.worker, parts.regulariser
-        if regulariser is None or config.train.kept_mass == "none":
+        if regulariser is None or not has_diagnostics(regulariser) or config.train.kept_mass == "none":
             return None
         parts.step_loss.eval()
         on_chunk = beats(self._callback, "export", epoch)

@@ -14,6 +14,7 @@ from optimag_dist.sampling import SamplingOptions
 from optimag_dist.storage import AnyPath, Location, local
 from optimag_dist.tasks import AnyTask, NodeClassificationOptions, named
 from optimag_dist.telemetry import TrackingOptions
+from optimag_dist.train.regularisers import AnyRegulariser, UFGWOptions
 from optimag_dist.types import InputError
 
 # Of train.*: what fits that share one group of workers have in common.
@@ -33,46 +34,6 @@ HOW_IT_RUNS = (
 _LONGEST_S = 30 * 24 * 3600
 # Of a run's directory.
 _TAKEN = ("ray_train", "config.yaml", "report.html", "results.parquet", "metrics.parquet")
-
-
-class RegulariserOptions(Options):
-    """The UFGW regulariser; see :class:`optimag_dist.ufgw.UFGWRegulariser` for the mathematics.
-
-    Attributes:
-        weight: λ, factor of the regulariser in the loss; 0 trains without it.
-        plan: ``local`` leaves mass where it is and judges nodes by their neighbourhood; ``transport`` is the published
-            problem, which may move mass to other nodes.
-        alpha: weight of structure, 0 to 1; of ``transport`` against anchors.
-        rho: weight of the marginals; small lets conflicting nodes lose mass, ``.inf`` keeps all of it.
-        agreement: how much disagreement with the other modalities counts against a node (``local``).
-        consistency: weight of the modalities' distances from each other in the loss (``local``).
-        delta: floor under PPR values in the graph cost.
-        differentiate: the gradient also goes through what is kept (``local``).
-        tau: width of the anchor prior (``transport``, as all that follow).
-        epsilon: entropy.
-        prior: ``ppr`` anchors nodes to their PPR neighbours, ``identity`` to themselves alone.
-        n_outer, n_sinkhorn: linearisations, and Sinkhorn iterations in each.
-    """
-
-    weight: float = Field(50.0, ge=0, allow_inf_nan=False)
-    plan: Literal["local", "transport"] = "local"
-    alpha: float = Field(0.6, ge=0, le=1)
-    rho: float = Field(0.5, gt=0)
-    agreement: float = Field(0.6, ge=0, allow_inf_nan=False)
-    consistency: float = Field(0.0, ge=0, allow_inf_nan=False)
-    delta: float = Field(1e-5, gt=0, allow_inf_nan=False)
-    differentiate: bool = False
-    tau: float = Field(0.5, gt=0, allow_inf_nan=False)
-    epsilon: float = Field(0.01, gt=0, allow_inf_nan=False)
-    prior: Literal["ppr", "identity"] = "ppr"
-    n_outer: int = Field(5, ge=1)
-    n_sinkhorn: int = Field(20, ge=1)
-
-    @model_validator(mode="after")
-    def _can_be_differentiated(self) -> "RegulariserOptions":
-        if self.differentiate and self.plan != "local":
-            raise ValueError("differentiate=true needs plan=local: a transport plan is always held fixed")
-        return self
 
 
 class TrainOptions(Options):
@@ -121,7 +82,7 @@ class VariantConfig(Options):
     ppr: PPROptions = PPROptions()
     sampling: SamplingOptions = SamplingOptions()
     model: ModelOptions = ModelOptions()
-    regulariser: RegulariserOptions = RegulariserOptions()
+    regulariser: AnyRegulariser = UFGWOptions()
     task: AnyTask = NodeClassificationOptions()
     train: TrainOptions = TrainOptions()
 
@@ -232,6 +193,9 @@ def fingerprint(config: VariantConfig, seed: int) -> str:
     """
     free = {*HOW_IT_RUNS, "epochs", "patience", "kept_mass"}
     content = config.model_dump(mode="json", exclude={"train": free})
+    # Fits from before it was one of several kinds go on.
+    if content["regulariser"]["kind"] == UFGWOptions().kind:
+        del content["regulariser"]["kind"]
     # Keys are sorted, and the order of tasks matters.
     key = [content, list(named(config.task)), seed]
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]

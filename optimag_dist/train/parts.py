@@ -29,9 +29,9 @@ from optimag_dist.sampling.pictures import BadPictures
 from optimag_dist.store import GraphStore
 from optimag_dist.tasks import TaskHead, make_task, named
 from optimag_dist.train.options import VariantConfig, fingerprint
+from optimag_dist.train.regularisers import make_regulariser
 from optimag_dist.train.step import StepLoss
 from optimag_dist.types import InputError
-from optimag_dist.ufgw import UFGWRegulariser
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class Parts:
         num_layers = len(config.sampling.fanouts)
         self.model = MultimodalModel(self.widths, num_layers, config.model, self.kinds, columns)
         self.heads: dict[str, TaskHead] = {name: task.head(self.model) for name, task in self.tasks.items()}
-        self.regulariser = UFGWRegulariser(**config.regulariser.model_dump()) if config.regularised else None
+        self.regulariser = make_regulariser(config.regulariser) if config.regularised else None
         weights = {name: options.weight for name, options in named(config.task).items()}
         loss = StepLoss(self.model, self.heads, weights, self.regulariser, worker.world_size)
         self.step_loss: StepLoss = loss.to(worker.device)

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from optimag_dist.models import MultimodalModel
 from optimag_dist.tasks import TaskHead
 from optimag_dist.train.metrics import StepMetrics
+from optimag_dist.train.regularisers import kept_mass_of, signs_of
 from optimag_dist.train.stopwatch import Stopwatch
 from optimag_dist.types import GroupBatch, StepBatch
-from optimag_dist.ufgw import UFGWRegulariser
 
 
 class StepLoss(nn.Module):
@@ -34,7 +34,7 @@ class StepLoss(nn.Module):
         model: MultimodalModel,
         heads: Mapping[str, TaskHead],
         weights: Mapping[str, float],
-        regulariser: UFGWRegulariser | None,
+        regulariser: nn.Module | None,
         world_size: int,
     ) -> None:
         super().__init__()
@@ -74,22 +74,21 @@ class StepLoss(nn.Module):
         return (task_loss + alignment) * self._world_size, metrics, largest
 
     def _align(
-        self, regulariser: UFGWRegulariser, embeddings: Mapping[str, Tensor], group: GroupBatch, num_groups: int
+        self, regulariser: nn.Module, embeddings: Mapping[str, Tensor], group: GroupBatch, num_groups: int
     ) -> StepMetrics:
         """A group's share of the step's metrics of the regulariser; the value has its gradient still."""
         with self.ufgw_time(group.seed_rows.device):
             value, kept_mass = align(regulariser, embeddings, group)
-        signs = regulariser.diagnostics().status.signs
         return StepMetrics(
             alignment=value / num_groups,
             kept_mass={m: kept.nansum() for m, kept in kept_mass.items()},
             nodes={m: kept.isfinite().sum() for m, kept in kept_mass.items()},
-            signs={sign: flags.float().mean() for sign, flags in signs.items()},
+            signs={sign: flags.float().mean() for sign, flags in signs_of(regulariser).items()},
         )
 
 
 def align(
-    regulariser: UFGWRegulariser, embeddings: Mapping[str, Tensor], group: GroupBatch
+    regulariser: nn.Module, embeddings: Mapping[str, Tensor], group: GroupBatch
 ) -> tuple[Tensor, Mapping[str, Tensor]]:
     """:func:`align_embeddings` of a group's seeds, given the embeddings of all its nodes."""
     seeds = {m: z[group.seed_rows] for m, z in embeddings.items()}
@@ -98,7 +97,7 @@ def align(
 
 
 def align_embeddings(
-    regulariser: UFGWRegulariser,
+    regulariser: nn.Module,
     embeddings: Mapping[str, Tensor],
     present: Mapping[str, Tensor],
     proximity: Tensor | None,
@@ -110,7 +109,7 @@ def align_embeddings(
         proximity: (N, N).
 
     Returns:
-        Its value, and modality → (N,) kept mass of the seeds, NaN where absent.
+        Its value, and the seeds' kept mass, as of :func:`~optimag_dist.train.regularisers.kept_mass_of`.
     """
     value = regulariser(embeddings, proximity, present)
-    return value, regulariser.diagnostics().kept_mass
+    return value, kept_mass_of(regulariser)

@@ -12,8 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from optimag_dist.tasks import Evaluation, monitor_of
-from optimag_dist.tasks.metrics import metric_of
+from optimag_dist.tasks import Evaluation, metric_of, monitor_of
 from optimag_dist.tasks.task import Part
 from optimag_dist.train.callback import Signal, TrainerCallback
 from optimag_dist.train.checkpointer import Best, Checkpointer, Progress

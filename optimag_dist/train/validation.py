@@ -11,6 +11,7 @@ from optimag_dist.storage import AnyPath
 from optimag_dist.store import GraphStore
 from optimag_dist.tasks import make_task, named, notes_of
 from optimag_dist.train.options import VariantConfig
+from optimag_dist.train.regularisers import make_regulariser
 from optimag_dist.types import InputError, RunError
 
 
@@ -48,6 +49,8 @@ def check_input(store: GraphStore, config: VariantConfig, seed: int) -> list[str
         num_layers=len(sampling.fanouts),
         smallest_group=min(smallest),
     )
+    if config.regularised:
+        make_regulariser(config.regulariser)
     return notes_of(tasks)
 
 

@@ -8,8 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_serializer, model_validator
 
 from optimag_dist.options import Options, load_options, validate_options
-from optimag_dist.tasks import monitor_of
-from optimag_dist.tasks.metrics import metric_of
+from optimag_dist.tasks import metric_of, monitor_of
 from optimag_dist.train.options import RunConfig, VariantConfig
 from optimag_dist.types import InputError
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from optimag_dist.tasks.metrics import metric_of
+from optimag_dist.tasks import metric_of
 
 
 class Score:

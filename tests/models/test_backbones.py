@@ -201,7 +201,7 @@ def sampled(graph: tuple[Tensor, Block]) -> tuple[Tensor, tuple[Block, Block]]:
     return adjacency.sum(1), (blocks[0], blocks[1])
 
 
-PASSING = [name for name, backbone in BACKBONES.items() if backbone.passes_messages]
+PASSING = [name for name in BACKBONES if name != "mlp"]
 
 
 @pytest.mark.parametrize("modalities", [1, 3])
@@ -325,7 +325,7 @@ def test_attention_of_large_scores_stays_finite(name: str, graph: tuple[Tensor, 
 @pytest.mark.parametrize("name", BACKBONES)
 def test_the_models_options_know_every_backbone(name: str, sampled: tuple[Tensor, tuple[Block, Block]]) -> None:
     model = MultimodalModel({"text": 3, "image": 4}, 2, ModelOptions.model_validate({"backbone": name}))
-    assert type(model.backbone) is BACKBONES[name]
+    assert type(model.backbone).__name__ == BACKBONES[name].partition(":")[2]
 
 
 def test_mlp_ignores_the_graph() -> None:

@@ -2,7 +2,11 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated
 
+from pydantic import AfterValidator
+
+from optimag_dist.imported import absolute
 from optimag_dist.options import Options
 from optimag_dist.store.arrays import ArrayFeatures, NpyRows
 
@@ -11,6 +15,7 @@ class ImportOptions(Options):
     """Changes to what an importer finds, given as ``key=value``.
 
     Attributes:
+        importer: what reads the source, a layout of ours or ``file.py:name`` (docs/extending.md); by default found out.
         name: the graph's; by default that of the file or folder.
         directed: whether source and target differ in meaning; by default what the layout says.
         features: modality → ``.npy`` file of shape (nodes, width), relative to the source's folder, in place of the
@@ -19,6 +24,7 @@ class ImportOptions(Options):
         split: OGB: folder under ``split/``, where there are several.
     """
 
+    importer: Annotated[str, AfterValidator(absolute)] | None = None
     name: str | None = None
     directed: bool | None = None
     features: Mapping[str, str] = {}

@@ -1,39 +1,78 @@
-"""Classes that users bring: named by where they stand, in an installed module or in a file."""
+"""What is named by where it stands, in an installed module or in a file: all that users bring, and ours by its kind."""
 
 import difflib
 import hashlib
 import importlib
 import importlib.util
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
-
-from torch import nn
+from typing import Any, TypeVar
 
 from optimag_dist.types import InputError
 
+T = TypeVar("T")
 
-def load_class(path: str) -> type[nn.Module]:
+
+def load_kind(kind: str, known: Mapping[str, str], base: type[T], key: str) -> type[T]:
+    """The subclass of ``base`` that ``kind`` names: one of ``known``, or a path as of :func:`load_class`.
+
+    Args:
+        known: kind → path, loaded when it is asked for.
+        key: what the user set, for messages.
+
+    Raises:
+        InputError: there is no such kind, or as of :func:`load_class`.
+    """
+    return load_class(path_of(kind, known, key), base)
+
+
+def path_of(kind: str, known: Mapping[str, str], key: str) -> str:
+    """Where what ``kind`` names stands; see :func:`load_kind`."""
+    if ":" not in kind and kind not in known:
+        close = difflib.get_close_matches(kind.lower(), known, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise InputError(
+            f"{key}: unknown {kind!r}; {hint}known: {', '.join(known)}, or your own as package.module:ClassName or "
+            "path/to/file.py:ClassName"
+        )
+    return known.get(kind, kind)
+
+
+def load_class(path: str, base: type[T]) -> type[T]:
     """The class at ``package.module:ClassName`` or ``path/to/file.py:ClassName``.
+
+    Raises:
+        InputError: as of :func:`load`, or it is no subclass of ``base``.
+    """
+    cls = load(path, base)
+    if not (isinstance(cls, type) and issubclass(cls, base)):
+        raise InputError(f"{path!r}: needed a subclass of {base.__module__}.{base.__qualname__}; got {cls!r}")
+    return cls
+
+
+def load(path: str, base: type = object) -> Any:
+    """What stands at ``package.module:name`` or ``path/to/file.py:name``.
 
     A relative file is looked for from the working directory. A file runs once in a process, whatever it is called by.
 
+    Args:
+        base: of the classes that a message names where there is no such name.
+
     Raises:
-        InputError: no such module or file, it cannot be imported, it has no such class, or that is no ``nn.Module``.
+        InputError: no such module or file, it cannot be imported, or it has no such name.
     """
     where, _, name = path.rpartition(":")
     module = _from_file(path, Path(where).expanduser()) if where.endswith(".py") else _from_module(path, where)
-    cls = getattr(module, name, None)
-    if cls is None:
-        names = [n for n, c in vars(module).items() if isinstance(c, type) and issubclass(c, nn.Module)]
+    if not hasattr(module, name):
+        names = [n for n, c in vars(module).items() if isinstance(c, type) and issubclass(c, base) and c is not base]
         close = difflib.get_close_matches(name, names, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise InputError(
-            f"{path!r}: {where} has no {name!r}; {hint}nn.Module classes in it: {', '.join(names) or 'none'}"
+            f"{path!r}: {where} has no {name!r}; {hint}of {base.__qualname__} there are: {', '.join(names) or 'none'}"
         )
-    if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
-        raise InputError(f"{path!r}: needed a subclass of torch.nn.Module; got {cls!r}")
-    return cls
+    return getattr(module, name)
 
 
 def absolute(path: str) -> str:
