@@ -36,6 +36,8 @@ def _task_class(kind: str) -> type[Task[Any]]:
     lacking = [*cls.__abstractmethods__, *(n for n in ("metrics", "val_metrics", "monitor") if not hasattr(cls, n))]
     if lacking:
         raise InputError(f"{kind!r}: lacks {', '.join(sorted(lacking))}, which every task has (docs/extending.md)")
+    if not (isinstance(cls.options_class, type) and issubclass(cls.options_class, TaskOptions)):
+        raise InputError(f"{kind!r}: its options_class must be a subclass of TaskOptions; got {cls.options_class!r}")
     if undeclared := [name for name in (cls.monitor, *cls.val_metrics) if name not in {m.name for m in cls.metrics}]:
         raise InputError(f"{kind!r}: its metrics do not say how to read {undeclared[0]!r}; add it to them")
     if cls.monitor not in cls.val_metrics:
