@@ -197,7 +197,7 @@ def plain_loop(path: Path) -> None:
         steps = 0
         for batch in loader.epoch([(batcher, task.examples)], epoch):
             optimiser.zero_grad(set_to_none=True)
-            loss, _ = loss_of(batch)
+            loss, *_ = loss_of(batch)
             loss.backward()
             optimiser.step()
             steps += 1
