@@ -9,6 +9,8 @@ from optimag_dist.train.callback import PHASES
 
 # A worker's first step compiles and connects, so it counts as start: opening the fit, loading and step come before.
 _STARTED = 4
+# What Ray Train takes to start its own actors and to give up several times, beside the time-out it is given.
+_RAY_S = 60.0
 # A worker that is alive tells of itself this many times within the time-out, whether or not it has moved.
 BEATS_PER_TIMEOUT = 5
 
@@ -131,9 +133,11 @@ class StallDetector:
         missing = tuple(rank for rank in range(self._world_size) if rank not in self._beats)
         if late or missing:
             seconds = now - self._since
-            # Whoever places workers has a time-out of its own and can say what is missing; here it is the last resort.
-            patience = 1.0 if self._beats else math.inf if self._wait_for_places else 2.0
-            if seconds < self._start_timeout_s * patience:
+            patience_s = self._start_timeout_s
+            if not self._beats:
+                # Whoever places workers has a time-out of its own and can say what is missing: here is the last resort.
+                patience_s = math.inf if self._wait_for_places else 2 * self._start_timeout_s + _RAY_S
+            if seconds < patience_s:
                 return None
             return StallReport(True, tuple(late), missing, False, seconds)
         seconds = now - self._moved
