@@ -24,7 +24,7 @@ from optimag_dist.encoding.options import EncodeOptions
 from optimag_dist.models.encoder_networks import EFFICIENTNET
 from optimag_dist.models.pretrained import load_features, make_reader
 from optimag_dist.options import parse_options
-from optimag_dist.store import GraphStore, ingest
+from optimag_dist.store import GraphStore, ingest, staging
 from optimag_dist.store.layout import BATCH_ROWS
 from optimag_dist.types import InputError, RunError
 
@@ -183,11 +183,11 @@ from optimag_dist.ray_session import ensure_ray
 from optimag_dist.store import GraphStore
 
 @contextmanager
-def kill_after(*_):
+def kill_after(*_, **__):
     seen = []
     def advance(rows):
         seen.append(rows)
-        if len(seen) == 4:  # the first is what was there before
+        if len(seen) == 3:
             os.kill(os.getpid(), signal.SIGKILL)
     yield advance
 
@@ -219,13 +219,13 @@ def test_killed_and_gone_on_with_by_two_actors_is_what_one_makes(
     before = _parts(broken)
     assert 3 <= len(before) < 7
     finished: dict[str, int] = {}
-    publish = driver.publish
+    publish = staging.publish
 
     def look(stage: object, target: Path) -> None:
         finished.update(_parts(broken))
         publish(stage, target)
 
-    monkeypatch.setattr(driver, "publish", look)
+    monkeypatch.setattr(staging, "publish", look)
     made = _encode(store, broken, options | {"concurrency": 2})
     assert made.content_hash == whole.content_hash
     assert len(finished) == 7
