@@ -79,7 +79,7 @@ class LayerwiseForward:
         device: torch.device | None = None,
         rank: int = 0,
         world_size: int = 1,
-        on_chunk: Callable[[], None] = lambda: None,
+        on_chunk: Callable[[], object] = lambda: None,
     ) -> None:
         self.device = device or torch.device("cpu")
         self._model, self._rows, self._num_nodes = model, rows, num_nodes

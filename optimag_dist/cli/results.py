@@ -106,7 +106,7 @@ def show_report(run: "AnyPath") -> None:
     """Write the report of a run or a sweep, and print what it says first and where it is."""
     from optimag_dist.remote_copies import Mirror
     from optimag_dist.report import is_sweep, render_comparison, write_report, write_sweep_report
-    from optimag_dist.train.launch import worth_reporting
+    from optimag_dist.train.options import worth_reporting
 
     with Mirror(run, "report") as mirror:
         mirror.fetch(worth_reporting)

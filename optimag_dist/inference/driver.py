@@ -6,7 +6,7 @@ block and stage, and files between the stages. Finished files are kept, so a kil
 
 import hashlib
 import json
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -17,16 +17,15 @@ import numpy as np
 import pyarrow as pa
 import ray
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from optimag_dist.console import console
 from optimag_dist.inference.ids import distinct_nodes
 from optimag_dist.inference.options import EmbedOptions, PredictOptions
 from optimag_dist.inference.parts import Parts
 from optimag_dist.inference.trained import TrainedModel
 from optimag_dist.layerwise import LayerwiseForward
 from optimag_dist.locks import sole_user
+from optimag_dist.progress_bar import progress_bar
 from optimag_dist.ray_session import completed, ensure_ray, explained, task_device, task_slots, translated_ray_errors
 from optimag_dist.storage import AnyPath, on_this_host
 from optimag_dist.store import GraphStore
@@ -120,13 +119,15 @@ def infer(
         device = task_device(options.device)
         job = Job(trained.location, store, nodes, options, fanouts, stages, device, parts)
         missing = _missing(job)
+        total = job.stages * parts.num_parts
+        done = total - sum(map(len, missing))
         with (
             translated_ray_errors(str(parts.path), "what is finished stays: the same command goes on"),
-            _progress_bar(progress, kind, job, missing) as advance,
+            progress_bar(f"{kind}: blocks", total, done=done, wanted=progress) as advance,
             closing(_run(job, missing)) as reports,
         ):
-            for rows in reports:
-                advance(rows)
+            for _ in reports:
+                advance(1)
         places = {"checkpoint_path": str(trained.location), "store_path": str(store.location)}
         parts.finish({**record, **places, "classes": trained.classes})
     return parts.path
@@ -296,20 +297,3 @@ def _failed(job: Job, stage: int, index: int, error: Exception) -> Exception:
     return RunError(
         f"{where} failed; what is finished stays in {job.parts.path}, the same command goes on.\n{ours or error}"
     )
-
-
-@contextmanager
-def _progress_bar(progress: bool, kind: str, job: Job, missing: list[list[int]]) -> Iterator[Callable[[int], None]]:
-    """A bar over the blocks of all stages on standard error, silent where that is no terminal."""
-    err = console(stderr=True)
-    total = job.stages * job.parts.num_parts
-    columns = (
-        TextColumn(kind),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("blocks"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=err, disable=not (progress and err.is_terminal)) as bar:
-        task = bar.add_task(kind, total=total, completed=total - sum(map(len, missing)))
-        yield lambda rows: bar.update(task, advance=1)

@@ -4,9 +4,9 @@ Metrics and draws are those of the fit's own evaluation, by the same code, so wh
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,17 +14,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from rich.console import Group
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from torch import Tensor
 from torchmetrics.classification import MulticlassCalibrationError
 
-from optimag_dist.console import console
 from optimag_dist.files import atomic
 from optimag_dist.inference.ids import distinct_nodes
 from optimag_dist.inference.options import EvaluateOptions
 from optimag_dist.inference.trained import TrainedModel
 from optimag_dist.layerwise import LayerwiseForward
+from optimag_dist.progress_bar import progress_bar
 from optimag_dist.storage import AnyPath, to_write
 from optimag_dist.store import GraphStore
 from optimag_dist.tasks import NodeClassificationOptions, TaskOptions, make_task, metric_of
@@ -118,8 +117,8 @@ def evaluate(
     asked = trained.tasks(options.task)
     _check_asked(asked, options, trained, store, listed=user_ids is not None)
     seed = options.seed if options.seed is not None else trained.seed or 0
-    with _progress(progress) as on_chunk:
-        forward = trained.forward(store, trained.fanouts(options.fanouts), seed, on_chunk)
+    with progress_bar("evaluate", None, wanted=progress) as advance:
+        forward = trained.forward(store, trained.fanouts(options.fanouts), seed, partial(advance, 1))
         return [_evaluate(trained, store, forward, name, task, options, user_ids) for name, task in asked.items()]
 
 
@@ -302,16 +301,6 @@ def _labels(trained: TrainedModel, store: GraphStore, nodes: np.ndarray) -> np.n
         )
     place = np.array([trained.classes.index(name) if name in trained.classes else -1 for name in store.classes])
     return place[labels].astype(np.int64)
-
-
-@contextmanager
-def _progress(shown: bool) -> Iterator[Callable[[], None]]:
-    """Counts chunks on standard error, silent where that is no terminal."""
-    err = console(stderr=True)
-    columns = (SpinnerColumn(), TextColumn("evaluate: {task.completed} chunks"), TimeElapsedColumn())
-    with Progress(*columns, console=err, disable=not (shown and err.is_terminal)) as bar:
-        task = bar.add_task("evaluate", total=None)
-        yield lambda: bar.advance(task)
 
 
 def _share(part: int, whole: int) -> float | None:

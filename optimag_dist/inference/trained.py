@@ -90,7 +90,7 @@ class TrainedModel:
         return fanouts
 
     def forward(
-        self, store: GraphStore, fanouts: tuple[int, ...], seed: int, on_chunk: Callable[[], None] = lambda: None
+        self, store: GraphStore, fanouts: tuple[int, ...], seed: int, on_chunk: Callable[[], object] = lambda: None
     ) -> LayerwiseForward:
         """The model over ``store``, with draws of ``fanouts`` neighbours by ``seed``."""
         rows: GraphDataSource = LocalSource(store)

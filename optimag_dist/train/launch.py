@@ -1,6 +1,5 @@
 """The driver of a run: checks, PPR artefacts, a worker group that goes through all fits, and the tables of results."""
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,21 +11,18 @@ from optimag_dist.console import say
 from optimag_dist.files import atomic
 from optimag_dist.locks import sole_user
 from optimag_dist.options import dump_options, load_options
-from optimag_dist.ppr import PPROptions
-from optimag_dist.ppr.driver import compute_ppr
-from optimag_dist.ray_session import ensure_ray, translated_ray_errors
+from optimag_dist.ray_session import translated_ray_errors
 from optimag_dist.remote_copies import Mirror
 from optimag_dist.storage import AnyPath
 from optimag_dist.store import GraphStore
 from optimag_dist.telemetry import check_trackers
 from optimag_dist.train.fit import Fit
 from optimag_dist.train.log import read_records
-from optimag_dist.train.options import RunConfig, fingerprint
+from optimag_dist.train.options import RunConfig, fingerprint, worth_reporting
 from optimag_dist.train.owners import shard_owners
-from optimag_dist.train.placement import use_gpus
 from optimag_dist.train.progress import ProgressView
 from optimag_dist.train.validation import check_free, check_input, refuse_second
-from optimag_dist.train.worker_group import RAY_TRAIN, WorkerGroup, WorkerGroupSpec, WorkersLost
+from optimag_dist.train.worker_group import WorkerGroup, WorkerGroupSpec, WorkersLost, prepare
 from optimag_dist.types import Diverged, InputError, RunError
 
 # The view is kept waiting no longer than this.
@@ -63,11 +59,6 @@ def launch(config: RunConfig, *, resume: bool = False, address: str | None = Non
     return config.location
 
 
-def worth_reporting(name: str) -> bool:
-    """Whether a file of a run directory is one that a driver or a report reads."""
-    return not (name.endswith("checkpoint.pt") or "tensorboard/" in name or name.startswith(f"{RAY_TRAIN}/"))
-
-
 def _launch(kept: RunConfig, config: RunConfig, run: Mirror, resume: bool, address: str | None) -> None:
     """:func:`launch` of ``config``, whose run directory is on this host and mirrors that of ``kept``."""
     store = GraphStore.open(config.store)
@@ -78,14 +69,11 @@ def _launch(kept: RunConfig, config: RunConfig, run: Mirror, resume: bool, addre
     _check_directory(config, fits, resume, kept.location)
 
     options = fits[0].config.train
-    # An embedded session counts CPUs for bookkeeping alone: more workers than cores run, only slower.
-    ensure_ray(address, num_cpus=max(len(os.sched_getaffinity(0)), options.workers * options.cpus_per_worker))
-    use_gpu = use_gpus(options.workers, options.cpus_per_worker, options.device)
-    priors = _compute_priors(store, fits)
+    use_gpu, priors = prepare(options, store, (fit.config.ppr for fit in fits if fit.config.needs_ppr), address)
     dump_options(kept, config.directory / "config.yaml")
     run.publish(config.directory / "config.yaml")
     run.flush()
-    with shard_owners(store, options.owners if options.placement == "sharded" else 0) as rows:
+    with shard_owners(store, options) as rows:
         spec = WorkerGroupSpec(
             options=options,
             use_gpu=use_gpu,
@@ -133,12 +121,6 @@ def _check_directory(config: RunConfig, fits: list[Fit], resume: bool, shown: An
                 )
     else:
         check_free(directory, shown)
-
-
-def _compute_priors(store: GraphStore, fits: list[Fit]) -> dict[PPROptions, AnyPath]:
-    """One PPR artefact per distinct set of options, found or computed."""
-    wanted = dict.fromkeys(fit.config.ppr for fit in fits if fit.config.needs_ppr)
-    return {options: compute_ppr(store, options).location for options in wanted}
 
 
 def _train(spec: WorkerGroupSpec, fits: list[Fit]) -> list[dict[str, Any]]:

@@ -32,8 +32,9 @@ HOW_IT_RUNS = (
 
 # A month: what waits for longer overflows in libraries.
 _LONGEST_S = 30 * 24 * 3600
-# Of a run's directory.
-_TAKEN = ("ray_train", "config.yaml", "report.html", "results.parquet", "metrics.parquet")
+# Of a run's directory: what Ray Train itself notes down, and all names that no variant may have.
+RAY_TRAIN = "ray_train"
+_TAKEN = (RAY_TRAIN, "config.yaml", "report.html", "results.parquet", "metrics.parquet")
 
 
 class TrainOptions(Options):
@@ -221,3 +222,8 @@ def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
         else:
             merged[key] = merge(below, nested)
     return merged
+
+
+def worth_reporting(name: str) -> bool:
+    """Whether a file of a run directory is one that a driver or a report reads."""
+    return not (name.endswith("checkpoint.pt") or "tensorboard/" in name or name.startswith(f"{RAY_TRAIN}/"))

@@ -9,6 +9,7 @@ import ray
 from optimag_dist.sampling import GraphDataSource, ShardedSource, ShardServer
 from optimag_dist.storage import RemotePath
 from optimag_dist.store import GraphStore, PartitionOptions, partition_store
+from optimag_dist.train.options import TrainOptions
 from optimag_dist.types import InputError
 
 # Threads of an owner: several workers ask at a time, and answering is mostly reading mapped files.
@@ -16,8 +17,8 @@ _CONCURRENCY = 4
 
 
 @contextmanager
-def shard_owners(store: GraphStore, count: int) -> Iterator[GraphDataSource | None]:
-    """Rows of the shards of ``store``, owned by ``count`` actors until the block ends; None where ``count`` is 0.
+def shard_owners(store: GraphStore, options: TrainOptions) -> Iterator[GraphDataSource | None]:
+    """Rows of the shards of ``store``, owned by actors until the block ends; None where ``options`` ask for replicas.
 
     The store is partitioned first if that has not been done. An actor that dies is started again, maps its shards and
     is asked again.
@@ -25,7 +26,7 @@ def shard_owners(store: GraphStore, count: int) -> Iterator[GraphDataSource | No
     Raises:
         InputError: the store is directed; shards hold the undirected graph.
     """
-    if count == 0:
+    if options.placement == "replicated":
         yield None
         return
     if isinstance(store.location, RemotePath):
@@ -37,7 +38,7 @@ def shard_owners(store: GraphStore, count: int) -> Iterator[GraphDataSource | No
         raise InputError(
             f"{store.path}: is directed; train.placement=sharded needs an undirected graph, use replicated"
         )
-    parts = min(max(PartitionOptions().parts, count), store.num_nodes)
+    parts = min(max(PartitionOptions().parts, options.owners), store.num_nodes)
     partition = partition_store(store, PartitionOptions(parts=parts, features=True))
     # No CPU is set aside: answering must never wait for the workers that ask.
     actor = ray.remote(ShardServer).options(
@@ -47,7 +48,7 @@ def shard_owners(store: GraphStore, count: int) -> Iterator[GraphDataSource | No
         max_task_retries=-1,
         max_concurrency=_CONCURRENCY,
     )
-    actors = [actor.remote(partition) for _ in range(min(count, parts))]
+    actors = [actor.remote(partition) for _ in range(min(options.owners, parts))]
     try:
         yield ShardedSource(partition, len(actors), AskActors(actors))
     finally:

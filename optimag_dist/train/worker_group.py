@@ -11,7 +11,7 @@ import itertools
 import os
 import threading
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -26,7 +26,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from optimag_dist.messages import said_by_system
 from optimag_dist.ppr import PPRArtefact, PPROptions
+from optimag_dist.ppr.driver import compute_ppr
 from optimag_dist.ray_private import has_died, not_placed
+from optimag_dist.ray_session import ensure_ray
 from optimag_dist.remote_copies import Mirror
 from optimag_dist.sampling import GraphDataSource
 from optimag_dist.storage import AnyPath, file_system
@@ -36,8 +38,8 @@ from optimag_dist.train.board import Board, Event
 from optimag_dist.train.callback import CallbackList
 from optimag_dist.train.callbacks import HeartbeatCallback, MirrorCallback, telemetry
 from optimag_dist.train.fit import Fit, Worker, try_fit
-from optimag_dist.train.options import TrainOptions
-from optimag_dist.train.placement import Cluster
+from optimag_dist.train.options import RAY_TRAIN, TrainOptions
+from optimag_dist.train.placement import Cluster, use_gpus
 from optimag_dist.train.stalls import StallDetector
 from optimag_dist.train.supervisor import Supervisor
 from optimag_dist.types import InputError, RunError
@@ -48,8 +50,6 @@ _START_RETRIES = 3
 _GRACE_S = 60
 # The end of a group is waited for so long; then its workers are killed.
 _LEAVE_S = 20
-# What Ray Train itself notes down lies in a folder of the run.
-RAY_TRAIN = "ray_train"
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,23 @@ class WorkerGroupSpec:
     def bundle(self) -> dict[str, float]:
         """A worker's resources."""
         return {"CPU": self.options.cpus_per_worker, **({"GPU": 1} if self.use_gpu else {})}
+
+
+def prepare(
+    options: TrainOptions, store: GraphStore, ppr: Iterable[PPROptions], address: str | None
+) -> tuple[bool, dict[PPROptions, AnyPath]]:
+    """Connect to a cluster that can hold the workers, and have the PPR artefacts that fits need found or computed.
+
+    Returns:
+        Whether each worker gets a GPU, and where the artefact of each distinct one of ``ppr`` is.
+
+    Raises:
+        InputError: the cluster is too small.
+    """
+    # An embedded session counts CPUs for bookkeeping alone: more workers than cores run, only slower.
+    ensure_ray(address, num_cpus=max(len(os.sched_getaffinity(0)), options.workers * options.cpus_per_worker))
+    use_gpu = use_gpus(options.workers, options.cpus_per_worker, options.device)
+    return use_gpu, {each: compute_ppr(store, each).location for each in dict.fromkeys(ppr)}
 
 
 class WorkersLost(RuntimeError):

@@ -12,17 +12,16 @@ from ray import tune
 
 from optimag_dist.locks import sole_user
 from optimag_dist.options import dump_options, load_options
-from optimag_dist.ppr.driver import compute_ppr
 from optimag_dist.ray_private import keep_coordinator_here
-from optimag_dist.ray_session import ensure_ray, translated_ray_errors
+from optimag_dist.ray_session import translated_ray_errors
 from optimag_dist.store import GraphStore
 from optimag_dist.tasks import val_metrics_of
 from optimag_dist.telemetry import check_trackers
 from optimag_dist.train.options import HOW_IT_RUNS, RunConfig
 from optimag_dist.train.owners import shard_owners
-from optimag_dist.train.placement import Cluster, use_gpus
+from optimag_dist.train.placement import Cluster
 from optimag_dist.train.validation import check_free, check_input, refuse_second
-from optimag_dist.train.worker_group import WorkerGroupSpec
+from optimag_dist.train.worker_group import WorkerGroupSpec, prepare
 from optimag_dist.tune.follow import Follower
 from optimag_dist.tune.options import SweepOptions
 from optimag_dist.tune.results import TrialRow, best, export_best, write_table
@@ -78,12 +77,10 @@ def _run_sweep(config: RunConfig, options: SweepOptions, resume: bool, address: 
     check_trackers(config.tracking)
     _check_directory(config, options, resume)
     train = config.train
-    ensure_ray(address, num_cpus=max(len(os.sched_getaffinity(0)), train.workers * train.cpus_per_worker))
-    use_gpu = use_gpus(train.workers, train.cpus_per_worker, train.device)
-    priors = {ppr: compute_ppr(store, ppr).location for ppr in priors_needed(config, options, points)}
+    use_gpu, priors = prepare(train, store, priors_needed(config, options, points), address)
     dump_options(config, config.directory / "config.yaml")
     dump_options(options, config.directory / "space.yaml")
-    with shard_owners(store, train.owners if train.placement == "sharded" else 0) as graph_rows:
+    with shard_owners(store, train) as graph_rows:
         workers = WorkerGroupSpec(
             options=train,
             use_gpu=use_gpu,

@@ -122,7 +122,7 @@ from optimag_dist.ray_session import ensure_ray
 from optimag_dist.store import GraphStore
 
 @contextmanager
-def kill_after(*_):
+def kill_after(*_, **__):
     seen = []
     def advance(rows):
         seen.append(rows)
@@ -130,7 +130,7 @@ def kill_after(*_):
             os.kill(os.getpid(), signal.SIGKILL)
     yield advance
 
-driver._progress_bar = kill_after
+driver.progress_bar = kill_after
 ensure_ray(sys.argv[1])
 driver.infer(Path(sys.argv[2]), GraphStore.open(sys.argv[3]), Path(sys.argv[4]), EmbedOptions(block_size=9))
 """
