@@ -41,7 +41,7 @@ test-cluster: setup-dev  ## the tests that start and kill clusters, hosts, worke
 	@$(BIN)/pytest -m cluster
 
 fuzz: setup-dev  ## look for an hour, on two cores, for damaged files and odd options that are not handled
-	@$(BIN)/pytest tests/fuzz -m slow -n 2 --fuzz-seconds=$(FUZZ_SECONDS)
+	@$(BIN)/pytest tests/fuzz -m slow -n 2 --timeout=0 --fuzz-seconds=$(FUZZ_SECONDS)
 
 format: setup-dev  ## bring the code into shape
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .

@@ -3,6 +3,7 @@
 import errno
 import os
 import pickle
+import queue
 import shutil
 import subprocess
 import sys
@@ -248,16 +249,14 @@ def test_only_what_still_fits_is_kept(make, tmp_path, monkeypatch, capsys, damag
     assert names(out.parent) == ["store"]
 
 
-def test_second_process_waits_for_the_first(make, tmp_path, capsys):
+def test_second_process_waits_for_the_first(make, tmp_path):
     out = tmp_path / "store"
-    schema = make()
-    waiting = threading.Thread(target=ingest, args=(schema, out), daemon=True)
+    said = queue.SimpleQueue()
+    waiting = threading.Thread(target=ingest, args=(make(), out), kwargs={"say": said.put}, daemon=True)
     with sole_writer(tmp_path / ".store.partial"):
         waiting.start()
-        said = ""
-        while "waiting for it to end" not in said:
-            said += capsys.readouterr().out
-            assert waiting.is_alive()
+        while "waiting for it to end" not in said.get(timeout=60):
+            pass
         assert not out.exists()
         # As the first process does at its end.
         shutil.rmtree(tmp_path / ".store.partial")
