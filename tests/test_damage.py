@@ -480,7 +480,7 @@ def test_few_rows_of_a_large_file_need_not_all_of_it(tmp_path: Path) -> None:
 
 def test_kept_parts_of_results_are_verified(tmp_path: Path) -> None:
     parts = Parts(tmp_path, "a-key", 5, 5)
-    lists = pa.array([[1.0, 2], None, [3, 4], [5, 6], [7, 8]], pa.list_(pa.float32(), 2))
+    lists = pa.array([[1.0, 2], None, [3, 4], [5, 6], [7, 8]], pa.list_(pa.float32()))
     parts.write_part(0, pa.table({"id": list("abcde"), "embedding": lists, "label": pa.array(range(5))}))
     parts.write_activations(0, 0, np.arange(10, dtype=np.float32).reshape(5, 2))
     for file, is_whole in (

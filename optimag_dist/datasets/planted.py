@@ -143,7 +143,8 @@ def _shown_classes(options: PlantedOptions) -> np.ndarray:
 
 
 def _write_nodes(path: Path, options: PlantedOptions, shown: np.ndarray) -> None:
-    features = pa.list_(pa.float32(), options.width)
+    # Of no fixed size: pyarrow before 26 does not read such lists back from Parquet where some are missing.
+    features = pa.list_(pa.float32())
     fields = [("id", pa.int64()), ("label", pa.int32())]
     fields += [(f"x_{name}", features) for name in options.names]
     fields += [(f"conflict_{name}", pa.bool_()) for name in options.names]
@@ -158,7 +159,7 @@ def _write_nodes(path: Path, options: PlantedOptions, shown: np.ndarray) -> None
                 x = centre[shown[m + 1, rows]]
                 x = (x + options.noise * rng.normal(size=x.shape)).astype(np.float32)
                 absent = pa.array(rng.random(len(x)) < options.missing)
-                columns.append(pa.FixedSizeListArray.from_arrays(x.ravel(), options.width, mask=absent))
+                columns.append(pa.FixedSizeListArray.from_arrays(x.ravel(), options.width, mask=absent).cast(features))
             columns += [pa.array(shown[m + 1, rows] != shown[0, rows]) for m in range(len(centres))]
             writer.write_table(pa.table(columns, schema=schema))
 

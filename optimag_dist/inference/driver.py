@@ -70,7 +70,7 @@ def infer(
 ) -> AnyPath:
     """Write embeddings (:class:`EmbedOptions`) or predictions (:class:`PredictOptions`) of nodes to ``out``.
 
-    The parts hold ``id`` (the users' own) and ``embedding`` (what the model's head sees, a list of fixed size), or
+    The parts hold ``id`` (the users' own) and ``embedding`` (what the model's head sees, a list of numbers), or
     ``id``, ``label`` (a class) and ``probability``; see the options for more columns. The numbers do not depend on the
     number of workers, and on ``block_size`` only by rounding. A finished result is returned as it is; of an unfinished
     one, what is there is kept. Checkpoint, store and ``out`` must mean the same files on every Ray node, as URIs do.
@@ -262,8 +262,11 @@ def _lists(values: np.ndarray, dtype: str, absent: np.ndarray | None = None) -> 
         flat = values.astype(dtype).ravel()
     if np.isinf(flat).any():
         raise InputError("an embedding lies beyond the range of float16; write it with dtype=float32")
-    mask = None if absent is None else pa.array(absent)
-    return pa.FixedSizeListArray.from_arrays(pa.array(flat), values.shape[1], mask=mask)
+    if absent is None:
+        return pa.FixedSizeListArray.from_arrays(pa.array(flat), values.shape[1])
+    # Of no fixed size: pyarrow before 26 does not read such lists back from Parquet where some are missing.
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(flat), values.shape[1], mask=pa.array(absent))
+    return lists.cast(pa.list_(lists.type.value_type))
 
 
 def _numpy(tensor: Tensor) -> np.ndarray:

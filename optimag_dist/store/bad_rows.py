@@ -81,7 +81,11 @@ def reading(path: Path) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError, UnicodeError, EOFError, zlib.error, csv.Error) as error:
-        raise InputError(f"{path}: cannot be read: {error}; write the file again or name another one") from error
+        remedy = "write the file again or name another one"
+        # pyarrow before 26, where rows are missing.
+        if "Expected all lists to be of size" in str(error):
+            remedy = "write its lists of fixed size as pa.list_(type), without the size, or read them with pyarrow 26"
+        raise InputError(f"{path}: cannot be read: {error}; {remedy}") from error
 
 
 def shown(value: object, length: int = 60) -> str:

@@ -92,7 +92,7 @@ class NodeIds:
 _ACCENTS = "how accents are composed (NFC, NFD)"
 _STEPS: tuple[tuple[str, Callable[[str], str]], ...] = (
     ("blanks around it", lambda text: text.strip(_BLANKS)),
-    (_ACCENTS, lambda text: unicodedata.normalize("NFC", text)),
+    (_ACCENTS, lambda text: unicodedata.normalize("NFD", text)),
     ("upper and lower case", str.lower),
     ("how the number is written", lambda text: re.sub(_NUMBER, r"\1\2", text)),
 )
@@ -103,7 +103,8 @@ def near_miss(value: str, known: pa.Array) -> str:
 
     Empty where there is none.
     """
-    plain = pc.utf8_lower(pc.utf8_normalize(pc.utf8_trim(known, _BLANKS), "NFC"))
+    # Composed (NFC) would do as well, but pyarrow before 26 decomposes whatever it is asked for.
+    plain = pc.utf8_lower(pc.utf8_normalize(pc.utf8_trim(known, _BLANKS), "NFD"))
     plain = pc.replace_substring_regex(plain, _NUMBER, r"\1\2")
     alike = known.filter(pc.equal(plain, _normal(value)))
     if len(alike) == 0:

@@ -45,13 +45,14 @@ class ContentDigest:
             data = array.buffers()[2]
             if data is not None:
                 self._hash(f"{name}/data", np.frombuffer(data, np.uint8)[offsets[0] : offsets[-1]])
-        elif pa.types.is_large_list(kind):
-            self._hash(f"{name}/lengths", np.diff(array.offsets.to_numpy()))
-            self._feed(f"{name}/values", array.flatten())
-        elif pa.types.is_fixed_size_list(kind):
+        elif pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
             if array.null_count:
                 self._hash(f"{name}/valid", array.is_valid().to_numpy(zero_copy_only=False))
-            self._feed(f"{name}/{kind.list_size}", array.flatten())
+            if pa.types.is_fixed_size_list(kind):
+                self._feed(f"{name}/{kind.list_size}", array.flatten())
+            else:
+                self._hash(f"{name}/lengths", np.diff(array.offsets.to_numpy()).astype(np.int64))
+                self._feed(f"{name}/values", array.flatten())
         else:
             self._hash(f"{name}/{kind}", array.to_numpy(zero_copy_only=True))
 

@@ -127,6 +127,10 @@ LIST_FORMS = {
 def test_every_way_to_write_a_list(write_graph, tmp_path, form, dtype):
     nodes = {"id": [1, 2, 3], "x": LIST_FORMS[form]}
     schema = write_graph(tmp_path, nodes, {"src": [1], "dst": [3]}, {"m": {"column": "x", "dtype": dtype}})
+    if form == "fixed" and int(pa.__version__.partition(".")[0]) < 26:
+        with pytest.raises(InputError, match=r"nodes\.parquet: .* without the size, or read them with pyarrow 26"):
+            ingest(schema, tmp_path / "store")
+        return
     store = ingest(schema, tmp_path / "store")
     rows = store.gather("m", np.arange(3))
     assert rows.dtype == dtype
