@@ -91,7 +91,7 @@ class SeedGroup:
 
     Attributes:
         seeds: (N,) int64 distinct node ids; the first ``num_anchors`` are the anchors.
-        num_anchors: how many of them the task needs an output of.
+        num_anchors: how many the task needs an output of.
     """
 
     seeds: np.ndarray

@@ -20,7 +20,7 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from optimag_dist.ufgw import CosineCost, SparseCost, UFGWSolution, costs, problem, products, solve_ufgw
+from optimag_dist.ufgw import CosineCost, SparseCost, UFGWSolution, costs, problem, solve_ufgw
 from optimag_dist.ufgw.costs import Cost
 from optimag_dist.ufgw.operands import as_cost, build_problem, check_cost
 from optimag_dist.ufgw.sinkhorn import SinkhornResult, sinkhorn_exp
@@ -224,9 +224,9 @@ def _parts(instance: Instance, machine: Machine) -> list[str]:
 
     if isinstance(A, CosineCost):
         product = (
-            seconds(lambda: products.product_to_few(A.factor * plan.a[:, :, None], plan.kernel)),
+            seconds(lambda: problem.product_to_few(A.factor * plan.a[:, :, None], plan.kernel)),
             seconds(lambda: B.right_matmul(at.reduced)),
-            seconds(lambda: products.product_to_many(A.factor, at.core, workspace)),
+            seconds(lambda: problem.product_to_many(A.factor, at.core, workspace)),
         )
         flops = (4 * N * N + 2 * len(B.indices)) * A.rank
     else:
@@ -325,10 +325,10 @@ def choices(sizes: Sequence[int]) -> Iterable[Table]:
     def blocks(N: int, r: int, few: bool) -> float:
         left, matrix, out = torch.rand(1, N, r), torch.rand(1, N, N), torch.empty(1, N, N)
         core = left.mT.contiguous()
-        to_few = partial(products.product_to_few, left, matrix)
-        call = to_few if few else partial(products.product_to_many, left, core, out)
-        with patch.object(products, "_BLOCKS_UP_TO_COLUMNS", r):
-            return switched(products, "_FEW_FROM" if few else "_MANY_FROM", 0, 1 << 30, partial(seconds, call))
+        to_few = partial(problem.product_to_few, left, matrix)
+        call = to_few if few else partial(problem.product_to_many, left, core, out)
+        with patch.object(problem, "_BLOCKS_UP_TO_COLUMNS", r):
+            return switched(problem, "_FEW_FROM" if few else "_MANY_FROM", 0, 1 << 30, partial(seconds, call))
 
     kinds = [(r, few) for few in (True, False) for r in (34, 66, 130, 258)]
     rows = ((f"N {N}", [blocks(N, *kind) for kind in kinds]) for N in sorted({768, 1536, 3072, *sizes}))

@@ -74,7 +74,6 @@ class SeedBatcher:
         items: (T,) int64 ids of the nodes to cover (the training nodes), or (T, 2) edges.
         num_nodes: nodes of the whole graph, from which groups are filled.
         ppr: artefact with a row for every node; needed when groups are filled by PPR.
-        options: group sizes and batcher.
         seed: together with the epoch and step it determines every group.
         fill: whether groups are filled up to ``group_size``; without a regulariser only the anchors are of use.
 
@@ -101,16 +100,12 @@ class SeedBatcher:
         if fill and options.batcher == "ppr" and ppr is None:
             raise InputError("sampling.batcher=ppr needs a PPR artefact; compute one with: optimag ppr STORE")
         self._items = np.asarray(items, dtype=np.int64)
-        self._num_nodes = num_nodes
-        self._ppr = ppr
-        self._options = options
-        self._seed = seed
+        self._num_nodes, self._ppr, self._options, self._seed = num_nodes, ppr, options, seed
         self._target = min(options.group_size, num_nodes) if fill else 0
 
     @property
     def steps_per_epoch(self) -> int:
-        per_step = self._options.groups * self._options.anchors
-        return -(-len(self._items) // per_step)
+        return -(-len(self._items) // (self._options.groups * self._options.anchors))
 
     @property
     def smallest_group(self) -> int:

@@ -20,11 +20,7 @@ from optimag_dist.types import CSR, Block
 
 
 def load_dgl() -> Any:
-    """The module ``dgl``.
-
-    Raises:
-        InputError: it is not there.
-    """
+    """The module ``dgl``, or an InputError."""
     return import_dgl("sampling.sampler=dgl", "take sampling.sampler=keyed, the default")
 
 
@@ -36,21 +32,14 @@ def _dgl_thread() -> ThreadPoolExecutor:
 
 
 class DGLBlockSampler(BlockSampler):
-    """A :class:`~optimag_dist.sampling.neighbours.BlockSampler` that has DGL draw.
-
-    Args:
-        topology: in-CSR (row v holds the neighbours v hears from), of the whole graph, on this host.
-
-    Raises:
-        InputError: DGL is not there.
-    """
+    """A :class:`~optimag_dist.sampling.neighbours.BlockSampler` that has DGL draw from the in-CSR ``topology`` (row v
+    holds the neighbours v hears from) of the whole graph, on this host."""
 
     def __init__(self, topology: CSR) -> None:
         # DGL wants one integer type for both arrays; 32 bits halve the bytes and fit all but the largest graphs.
         fits = topology.num_arcs < 2**31 and topology.num_nodes < 2**31
         dtype = np.int32 if fits else np.int64
-        indptr = _as_tensor(topology.indptr, dtype)
-        indices = _as_tensor(topology.indices, dtype)
+        indptr, indices = _as_tensor(topology.indptr, dtype), _as_tensor(topology.indices, dtype)
         self._id_type = indptr.dtype
         self._graph = load_dgl().graph(
             ("csc", (indptr, indices, torch.empty(0, dtype=indptr.dtype))), num_nodes=topology.num_nodes

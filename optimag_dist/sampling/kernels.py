@@ -31,11 +31,9 @@ def draw(starts, stops, indices, nodes, fanout, key, indptr, out):  # type: igno
     """Up to ``fanout`` distinct entries of each node's row, every subset equally likely (Floyd's algorithm).
 
     Args:
-        starts, stops: (k,) int64, where the row of ``nodes[i]`` lies in ``indices``.
-        indices: neighbours.
-        nodes: (k,) int64 ids that the draws are keyed by.
+        starts, stops: (k,) int64, where the row of ``nodes[i]`` lies in ``indices``, the neighbours.
+        nodes: (k,) int64 ids that the draws are keyed by, with the uint64 ``key``.
         fanout: entries kept; shorter rows are taken whole, and all rows where it is −1.
-        key: uint64.
         indptr: (k + 1,) int64, the sizes that follow from the above, summed up.
         out: (indptr[−1],) of the dtype of ``indices``, written; the order within a row is a function of the key too.
     """

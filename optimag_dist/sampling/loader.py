@@ -31,15 +31,13 @@ class GroupLoader:
     """Batches of one rank.
 
     Args:
-        rows: where neighbours and features come from: a :class:`~optimag_dist.sampling.LocalSource` of a store.
+        rows: where neighbours and features come from.
         ppr: prior of the groups; None leaves ``proximity`` out of the batches.
-        options: fan-outs and group sizes.
-        seed: seed of the run.
+        seed: of the run.
         messages: whether the model passes messages; without, batches have no blocks.
         rank, world_size: this rank takes every ``world_size``-th group of a step, from ``rank`` on.
         pin_memory: for copies to a GPU that do not wait.
-        num_threads: threads that assemble batches ahead of training; default: as many as torch computes with. The
-            batches do not depend on it.
+        num_threads: that assemble batches ahead of training; default: as many as torch computes with.
 
     Raises:
         InputError: more ranks than groups per step, or DGL is to sample rows that are not on this host.
@@ -63,13 +61,8 @@ class GroupLoader:
                 f"{world_size} workers but sampling.groups={options.groups}: every worker needs at least one group "
                 f"per step; raise sampling.groups or lower train.workers"
             )
-        self._rows = rows
-        self._ppr = ppr
-        self._options = options
-        self._seed = seed
-        self._rank = rank
-        self._world_size = world_size
-        self._pin_memory = pin_memory
+        self._rows, self._ppr, self._options, self._seed = rows, ppr, options, seed
+        self._rank, self._world_size, self._pin_memory = rank, world_size, pin_memory
         self._num_threads = num_threads or torch.get_num_threads()
         self._sampler = _make_sampler(rows, options) if messages else None
 
@@ -97,14 +90,12 @@ class GroupLoader:
         for task, (batcher, example_fn) in enumerate(sources):
             for index in range(self._rank, len(items[task]), self._world_size):
                 key = (epoch, step, task * len(items[task]) + index)
-                examples = example_fn(items[task][index], self._rng(key))
+                rng = np.random.default_rng((self._seed, *key, _EXAMPLES))
+                examples = example_fn(items[task][index], rng)
                 group = batcher.group(examples.anchors, key=key)
                 groups.append(self._assemble(group, examples, key, task))
         num_items = tuple(sum(map(len, of_task)) for of_task in items)
         return StepBatch(epoch, step, tuple(groups), sum(map(len, items)), num_items)
-
-    def _rng(self, key: tuple[int, ...]) -> np.random.Generator:
-        return np.random.default_rng((self._seed, *key, _EXAMPLES))
 
     def _assemble(self, group: SeedGroup, examples: Examples, key: tuple[int, ...], task: int) -> GroupBatch:
         inputs: np.ndarray = group.anchors

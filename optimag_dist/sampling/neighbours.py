@@ -25,15 +25,12 @@ class BlockSampler:
     def sample(
         self, seeds: np.ndarray, fanouts: Sequence[int], key: Sequence[int]
     ) -> tuple[np.ndarray, tuple[Block, ...]]:
-        """Blocks for ``seeds``.
+        """The input nodes, int64, of which ``seeds``, (A,) int64 distinct, are the first, and the blocks, input side
+        first, the last of which leads to ``seeds``.
 
         Args:
-            seeds: (A,) int64 distinct node ids, the destinations of the last block.
             fanouts: per layer, input side first; -1 takes all neighbours.
             key: non-negative integers that determine the draw.
-
-        Returns:
-            The input nodes (int64; ``seeds`` are the first A of them) and the blocks, input side first.
         """
         nodes = seeds
         blocks: list[Block] = []
@@ -66,8 +63,7 @@ def exclude_edges(
 
     Args:
         blocks: over ``nodes``, of which each block's sources are the first.
-        degrees: (U,) int64.
-        nodes: (U,) int64 distinct ids.
+        degrees, nodes: (U,) int64, and (U,) int64 distinct ids.
         edges: (E, 2) int64 ids of distinct edges of the graph.
     """
     order = np.argsort(nodes)

@@ -12,15 +12,9 @@ _NAMED = 5
 
 
 class BadPictures:
-    """Of one attribute, those met so far; several threads may note some.
+    """Of one attribute, the ``nodes`` met so far whose picture does not decode; several threads may note some.
 
-    Args:
-        store, attribute: that has the pictures.
-        on_bad: a picture that does not decode counts as none (``mask``), or is an error.
-        key: of the configuration that says so.
-
-    Attributes:
-        nodes: whose picture does not decode.
+    Such a picture counts as none (``on_bad`` is ``mask``), or is an error, as ``key`` of the configuration says.
     """
 
     def __init__(self, store: GraphStore, attribute: str, on_bad: Literal["mask", "error"], key: str) -> None:
@@ -28,11 +22,8 @@ class BadPictures:
         self.nodes: set[int] = set()
 
     def note(self, nodes: np.ndarray, values: Sequence[bytes | None], decoded: np.ndarray) -> None:
-        """Take note of those of k nodes' pictures that are there and have not ``decoded``, (k,) bool.
-
-        Raises:
-            InputError: there is one, and ``on_bad`` is ``error``.
-        """
+        """Take note of those of k nodes' pictures that are there and have not ``decoded``, (k,) bool, or raise
+        InputError for the first where ``on_bad`` is ``error``."""
         bad = [int(node) for node, value, good in zip(nodes, values, decoded, strict=True) if value and not good]
         if bad and self._on_bad == "error":
             raise bad_picture_error(self._store, self.attribute, bad[0], self._key)

@@ -18,10 +18,7 @@ _UNKNOWN, _ABSENT, _PRESENT = range(3)
 
 
 def check_encoders(store: GraphStore, encoders: Mapping[str, PretrainedOptions]) -> dict[str, Kind]:
-    """Check that the store has what each encoder reads, and that there is such a model, without loading weights.
-
-    Args:
-        encoders: modality → its encoder.
+    """Check that the store has what each modality's encoder reads, and that there is such a model, without its weights.
 
     Returns:
         Modality → what its encoder reads.
@@ -40,11 +37,7 @@ def check_encoders(store: GraphStore, encoders: Mapping[str, PretrainedOptions])
 
 
 def attribute_kind(store: GraphStore, attribute: str) -> Kind:
-    """What the store's ``attribute`` is.
-
-    Raises:
-        InputError: it has none of this name.
-    """
+    """What the store's ``attribute`` is; raises InputError where it has none of this name."""
     if attribute not in store.attributes:
         there = ", ".join(f"{name} ({kind})" for name, kind in store.attributes.items()) or "none"
         raise InputError(
@@ -61,8 +54,7 @@ class RawRows:
     A picture that does not decode is none, and is noted; or it is an ``InputError`` (``on_bad_picture``).
 
     Args:
-        rows: all else of the graph.
-        store: what has the attributes, on this host.
+        rows, store: the graph, and what has the attributes, on this host.
         encoders: modality → its encoder; other modalities keep their stored features.
 
     Attributes:

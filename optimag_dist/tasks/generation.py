@@ -55,11 +55,7 @@ class Generation(Task[HeadT]):
 
 
 def _find_attribute(store: GraphStore, name: str | None, kind: str, task: str) -> str:
-    """The attribute of ``kind`` (``text`` or ``image``) that ``name`` means, or the only one where it is None.
-
-    Raises:
-        InputError: there is none, it is of another kind, or it is not clear which.
-    """
+    """The attribute of ``kind`` that ``name`` means, or the only one where it is None."""
     there = [attribute for attribute, of_kind in store.attributes.items() if of_kind == kind]
     add = f"name its column under attributes in the schema (kind: {kind}) and run optimag ingest again"
     if not there:
@@ -77,11 +73,6 @@ def _find_attribute(store: GraphStore, name: str | None, kind: str, task: str) -
 def _find_withheld(
     store: GraphStore, withhold: tuple[str, ...] | None, attribute: str, modalities: tuple[str, ...]
 ) -> tuple[str, ...]:
-    """The modalities made from ``attribute``.
-
-    Raises:
-        InputError: they are not named, or named and not there.
-    """
     names = ", ".join(modalities)
     if withhold is None:
         raise InputError(

@@ -4,6 +4,7 @@ A node's own picture, and the modalities made from it, are withheld from its tok
 are not seen anywhere, neither by their neighbours nor by the regulariser.
 """
 
+from collections import ChainMap
 from collections.abc import Mapping
 from io import BytesIO
 from typing import Literal
@@ -25,7 +26,7 @@ from optimag_dist.tasks.generation import Generation, GenerationOptions
 from optimag_dist.tasks.graph_tokens import GraphTokens
 from optimag_dist.tasks.image_metrics import FeatureSpace, SpaceName, feature_metrics, nearest
 from optimag_dist.tasks.metrics import Metric
-from optimag_dist.tasks.task import Evaluation, Part, TaskContext, TaskHead, gather_dict, my_chunks, sum_over_ranks
+from optimag_dist.tasks.task import Evaluation, Part, TaskContext, TaskHead, gather, my_chunks, sum_over_ranks
 from optimag_dist.types import Examples, GroupBatch
 
 _CHUNK = 64
@@ -132,7 +133,7 @@ class GraphToImage(Generation[ImageHead]):
 
     def _judge(self, metrics: dict[str, float], mine: dict[int, np.ndarray], device: torch.device) -> Evaluation:
         """With the metrics of all ranks' drawn pictures, and these beside the real and the nearest training ones."""
-        made = dict(sorted(gather_dict(mine).items()))
+        made = dict(sorted(ChainMap(*gather(mine)).items()))
         references, _ = self.pictures(np.array(list(made)))
         training, _ = self.pictures(self.train[:: -(-len(self.train) // _COMPARED)])
         space = FeatureSpace(self.options.feature_space, device)

@@ -4,6 +4,7 @@ A node's own text, and the modalities made from it, are withheld from its prefix
 are not seen anywhere, neither by their neighbours nor by the regulariser.
 """
 
+from collections import ChainMap
 from collections.abc import Mapping
 
 import numpy as np
@@ -25,7 +26,7 @@ from optimag_dist.store import GraphStore
 from optimag_dist.tasks.generation import Generation, GenerationOptions
 from optimag_dist.tasks.graph_tokens import GraphTokens
 from optimag_dist.tasks.metrics import Metric
-from optimag_dist.tasks.task import Evaluation, Part, TaskContext, TaskHead, gather_dict, my_chunks, sum_over_ranks
+from optimag_dist.tasks.task import Evaluation, Part, TaskContext, TaskHead, gather, my_chunks, sum_over_ranks
 from optimag_dist.tasks.text_metrics import text_metrics
 from optimag_dist.types import Examples, GroupBatch
 
@@ -111,7 +112,7 @@ class GraphToText(Generation[TextHead]):
         metrics = {"nll": float(sums[0] / sums[1])}
         if part == "val":
             return Evaluation(metrics)
-        texts = gather_dict(texts)
+        texts = dict(ChainMap(*gather(texts)))
         outputs, references = [texts[node] for node in nodes.tolist()], self.store.attribute(self.attribute, nodes)
         table = pa.table({"id": self.store.ids(nodes), "reference": references, "output": outputs})
         return Evaluation(metrics | text_metrics(outputs, references), table)

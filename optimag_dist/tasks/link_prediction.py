@@ -18,22 +18,12 @@ from optimag_dist.models import MultimodalModel
 from optimag_dist.sampling.neighbours import append_nodes
 from optimag_dist.store import GraphStore
 from optimag_dist.store.csr import contains
-from optimag_dist.store.link_queries import LinkQueries
 from optimag_dist.store.link_split import check_no_leak
 from optimag_dist.tasks.decoders import Decoder, DecoderName, make_decoder
 from optimag_dist.tasks.metrics import Metric
 from optimag_dist.tasks.negatives import in_batch_mask, ppr_hard_negatives, uniform_negatives
-from optimag_dist.tasks.ranking import gather_ranks, rank_all, rank_among, ranking_metrics
-from optimag_dist.tasks.task import (
-    Evaluation,
-    Part,
-    Task,
-    TaskContext,
-    TaskHead,
-    TaskOptions,
-    my_share,
-    rank_and_size,
-)
+from optimag_dist.tasks.ranking import rank_all, rank_among, ranking_metrics
+from optimag_dist.tasks.task import Evaluation, Part, Task, TaskContext, TaskHead, TaskOptions, gather, my_share
 from optimag_dist.types import CSR, Examples, GroupBatch, InputError
 
 _QUERIES = 1024
@@ -166,12 +156,12 @@ class LinkPrediction(Task[LinkHead]):
         """(k,) int64 ascending nodes that come up in a part's links, or are ranked among."""
         if self._ranks_all(part):
             return np.arange(self._num_nodes)
-        queries = self._queries(part)
+        queries = getattr(self._links, part)
         return np.unique(np.concatenate([queries.sources, queries.targets, queries.negatives.ravel()]))
 
     def rank(self, part: Part, vectors: Tensor, decoder: Decoder) -> dict[str, float]:
         """The metrics of a part's links, given the (k, d) vectors of its :meth:`nodes`."""
-        nodes, all_queries = self.nodes(part), self._queries(part)
+        nodes, all_queries = self.nodes(part), getattr(self._links, part)
         queries = all_queries[my_share(len(all_queries))]
 
         def rows(ids: np.ndarray) -> Tensor:
@@ -183,23 +173,15 @@ class LinkPrediction(Task[LinkHead]):
             candidates = np.concatenate([some.targets[:, None], some.negatives], 1)
             scores = decoder(vectors[rows(some.sources)][:, None], vectors[rows(candidates)])
             ranks.append(rank_among(scores[:, 0], scores[:, 1:]))
-        metrics = ranking_metrics(gather_ranks(torch.cat(ranks), rank_and_size()[1]))
+        metrics = ranking_metrics(torch.cat(gather(torch.cat(ranks).cpu())))
         if self._ranks_all(part):
             sources = rows(queries.sources)
-            among_all = rank_all(
-                vectors[sources],
-                vectors,
-                rows(queries.targets),
-                score=decoder.score_all,
-                known=self.known(queries.sources),
-                exclude=sources,
-            )
-            of_all = ranking_metrics(gather_ranks(among_all, rank_and_size()[1]))
+            score, known = decoder.score_all, self.known(queries.sources)
+            true = rows(queries.targets)
+            among_all = rank_all(vectors[sources], vectors, true, score=score, known=known, exclude=sources)
+            of_all = ranking_metrics(torch.cat(gather(among_all.cpu())))
             metrics |= {f"{name}_all": of_all[name] for name in ("mrr", "hits@10")}
         return metrics
-
-    def _queries(self, part: Part) -> LinkQueries:
-        return getattr(self._links, part)
 
     def _ranks_all(self, part: Part) -> bool:
         return part == "test" and self._options.rank_all

@@ -22,18 +22,9 @@ from optimag_dist.layerwise import LayerwiseForward, Mask
 from optimag_dist.models import MultimodalModel
 from optimag_dist.store import GraphStore
 from optimag_dist.tasks.metrics import Metric
-from optimag_dist.tasks.ranking import gather_ranks, rank_all, ranking_metrics, retrieval_metrics
+from optimag_dist.tasks.ranking import rank_all, ranking_metrics, retrieval_metrics
 from optimag_dist.tasks.splits import NodeSplit, split_nodes
-from optimag_dist.tasks.task import (
-    Evaluation,
-    Part,
-    Task,
-    TaskContext,
-    TaskHead,
-    TaskOptions,
-    my_share,
-    rank_and_size,
-)
+from optimag_dist.tasks.task import Evaluation, Part, Task, TaskContext, TaskHead, TaskOptions, gather, my_share
 from optimag_dist.types import Examples, GroupBatch, InputError
 
 
@@ -194,18 +185,13 @@ class ModalityRetrieval(Task[RetrievalHead]):
 
 
 def _rank(asked: Tensor, found: Tensor, asking: np.ndarray, there: np.ndarray) -> dict[str, float]:
-    """The metrics of a pair of modalities.
-
-    Args:
-        asked, found: (k, d) what nodes ask with and are found by.
-        asking: which of them ask.
-        there: (k,) bool, which of them have the target.
-    """
+    """The metrics of a pair of modalities, of (k, d) what nodes ask with and are found by, which of them ask, and (k,)
+    bool, which of them have the target."""
     mine = asking[my_share(len(asking))]
     place = torch.from_numpy(np.cumsum(there) - 1)
     candidates = found[torch.from_numpy(np.flatnonzero(there))]
     ranks = rank_all(asked[mine], candidates, place[mine], score=lambda q, c: q @ c.mT)
-    ranks = gather_ranks(ranks, rank_and_size()[1])
+    ranks = torch.cat(gather(ranks.cpu()))
     others = max(1, int(there.sum()) - 1)
     # Matching: the chance that a node's own beats another's, drawn at random.
     matching = 1 - (float(ranks.mean()) - 1) / others

@@ -17,17 +17,8 @@ _TRIES = 16
 
 
 def uniform_negatives(rng: np.random.Generator, num_nodes: int, count: int, taken: np.ndarray) -> np.ndarray:
-    """(count,) int64 distinct nodes, drawn uniformly from those not in ``taken``; O(count + len(taken)) memory.
-
-    Args:
-        rng: decides the draw.
-        num_nodes: n.
-        count: how many.
-        taken: int64 node ids, repetitions allowed.
-
-    Raises:
-        InputError: fewer than ``count`` nodes are free.
-    """
+    """(count,) int64 distinct nodes, drawn uniformly from those not in ``taken`` (int64, repetitions allowed); O(count
+    + len(taken)) memory. Raises InputError where fewer are free."""
     ordered = np.unique(taken)
     free = num_nodes - len(ordered)
     if count > free:
@@ -49,9 +40,7 @@ def ppr_hard_negatives(
     Args:
         ppr: of the graph without the edges to be predicted.
         sources: (k,) int64, repetitions allowed: each occurrence draws anew.
-        is_edge: see :data:`IsEdge`.
         count_per_source: at least 1.
-        rng: decides the draw.
 
     Returns:
         (k, count_per_source) int64.
@@ -76,12 +65,8 @@ def ppr_hard_negatives(
 
 
 def in_batch_mask(edges: np.ndarray, is_edge: IsEdge) -> np.ndarray:
-    """(k, k) bool: whether the source of edge i and the target of edge j, different nodes, are no edge.
-
-    Args:
-        edges: (k, 2) int64 sources and targets, edges to ``is_edge`` as well.
-        is_edge: see :data:`IsEdge`.
-    """
+    """(k, k) bool: whether the source of edge i and the target of edge j, different nodes, are no edge; of ``edges``
+    (k, 2) int64, edges to ``is_edge`` as well."""
     sources, targets = (side.ravel() for side in np.meshgrid(*edges.T, indexing="ij"))
     return (~is_edge(sources, targets) & (sources != targets)).reshape(len(edges), len(edges))
 

@@ -105,14 +105,8 @@ def classify(
     forward: LayerwiseForward,
     note: Callable[[Tensor, Tensor], None],
 ) -> None:
-    """Call ``note`` with (c, classes) logits and (c,) labels of chunks of ``nodes``, this rank's share of them.
-
-    Args:
-        nodes, labels: (k,) int64.
-
-    Raises:
-        Diverged: a logit is not finite, on any rank.
-    """
+    """Call ``note`` with (c, classes) logits and (c,) labels of chunks of ``nodes``, (k,) int64 as ``labels``, this
+    rank's share of them. Raises ``Diverged`` where a logit is not finite, on any rank."""
     states, truth = forward.states(nodes), torch.from_numpy(labels)
     wrong = torch.zeros((), dtype=torch.int64, device=forward.device)
     for rows in my_chunks(len(nodes), _CHUNK):
@@ -161,12 +155,9 @@ class ClassCounts:
     def __init__(self, num_classes: int) -> None:
         self._counts = torch.zeros(3, num_classes, dtype=torch.int64)
 
-    def to(self, device: torch.device) -> None:
-        self._counts = self._counts.to(device)
-
     def update(self, scores: Tensor, labels: Tensor) -> None:
         """Add (k, classes) logits or probabilities and (k,) int64 labels."""
-        self.to(labels.device)
+        self._counts = self._counts.to(labels.device)
         predicted = scores.argmax(1)
         for row, nodes in enumerate((labels[predicted == labels], predicted, labels)):
             self._counts[row] += torch.bincount(nodes, minlength=self._counts.shape[1])

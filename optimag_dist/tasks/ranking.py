@@ -13,7 +13,6 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -33,9 +32,6 @@ def rank_among(true: Tensor, others: Tensor) -> Tensor:
 
     Returns:
         (k,) float64, from 1.
-
-    Raises:
-        Diverged: a score is NaN.
     """
     _raise_if(true.isnan().any() | others.isnan().any())
     greater, level = (compare(others, true[:, None]).sum(1).double() for compare in (torch.gt, torch.eq))
@@ -71,9 +67,6 @@ def rank_all(
 
     Returns:
         (k,) float64, from 1, on the queries' device.
-
-    Raises:
-        Diverged: a score is NaN.
     """
     k, n, device = len(queries), len(candidates), queries.device
     if not k:
@@ -103,24 +96,6 @@ def rank_all(
             level[span] += _count(torch.eq, table, thresholds[span])
     _raise_if(nan)
     return 1 + greater + level / 2
-
-
-def gather_ranks(ranks: Tensor, world_size: int) -> Tensor:
-    """The ranks of all workers, the first worker's first; each brings as many as it has.
-
-    Args:
-        ranks: (k,) float64, on a device that the default process group can send from.
-        world_size: workers; all of them call this.
-    """
-    if world_size == 1:
-        return ranks
-    mine = torch.tensor([len(ranks)], device=ranks.device)
-    sizes = [torch.empty_like(mine) for _ in range(world_size)]
-    dist.all_gather(sizes, mine)
-    longest = int(torch.cat(sizes).max())
-    parts = [ranks.new_empty(longest) for _ in range(world_size)]
-    dist.all_gather(parts, _padded(ranks, longest))
-    return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
 
 
 def ranking_metrics(ranks: Tensor) -> dict[str, float]:

@@ -32,9 +32,7 @@ def split_nodes(
     """Train, validation and test nodes, each ascending int64.
 
     Args:
-        split: the store's own, or shares for a random one.
         usable: (n,) bool nodes that the task can use at all.
-        seed: of a random split.
         what: such nodes are called in messages: "labelled node".
         strata: (n,) int64 classes ≥ 0 of usable nodes, each of which gives its share and at least one node to training;
             default: one class.

@@ -29,11 +29,7 @@ Part = Literal["val", "test"]
 
 
 class TaskOptions(OptionsOfKind):
-    """What every task has.
-
-    Attributes:
-        weight: of the task's loss beside other tasks'.
-    """
+    """What every task has; ``weight`` is that of its loss beside other tasks'."""
 
     weight: float = Field(1.0, gt=0, allow_inf_nan=False)
 
@@ -63,13 +59,8 @@ class TaskHead(nn.Module, ABC):
 
     @abstractmethod
     def loss(self, model: MultimodalModel, embeddings: Mapping[str, Tensor], batch: GroupBatch) -> Tensor:
-        """Summed over the group's items.
-
-        Args:
-            model: encoded the batch; passes messages.
-            embeddings: modality → (U, embedding) of the batch's nodes.
-            batch: with the task's targets.
-        """
+        """Summed over the group's items, from the batch with the task's targets, and modality → (U, embedding) of its
+        nodes as ``model``, which passes messages, encoded them."""
 
     def forward(self, model: MultimodalModel, embeddings: Mapping[str, Tensor], batch: GroupBatch) -> Tensor:
         return self.loss(model, embeddings, batch)
@@ -133,10 +124,7 @@ class Task(ABC, Generic[HeadT]):
 
     @abstractmethod
     def evaluate(self, part: Part, head: HeadT, forward: LayerwiseForward) -> Evaluation:
-        """Evaluate a part; called on every rank.
-
-        Args:
-            head: in evaluation mode, as the model that ``forward`` goes through.
+        """Evaluate a part; called on every rank, with ``head`` in evaluation mode.
 
         Raises:
             Diverged: what the model says is not finite.
@@ -175,11 +163,9 @@ def sum_over_ranks(mine: Tensor) -> Tensor:
     return mine
 
 
-def gather_dict(mine: dict[int, ValueT]) -> dict[int, ValueT]:
-    """All ranks' entries, on each."""
-    size = rank_and_size()[1]
-    if size == 1:
-        return mine
-    ranks: list[dict[int, ValueT]] = [{} for _ in range(size)]
-    dist.all_gather_object(ranks, mine)
-    return {key: value for entries in ranks for key, value in entries.items()}
+def gather(mine: ValueT) -> list[ValueT]:
+    """What each rank has, on all of them; tensors must be on the CPU."""
+    everyone = [mine] * rank_and_size()[1]
+    if len(everyone) > 1:
+        dist.all_gather_object(everyone, mine)
+    return everyone

@@ -14,20 +14,9 @@ What they say of short texts, such as names:
 """
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 from optimag_dist.types import InputError
-
-
-class _Words:
-    """What rouge-score takes for a tokeniser."""
-
-    def __init__(self) -> None:
-        from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
-
-        self._split = Tokenizer13a()
-
-    def tokenize(self, text: str) -> list[str]:
-        return self._split(text.lower()).split()
 
 
 def text_metrics(candidates: Sequence[str], references: Sequence[str]) -> dict[str, float]:
@@ -51,9 +40,12 @@ def text_metrics(candidates: Sequence[str], references: Sequence[str]) -> dict[s
         from pycocoevalcap.cider.cider import Cider
         from rouge_score.rouge_scorer import RougeScorer
         from sacrebleu.metrics.bleu import BLEU
+        from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
     except ImportError as error:
         raise InputError(f"generated texts are judged by {error.name}; pip install 'optimag_dist[generate]'") from error
-    words = _Words()
+    split = Tokenizer13a()
+    # What rouge-score takes for a tokeniser.
+    words = SimpleNamespace(tokenize=lambda text: split(text.lower()).split())
     bleu = BLEU(lowercase=True, tokenize="13a", smooth_method="exp", force=True)
     rouge = RougeScorer(["rougeL"], tokenizer=words)
     overlaps = [rouge.score(r, c)["rougeL"].fmeasure for c, r in zip(candidates, references, strict=True)]

@@ -14,7 +14,7 @@ from optimag_dist.files import atomic
 from optimag_dist.sampling import FeaturelessRows, nodes_alone
 from optimag_dist.sampling.pictures import told_bad_pictures
 from optimag_dist.tasks import Evaluation, monitor_of, notes_of
-from optimag_dist.tasks.task import gather_dict
+from optimag_dist.tasks.task import gather
 from optimag_dist.train import checkpoint
 from optimag_dist.train.callback import TrainerCallback
 from optimag_dist.train.checkpointer import Progress
@@ -132,8 +132,7 @@ class Exporter:
     def _told_bad_pictures(self) -> list[str]:
         """A sentence for each attribute that has some, over all ranks."""
         mine = [(bad.attribute, bad.nodes) for bad in self._parts.bad_pictures]
-        of_ranks = gather_dict({self._parts.worker.rank: mine})
         nodes: dict[str, set[int]] = {}
-        for attribute, met in itertools.chain.from_iterable(of_ranks.values()):
+        for attribute, met in itertools.chain.from_iterable(gather(mine)):
             nodes.setdefault(attribute, set()).update(met)
         return [told_bad_pictures(self._parts.store, attribute, met) for attribute, met in nodes.items() if met]

@@ -1,5 +1,7 @@
 """Which kernels do the work: numba's on the CPU, Triton's on a GPU, where they are installed; torch's own otherwise."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache, wraps
 from importlib import import_module
 from types import ModuleType
@@ -38,3 +40,21 @@ def triton_for(x: Tensor) -> ModuleType | None:
 def compiled_for(x: Tensor) -> ModuleType | None:
     """:mod:`optimag_dist.ufgw.compiled` where it can work on ``x``, else None."""
     return _installed("compiled") if x.device.type == "cpu" else None
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Keep TF32 out of matrix products on a GPU, whatever the process has chosen for its networks.
+
+    TF32 keeps 10 bits: a cost near 1 is then off by 1e-3, which divided by ε = 0.01 is a tenth in the logarithm of the
+    plan. The products are a small part of a solve beside its sweeps over K, so little would be won.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -46,10 +46,8 @@ class _Recording:
 def replayed(run: Callable[[Inputs], Outputs], inputs: Inputs, options: Any) -> Outputs:
     """``run(inputs)`` from a recording of its launches, or as it is where recording fails.
 
-    Args:
-        run: reads no value back, and computes from the tensors of ``inputs`` and from ``options`` alone.
-        inputs: dataclass of tensors and dataclasses on one CUDA device. What it has cached is not used.
-        options: hashable, all else that the launches depend on.
+    ``run`` reads no value back, and computes from the tensors of ``inputs``, a dataclass of tensors and dataclasses on
+    one CUDA device, and from the hashable ``options`` alone. What ``inputs`` have cached is not used.
     """
     key = options, tuple((x.shape, x.dtype, x.device) for x in tensors(inputs))
     if key not in _recorded:

@@ -56,8 +56,7 @@ class LocalStatus:
     """How the estimate of trust ended, (b,) each, on the device.
 
     Attributes:
-        change: see :class:`TrustEstimate`.
-        mass: mean of what is kept.
+        change, mass: see :class:`TrustEstimate`, and the mean of what is kept.
         healthy: bool, the modality has distances to estimate_trust by, and they are finite.
     """
 
@@ -95,10 +94,8 @@ def estimate_trust(
     The bound's minimum has log k + A k + B = 0, A = α s'/(ρ k'), B = γ x/(2ρ). x follows at half the pace.
 
     Args:
-        C: C̄ (b, N, N) of the b modalities.
-        weights: W̄ (N, N).
+        C, weights: C̄ (b, N, N) of the b modalities and W̄ (N, N).
         marginal: μ (b, N), 0 where a node lacks the modality.
-        alpha, rho: as above.
         agreement: γ.
     """
     modalities = len(C)

@@ -8,7 +8,6 @@ with r = π1, c = πᵀ1 and kl(x, y) = x log(x/y) − x + y. A mass that ρ = �
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -20,49 +19,30 @@ from optimag_dist.ufgw.plan import Plan
 from optimag_dist.ufgw.problem import Linearised, UFGWProblem
 
 
-@dataclass(frozen=True)
-class ObjectiveParts:
-    """The five terms, each with its weight in it, (b,) each; they sum to the objective."""
-
-    linear: Tensor
-    quadratic: Tensor
-    marginal_mu: Tensor
-    marginal_nu: Tensor
-    entropy: Tensor
-
-    def total(self) -> Tensor:
-        return self.linear + self.quadratic + self.marginal_mu + self.marginal_nu + self.entropy
-
-    def as_dict(self) -> dict[str, Tensor]:
-        return dict(vars(self))
-
-
-def evaluate(problem: UFGWProblem, plan: Plan, linearised: Linearised, log_moment: Tensor) -> ObjectiveParts:
-    """The terms at ``plan`` (multiplied out), given its L⊗π and Σ π log π (b,)."""
+def evaluate(problem: UFGWProblem, plan: Plan, linearised: Linearised, log_moment: Tensor) -> dict[str, Tensor]:
+    """The five terms at ``plan`` (multiplied out), weighted, (b,) each, that sum to the objective; from its L⊗π and
+    Σ π log π (b,)."""
     mu, nu = problem.mu, problem.nu
     relative = log_moment - torch.xlogy(plan.rows, mu).sum(1) - torch.xlogy(plan.columns, nu).sum(1)
     total = mu.sum(1) * nu.sum(1)
     mass = plan.mass
     tensor_kl = 2 * mass * relative - mass.square() + total.square()
     entropy = tensor_kl if problem.tensor_kl else relative - mass + total
-    return ObjectiveParts(
-        linear=(1 - problem.alpha) * plan.inner(problem.M),
-        quadratic=problem.alpha * problem.interaction(linearised, plan, linearised),
-        marginal_mu=_marginal(plan.rows, mu, problem.rho_mu, problem.tensor_kl),
-        marginal_nu=_marginal(plan.columns, nu, problem.rho_nu, problem.tensor_kl),
-        entropy=problem.epsilon * entropy,
-    )
+    return {
+        "linear": (1 - problem.alpha) * plan.inner(problem.M),
+        "quadratic": problem.alpha * problem.interaction(linearised, plan, linearised),
+        "marginal_mu": _marginal(plan.rows, mu, problem.rho_mu, problem.tensor_kl),
+        "marginal_nu": _marginal(plan.columns, nu, problem.rho_nu, problem.tensor_kl),
+        "entropy": problem.epsilon * entropy,
+    }
 
 
 class Moments(NamedTuple):
     """What the solver's steps need of a plan π that solved the cost linearised at π₀; (b,) each.
 
     Attributes:
-        mass: of π.
-        own: ⟨L⊗π, π⟩.
-        own_size: of the numbers that it is a difference of.
-        across: ⟨L⊗π₀, π⟩.
-        duals: ⟨f⊕g, π⟩.
+        mass, own: of π, and ⟨L⊗π, π⟩; own_size: of the numbers that it is a difference of.
+        across, duals: ⟨L⊗π₀, π⟩ and ⟨f⊕g, π⟩.
         penalty: Σ_i ρ_i r_i log(r_i/μ_i) + Σ_j ρ_j c_j log(c_j/ν_j), without the pinned nodes.
         penalised: Σ_i ρ_i r_i + Σ_j ρ_j c_j, likewise.
     """
@@ -138,9 +118,7 @@ def structure_term(
 
     Args:
         cost: the modality cost that ``problem`` was made from.
-        problem: the problem.
-        plan: multiplied out.
-        linearised: of ``plan``.
+        plan, linearised: multiplied out, and its L⊗π.
         healthy: (b,) bool; where not, the gradient is 0.
         again: finds problem and plan once more, for second derivatives: no plan is kept for those who want none.
     """
@@ -174,17 +152,14 @@ def structure_term(
 def with_gradient(x: Tensor, value: Tensor, gradient: Tensor, written_out: Callable[[Tensor], Tensor]) -> Tensor:
     """``value`` (b,) as a function of ``x`` (b, …) whose ``gradient`` (b, …) is known already.
 
-    Args:
-        written_out: the same function of x in torch's operations, up to what does not depend on x: the way that second
-            derivatives take.
+    ``written_out`` is the same function of x in torch's operations, up to what does not depend on x: the way that
+    second derivatives take.
     """
     attached: Tensor = _WithGradient.apply(x, value, gradient, written_out)
     return attached
 
 
 class _WithGradient(torch.autograd.Function):
-    """See :func:`with_gradient`."""
-
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, value: Tensor, gradient: Tensor, written_out: Callable[[Tensor], Tensor]

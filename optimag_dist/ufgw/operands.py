@@ -33,11 +33,7 @@ def build_problem(
     marginal: str,
     checks: DeferredChecks,
 ) -> UFGWProblem:
-    """Check shapes at once and values through ``checks``, and bring everything to the solver's form.
-
-    Raises:
-        ValueError: shapes, dtypes, devices or weights do not fit.
-    """
+    """Check shapes at once and values through ``checks``, and bring everything to the solver's form."""
     if marginal not in MARGINALS:
         raise ValueError(f"marginal={marginal!r}: needed one of {', '.join(map(repr, MARGINALS))}")
     check_weights(alpha, epsilon)
@@ -54,31 +50,25 @@ def build_problem(
         raise ValueError(f"batch sizes {sorted(sizes)} do not go together; needed one size, or 1 to share an operand")
     # What has no direction takes no part on its side, and on neither where nothing else is said.
     uniform = _uniform(*costs.values())
-    masses = {
-        name: uniform if x is None else _with_direction(x, costs[cost])
-        for (name, x), cost in zip(given.items(), costs, strict=False)
-    }
+    masses = {}
+    for (name, x), cost in zip(given.items(), costs.values(), strict=False):
+        # A node that has no place in a cosine cost, absent or its embedding of length 0, has no mass.
+        masses[name] = uniform if x is None else x * (cost.weights > 0) if isinstance(cost, CosineCost) else x
 
     for name, cost in costs.items():
         check_cost(checks, name, cost, symmetric=name != "M")
     for name, x in masses.items():
         if x is not uniform:
             _check_masses(checks, name, x)
-    if weights["rho (mu)"] is weights["rho (nu)"]:
-        _check_rho(checks, "rho", weights["rho (mu)"])
-    else:
-        for name, x in weights.items():
-            _check_rho(checks, name, x)
+    same = weights["rho (mu)"] is weights["rho (nu)"]
+    for name, x in list(weights.items())[: 1 if same else 2]:
+        _check_rho(checks, "rho" if same else name, x)
     _check_balance(checks, masses, weights)
-    sides = [(costs["C_m"], masses["mu"], weights["rho (mu)"]), (costs["C_G"], masses["nu"], weights["rho (nu)"])]
-    M = costs["M"]
+    (A, B, M), vectors = costs.values(), [*masses.values(), *weights.values()]
     if exchanges_sides(C_m, C_G):
-        sides.reverse()
-        M = DenseCost(M.values.mT) if isinstance(M, DenseCost) else M
-    (A, mu, rho_mu), (B, nu, rho_nu) = sides
-    return UFGWProblem.build(
-        A, B, M, mu, nu, rho_mu, rho_nu, alpha=alpha, epsilon=epsilon, tensor_kl=marginal == "kl_tensor"
-    )
+        A, B, M = B, A, DenseCost(M.values.mT) if isinstance(M, DenseCost) else M
+        vectors = [vectors[i] for i in (1, 0, 3, 2)]
+    return UFGWProblem.build(A, B, M, *vectors, alpha=alpha, epsilon=epsilon, tensor_kl=marginal == "kl_tensor")
 
 
 def exchanges_sides(C_m: Cost | Tensor, C_G: Cost | Tensor) -> bool:
@@ -95,11 +85,6 @@ def _uniform(*costs: Cost) -> Tensor:
         return weights[0]
     there = torch.stack(torch.broadcast_tensors(*weights)).amin(0) > 0
     return there / there.sum(1, keepdim=True).clamp_min(1)
-
-
-def _with_direction(masses: Tensor, cost: Cost) -> Tensor:
-    """``masses`` with 0 for a node that has no place in a cosine cost: absent, or its embedding of length 0."""
-    return masses * (cost.weights > 0) if isinstance(cost, CosineCost) else masses
 
 
 def as_cost(name: str, cost: Cost | Tensor) -> Cost:

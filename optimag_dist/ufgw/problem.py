@@ -10,7 +10,7 @@ With A = QσQᵀ (a :class:`CosineCost` of fewer columns than nodes), AπB = Q �
 and one with B, against 4N³. The (r, N) core σQᵀπB says all, scalars included: ⟨AπB, π'⟩ = ⟨core, Qᵀπ'⟩.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -18,13 +18,19 @@ from torch import Tensor
 
 from optimag_dist.ufgw.costs import CosineCost, Cost, DenseCost, SparseCost
 from optimag_dist.ufgw.plan import Plan
-from optimag_dist.ufgw.products import product_between, product_to_few, product_to_many
 from optimag_dist.ufgw.sinkhorn import Entropic
 
 # A factor of more columns than this share of N makes the dense products the cheaper ones (measured: docs/ufgw.md).
 _FACTOR_UP_TO = 0.55
 # Masses whose sum is this near to 1 sum to 1.
 UNIT = 1e-3
+# Products of few columns against N² go block by block on the CPU once N² leaves the cache: the library's own blocking
+# is made for square matrices and takes up to 1.7 times as long (measured: docs/ufgw.md).
+_BLOCK = 128
+_BLOCKS_UP_TO_COLUMNS = 130
+# N from which blocks pay: for a result of few rows, and for one of N².
+_FEW_FROM = 1024
+_MANY_FROM = 3072
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,22 +50,16 @@ class Linearised:
 
     def scaled_(self, factor: Tensor) -> "Linearised":
         """That of ``factor`` (b,) times the plan, in place."""
-        s = factor[:, None]
-        self.rows.mul_(s)
-        self.columns.mul_(s)
-        self.core.mul_(s[:, :, None])
-        if self.reduced is not None:
-            self.reduced.mul_(s[:, :, None])
+        for x in vars(self).values():
+            if x is not None:
+                x.mul_(factor.view(-1, *[1] * (x.ndim - 1)))
         return self
 
     def lerp_(self, other: "Linearised", share: Tensor) -> "Linearised":
         """That of (1 − share) π + share π', ``share`` (b,), in place."""
-        s = share[:, None]
-        self.rows.lerp_(other.rows, s)
-        self.columns.lerp_(other.columns, s)
-        self.core.lerp_(other.core, s[:, :, None])
-        if self.reduced is not None and other.reduced is not None:
-            self.reduced.lerp_(other.reduced, s[:, :, None])
+        for x, y in zip(vars(self).values(), vars(other).values(), strict=True):
+            if x is not None:
+                x.lerp_(y, share.view(-1, *[1] * (x.ndim - 1)))
         return self
 
 
@@ -74,8 +74,7 @@ class UFGWProblem:
         mu: (b, N) contiguous, marginal of the modality side; 0 where a node is absent.
         nu: (b, N) contiguous, marginal of the graph side.
         rho_mu, rho_nu: (b, N) contiguous, > 0, marginal weight of each node on either side; inf pins its mass.
-        alpha: structure weight.
-        epsilon: entropy weight.
+        alpha, epsilon: weights of structure and entropy.
         shift: what A and B were shifted by, 0-dim.
         tensor_kl: the marginals' and the plan's KL are taken of product measures (``marginal="kl_tensor"``).
     """
@@ -94,27 +93,16 @@ class UFGWProblem:
 
     @staticmethod
     def build(
-        C_m: Cost,
-        C_G: Cost,
-        M: Cost,
-        mu: Tensor,
-        nu: Tensor,
-        rho_mu: Tensor,
-        rho_nu: Tensor,
-        *,
-        alpha: float,
-        epsilon: float,
-        tensor_kl: bool = False,
+        C_m: Cost, C_G: Cost, M: Cost, *vectors: Tensor, alpha: float, epsilon: float, tensor_kl: bool = False
     ) -> "UFGWProblem":
-        """Bring checked operands, vectors (1 or b, 1 or N), to the solver's form: one dtype, centred costs, vectors of
-        the whole batch."""
+        """Bring checked operands, ``vectors`` μ, ν, ρ_μ and ρ_ν (1 or b, 1 or N), to the solver's form: one dtype,
+        centred costs, vectors of the whole batch."""
         dtype = torch.float32
-        for x in (C_m, C_G, M, mu, nu):
-            dtype = torch.promote_types(dtype, x.dtype)
+        for given in (C_m.dtype, C_G.dtype, M.dtype, vectors[0].dtype, vectors[1].dtype):
+            dtype = torch.promote_types(dtype, given)
         C_m, C_G, M = C_m.to(dtype), C_G.to(dtype), M.to(dtype)
-        vectors = [x.to(dtype) for x in (mu, nu, rho_mu, rho_nu)]
         shape = max([x.batch_size for x in (C_m, C_G, M)] + [len(x) for x in vectors]), C_m.nodes
-        mu, nu, rho_mu, rho_nu = (x.expand(shape).contiguous() for x in vectors)
+        mu, nu, rho_mu, rho_nu = (x.to(dtype).expand(shape).contiguous() for x in vectors)
         shift = C_G.mean(nu).mean()
         B, A = C_G.shifted(shift), C_m.shifted(shift)
         if not (isinstance(A, CosineCost) and A.rank <= _FACTOR_UP_TO * A.nodes):
@@ -209,5 +197,43 @@ class UFGWProblem:
         """The problems of the batch that ``entries`` (int64) names."""
         A, B, M = (x.select(entries) for x in (self.A, self.B, self.M))
         assert isinstance(A, (CosineCost, DenseCost))
-        mu, nu, rho_mu, rho_nu = (x[entries] for x in (self.mu, self.nu, self.rho_mu, self.rho_nu))
-        return UFGWProblem(A, B, M, mu, nu, rho_mu, rho_nu, self.alpha, self.epsilon, self.shift, self.tensor_kl)
+        vectors = {name: getattr(self, name)[entries] for name in ("mu", "nu", "rho_mu", "rho_nu")}
+        return replace(self, A=A, B=B, M=M, **vectors)
+
+
+def product_to_few(left: Tensor, matrix: Tensor) -> Tensor:
+    """(b, N, r), (b, N, N) → leftᵀ · matrix (b, r, N)."""
+    if not _in_blocks(left, _FEW_FROM):
+        return left.mT @ matrix
+    nodes = left.shape[1]
+    out = left.new_empty(len(matrix), left.shape[2], nodes)
+    for x, y, result in zip(left.expand(len(matrix), -1, -1), matrix, out, strict=True):
+        torch.mm(x[:_BLOCK].T, y[:_BLOCK], out=result)
+        for start in range(_BLOCK, nodes, _BLOCK):
+            rows = slice(start, start + _BLOCK)
+            result.addmm_(x[rows].T, y[rows])
+    return out
+
+
+def product_to_many(left: Tensor, right: Tensor, out: Tensor) -> None:
+    """(b, N, r), (b, r, N) → left · right (b, N, N) in ``out``."""
+    if not _in_blocks(left, _MANY_FROM):
+        torch.bmm(left, right, out=out)
+        return
+    for x, y, result in zip(left, right, out, strict=True):
+        for start in range(0, left.shape[1], _BLOCK):
+            columns = slice(start, start + _BLOCK)
+            torch.mm(x, y[:, columns], out=result[:, columns])
+
+
+def product_between(left: Tensor, matrix: Tensor, right: Cost) -> Tensor:
+    """(1 or b, N, N), (b, N, N), cost → left · matrix · right (b, N, N), with a share of N² numbers in between."""
+    out = torch.empty_like(matrix)
+    rows = max(512, -(-left.shape[1] // 8))
+    for x, result in zip(left.split(rows, 1), out.split(rows, 1), strict=True):
+        result.copy_(right.right_matmul(x @ matrix))
+    return out
+
+
+def _in_blocks(left: Tensor, from_nodes: int) -> bool:
+    return left.device.type == "cpu" and left.shape[1] >= from_nodes and left.shape[2] <= _BLOCKS_UP_TO_COLUMNS

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -107,9 +107,9 @@ class SolverStatus:
                 "the plan lost all its mass or is not finite: the costs are large against rho (row mass falls as "
                 "exp(-cost/rho)), so raise rho, or scale the costs to a mean near 1"
             )
-        if self.outcome == "max_iterations" and self.n_outer == 1:
-            return "one outer step has nothing to be compared with: raise n_outer"
         if self.outcome == "max_iterations":
+            if self.n_outer == 1:
+                return "one outer step has nothing to be compared with: raise n_outer"
             return (
                 f"about {float(self.distance.max()):.1e} of the plan's mass has still to move after {self.n_outer} "
                 f"outer steps (threshold {self.threshold:.0e}): raise n_outer, n_sinkhorn or epsilon, or lower alpha"
@@ -118,12 +118,8 @@ class SolverStatus:
 
     @property
     def signs(self) -> dict[str, Tensor]:
-        """What a plan can be although it is converged, and still be of no use: name → (b,) bool, on the device.
-
-        ``diagonal``: every node is only matched with itself. ``uniform``: either side says nothing about the other.
-        ``empty``: nearly all mass is left out. ``log_domain``: solved by log-sum-exp.
-        ``max_iterations``: not converged yet.
-        """
+        """What a plan can be although it is converged, and still be of no use: key of ``REMEDIES`` → (b,) bool, on the
+        device."""
         return {
             # A single node, of which there is no information to give, has nowhere else to go.
             "diagonal": self.healthy & (self.diagonal > _ALL_ON_DIAGONAL) & ~self.information.isnan(),
@@ -194,13 +190,11 @@ class UFGWSolution:
 
     def exchanged(self) -> "UFGWSolution":
         """That of the problem with its sides exchanged."""
-        parts = dict(self.parts)
-        parts["marginal_mu"], parts["marginal_nu"] = parts["marginal_nu"], parts["marginal_mu"]
+        sides = {"marginal_mu": self.parts["marginal_nu"], "marginal_nu": self.parts["marginal_mu"]}
         kept, received = self.received_mass, self.kept_mass
-        return replace(self, plan=self.plan.mT, parts=parts, kept_mass=kept, received_mass=received)
+        return replace(self, plan=self.plan.mT, parts={**self.parts, **sides}, kept_mass=kept, received_mass=received)
 
     def first(self) -> "UFGWSolution":
         """That of the only problem of a batch, without the batch's axis."""
-        parts = {name: part[0] for name, part in self.parts.items()}
-        first = self.plan[0], self.objective[0], parts, self.kept_mass[0], self.received_mass[0]
-        return UFGWSolution(*first, self.status)
+        first: dict[str, Any] = {name: x[0] for name, x in vars(self).items() if isinstance(x, Tensor)}
+        return replace(self, **first, parts={name: part[0] for name, part in self.parts.items()})

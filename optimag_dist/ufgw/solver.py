@@ -19,18 +19,18 @@ where Sinkhorn runs to its end: in line 3 the weights ε and ρ are multiplied b
 nothing but a constant more, and line 5 is s² = m(π before)/m(π). Line 6 is left out.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from optimag_dist.ufgw.backend import full_precision
 from optimag_dist.ufgw.capture import replayed
 from optimag_dist.ufgw.costs import Cost, SparseCost
 from optimag_dist.ufgw.operands import Rho, build_problem, exchanges_sides
-from optimag_dist.ufgw.precision import full_precision
 from optimag_dist.ufgw.problem import UFGWProblem
-from optimag_dist.ufgw.sinkhorn import Entropic, SinkhornResult, sinkhorn_exp, sinkhorn_log
+from optimag_dist.ufgw.sinkhorn import SinkhornResult, sinkhorn_exp, sinkhorn_log
 from optimag_dist.ufgw.solution import UFGWSolution
 from optimag_dist.ufgw.state import (
     SolverState,
@@ -57,12 +57,6 @@ class Budget:
     n_outer: int
     n_sinkhorn: int
     tol: float | None = None
-
-
-class Sinkhorn(Protocol):
-    def __call__(
-        self, cost: Tensor, x: Tensor, y: Tensor, f: Tensor, g: Tensor, entropic: Entropic, n_iter: int, tol: float
-    ) -> SinkhornResult: ...
 
 
 def solve_ufgw(
@@ -162,14 +156,16 @@ def _run_fast(problem: UFGWProblem, budget: Budget) -> SolverState:
     return replayed(lambda inputs: outer_steps(inputs, budget, sinkhorn_exp), problem, options)
 
 
-def outer_steps(problem: UFGWProblem, budget: Budget, sinkhorn: Sinkhorn, *, in_log: bool = False) -> SolverState:
+def outer_steps(
+    problem: UFGWProblem, budget: Budget, sinkhorn: Callable[..., SinkhornResult], *, in_log: bool = False
+) -> SolverState:
     state = start(problem, weigh=in_log)
     entropic = problem.entropic()
     tol = 0.0 if budget.tol is None else _SINKHORN_TOL * budget.tol
     for step in range(1, budget.n_outer + 1):
-        memory = (
-            state.mass.new_empty(len(state.f), *state.f.shape[1:] * 2) if state.workspace is None else state.workspace
-        )
+        memory = state.workspace
+        if memory is None:
+            memory = state.mass.new_empty(len(state.f), *state.f.shape[1:] * 2)
         cost, x, y = problem.linearised_cost(state.linearised, memory)
         if problem.tensor_kl:
             before = entropic.epsilon
@@ -192,11 +188,9 @@ def outer_steps(problem: UFGWProblem, budget: Budget, sinkhorn: Sinkhorn, *, in_
             advance_tensor_kl(problem, state, found, entropic, measure=measure)
         else:
             advance(problem, state, found.plan, measure=measure)
-        if (
-            budget.tol is not None
-            and not last
-            and bool((distance_left(problem, state, rounding_of(problem, state)) <= budget.tol).all())
-        ):
-            break
+        if budget.tol is not None and not last:
+            left = distance_left(problem, state, rounding_of(problem, state))
+            if bool((left <= budget.tol).all()):
+                break
     state.workspace = None
     return state

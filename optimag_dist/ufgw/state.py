@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from optimag_dist.ufgw.backend import full_precision
 from optimag_dist.ufgw.objective import evaluate, free, moments, relative_entropy
 from optimag_dist.ufgw.plan import Plan
-from optimag_dist.ufgw.precision import full_precision
 from optimag_dist.ufgw.problem import UNIT, Linearised, UFGWProblem
 from optimag_dist.ufgw.sinkhorn import Entropic, SinkhornResult
 from optimag_dist.ufgw.solution import DEFAULT_TOL, SolverStatus, UFGWSolution
@@ -159,11 +159,11 @@ def report(problem: UFGWProblem, state: SolverState, tol: float | None) -> UFGWS
     independent = torch.xlogy(plan.rows, plan.rows).sum(1) + torch.xlogy(plan.columns, plan.columns).sum(1)
     independent = independent - torch.xlogy(mass, mass)
     present = torch.minimum((problem.mu > 0).sum(1), (problem.nu > 0).sum(1))
-    objective, rounding = parts.total(), rounding_of(problem, state)
+    objective, rounding = sum(parts.values(), torch.zeros_like(mass)), rounding_of(problem, state)
     return UFGWSolution(
         plan=plan.kernel,
         objective=objective,
-        parts=parts.as_dict(),
+        parts=parts,
         kept_mass=_share(plan.rows, problem.mu),
         received_mass=_share(plan.columns, problem.nu),
         status=SolverStatus(

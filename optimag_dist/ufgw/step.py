@@ -49,10 +49,8 @@ def step_length(
     """The step to ``plan``.
 
     Args:
-        problem: the problem.
         value, quadratic: (b,) of the state's plan, as in :class:`Step`; inf where there is none to compare with.
-        at: the linearisation whose cost ``plan`` solved.
-        f, g: (b, N) duals of that.
+        at, f, g: the linearisation whose cost ``plan`` solved, and its duals (b, N).
         plan, linearised: where to go, multiplied out if A is dense, and its L⊗π.
     """
     if compiled := compiled_for(f):

@@ -83,7 +83,6 @@ def iterate(
     Args:
         kernel: (p, N, N) contiguous, > 0.
         b, row_scale, column_scale, kappa_mu, kappa_nu: (p, N).
-        n_iter: iterations, at least 1.
 
     Returns:
         a, b, and of the last iteration the row sums K b and column sums Kᵀ a, (p, N) each.
@@ -97,19 +96,7 @@ def iterate(
     a, row_sums, column_sums = (torch.empty_like(b) for _ in range(3))
     shares = b.new_empty(problems, blocks, nodes)
     arrived = torch.zeros(problems, dtype=torch.int32, device=b.device)
+    written = a, row_sums, column_sums, shares, arrived
     for _ in range(n_iter):
-        _sweep[blocks, problems](
-            kernel,
-            b,
-            *vectors,
-            a,
-            row_sums,
-            column_sums,
-            shares,
-            arrived,
-            nodes,
-            blocks,
-            ROWS=rows,
-            COLUMNS=_COLUMNS,
-        )
+        _sweep[blocks, problems](kernel, b, *vectors, *written, nodes, blocks, ROWS=rows, COLUMNS=_COLUMNS)
     return a, b, row_sums, column_sums

@@ -29,8 +29,7 @@ class DeferredChecks:
     ) -> Tensor:
         """Note values that are NaN, infinite or below ``low``, by one sweep; returns the largest (0-dim).
 
-        Args:
-            tolerance: how far below ``low`` counts as rounding, as a share of the largest value.
+        Values below ``low`` by up to the share ``tolerance`` of the largest count as rounding.
         """
         smallest, largest = torch.aminmax(x) if x.numel() else (x.new_zeros(()), x.new_zeros(()))
 
@@ -45,11 +44,8 @@ class DeferredChecks:
         return largest
 
     def settle(self, healthy: Tensor) -> list[bool]:
-        """Read all flags and ``healthy`` (any shape, bool) in one transfer; returns ``healthy`` as a flat list.
-
-        Raises:
-            ValueError: a noted condition holds.
-        """
+        """Read all flags and ``healthy`` (any shape, bool) in one transfer; return ``healthy`` as a flat list, or raise
+        ValueError where a noted condition holds."""
         flags = torch.cat([torch.stack(self._bad), healthy.flatten()]) if self._bad else healthy.flatten()
         values = flags.tolist()
         complaints = [explain() for bad, explain in zip(values, self._explain, strict=False) if bad]
@@ -59,15 +55,8 @@ class DeferredChecks:
 
 
 def check_tensor(name: str, x: object, *, what: str = "floating point") -> Tensor:
-    """``x`` where it is a tensor that can be computed with.
-
-    Args:
-        name: what the caller calls it.
-        what: ``floating point`` or ``bool``.
-
-    Raises:
-        ValueError: anything but a dense tensor with values, outside torch.func's transforms, of the kind asked for.
-    """
+    """``x`` where it is a dense tensor with values, outside torch.func's transforms, of the kind ``what``, ``floating
+    point`` or ``bool``; else a ValueError that calls it ``name``."""
     if not isinstance(x, Tensor):
         raise ValueError(f"{name}: got {type(x).__name__}, needed a {what} torch.Tensor (torch.as_tensor converts)")
     if torch._C._functorch.is_functorch_wrapped_tensor(x) or has_tangent(x):
@@ -92,11 +81,7 @@ def has_tangent(x: Tensor) -> bool:
 
 
 def as_number(name: str, value: object) -> float:
-    """``value`` where it is one real number, a tensor's or numpy's included.
-
-    Raises:
-        ValueError: it is none.
-    """
+    """``value`` where it is one real number, a tensor's or numpy's included; else a ValueError."""
     if isinstance(value, Tensor):
         value = value.detach()
     try:

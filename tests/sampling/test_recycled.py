@@ -5,7 +5,7 @@ import gc
 import numpy as np
 import torch
 
-from optimag_dist.sampling.recycled import RecycledMemory
+from optimag_dist.sampling.rows import RecycledMemory
 
 
 def test_memory_comes_back_when_the_last_view_of_it_goes() -> None:

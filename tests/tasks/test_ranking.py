@@ -21,7 +21,8 @@ from torch import Tensor
 from torchmetrics.retrieval import RetrievalHitRate, RetrievalMRR, RetrievalRecall
 
 from optimag_dist.tasks.decoders import DotDecoder, MLPDecoder
-from optimag_dist.tasks.ranking import gather_ranks, rank_all, rank_among, ranking_metrics, retrieval_metrics
+from optimag_dist.tasks.ranking import rank_all, rank_among, ranking_metrics, retrieval_metrics
+from optimag_dist.tasks.task import gather
 from optimag_dist.types import CSR, Diverged
 
 INF = float("inf")
@@ -272,14 +273,14 @@ def _rank_shares(worker: int, cuts: list[int], folder: Path) -> None:
     for cut in cuts:
         share = slice(cut, None) if worker else slice(cut)
         ranks = rank_all(queries[share], candidates, true[share], score=dot, block=64)
-        gathered.append(gather_ranks(ranks, 2))
+        gathered.append(torch.cat(gather(ranks)))
     torch.save(gathered, folder / f"{worker}.pt")
     dist.destroy_process_group()
 
 
 def test_every_worker_gets_the_ranks_that_one_alone_computes(tmp_path: Path) -> None:
     queries, candidates, true = _task()
-    alone = gather_ranks(rank_all(queries, candidates, true, score=dot, block=64), world_size=1)
+    alone = rank_all(queries, candidates, true, score=dot, block=64)
     cuts = [90, 0, 230, 229]
     mp.start_processes(_rank_shares, args=(cuts, tmp_path), nprocs=2, start_method="fork")
     for worker in range(2):

@@ -1,39 +1,14 @@
 """exp and log in a form that the compiler vectorises; libm's are called entry by entry."""
 
 import numpy as np
-from llvmlite import ir
 from numba import types
 from numba.extending import overload
 
-from optimag_dist.jit import intrinsic, jit
-
-
-@intrinsic
-def _as_float32(typingctx, bits):  # type: ignore[no-untyped-def]
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        return builder.bitcast(args[0], ir.FloatType())
-
-    return types.float32(types.int32), codegen
-
-
-@intrinsic
-def _as_float64(typingctx, bits):  # type: ignore[no-untyped-def]
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        return builder.bitcast(args[0], ir.DoubleType())
-
-    return types.float64(types.int64), codegen
-
-
-@intrinsic
-def _bits_of(typingctx, x):  # type: ignore[no-untyped-def]
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        return builder.bitcast(args[0], ir.IntType(32))
-
-    return types.int32(types.float32), codegen
+from optimag_dist.jit import jit
 
 
 def exp(x):  # type: ignore[no-untyped-def]
-    """exp for normal results (no overflow, no denormals), in a form that vectorises: libm's is called entry by entry.
+    """exp for normal results (no overflow, no denormals).
 
     exp(x) = 2ⁿ exp(r), n = ⌊x log₂e + ½⌉, |r| ≤ ½ log 2, with log 2 in two parts so that r is exact, and Taylor's
     polynomial of a degree whose remainder is below the rounding.
@@ -54,7 +29,7 @@ def _exp32(x):  # type: ignore[no-untyped-def]
     y = y * r + np.float32(1 / 2)
     y = y * r + np.float32(1)
     y = y * r + np.float32(1)
-    return y * _as_float32((np.int32(n) + np.int32(127)) << np.int32(23))
+    return y * np.int32((np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32)
 
 
 @jit(fastmath={"contract"})
@@ -76,14 +51,14 @@ def _exp64(x):  # type: ignore[no-untyped-def]
     y = y * r + 0.5
     y = y * r + 1.0
     y = y * r + 1.0
-    return y * _as_float64((np.int64(n) + np.int64(1023)) << np.int64(52))
+    return y * np.int64((np.int64(n) + np.int64(1023)) << np.int64(52)).view(np.float64)
 
 
 @jit(fastmath={"contract"})
 def _log32(x):  # type: ignore[no-untyped-def]
-    bits = _bits_of(x)
+    bits = np.float32(x).view(np.int32)
     exponent = (bits - np.int32(0x3F3504F3)) >> np.int32(23)
-    mantissa = _as_float32(bits - (exponent << np.int32(23)))
+    mantissa = np.int32(bits - (exponent << np.int32(23))).view(np.float32)
     z = (mantissa - np.float32(1)) / (mantissa + np.float32(1))
     w = z * z
     y = np.float32(2 / 9)
@@ -110,13 +85,9 @@ def log_ratio(x, y, tiny):  # type: ignore[no-untyped-def]
 
 @overload(log)
 def _overload_log(x):  # type: ignore[no-untyped-def]
-    if x == types.float32:
-        return lambda x: _log32(x)
-    return lambda x: np.log(x)
+    return (lambda x: _log32(x)) if x == types.float32 else (lambda x: np.log(x))
 
 
 @overload(exp)
 def _overload_exp(x):  # type: ignore[no-untyped-def]
-    if x == types.float32:
-        return lambda x: _exp32(x)
-    return lambda x: _exp64(x)
+    return (lambda x: _exp32(x)) if x == types.float32 else (lambda x: _exp64(x))

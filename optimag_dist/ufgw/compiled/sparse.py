@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from optimag_dist.jit import jit
-from optimag_dist.ufgw.compiled.threads import REORDER, for_each_problem, per_problem
+from optimag_dist.ufgw.compiled.threads import REORDER, per_problem
 
 _ROW_OF = 16
 
 
 @jit(fastmath=REORDER, nogil=True, error_model="numpy")
-def _subtract(first, last, cost, indptr, indices, values, scale):  # type: ignore[no-untyped-def]
+def _subtract(first, last, indptr, indices, values, scale, cost):  # type: ignore[no-untyped-def]
     n = cost.shape[1]
     shared = len(indptr) == n + 1
     for p in range(first, last):
@@ -105,9 +105,7 @@ def _sparse_right_matmul(first, last, x, indptr, indices, values, constant, out)
 
 def subtract_sparse(cost: Tensor, indptr: Tensor, indices: Tensor, values: Tensor, scale: float) -> None:
     """cost ← cost − scale · S in place; S has N rows shared by all problems, or b·N."""
-    arrays = [t.numpy() for t in (cost, indptr, indices, values)]
-    scale = arrays[0].dtype.type(scale)
-    for_each_problem(cost, lambda first, last: _subtract(first, last, *arrays, scale))
+    per_problem(_subtract, cost, indptr, indices, values, cost.numpy().dtype.type(scale), out=cost)
 
 
 def sparse_inner(kernel: Tensor, a: Tensor, b: Tensor, indptr: Tensor, indices: Tensor, values: Tensor) -> Tensor:
@@ -117,15 +115,9 @@ def sparse_inner(kernel: Tensor, a: Tensor, b: Tensor, indptr: Tensor, indices: 
 
 def sparse_times(v: Tensor, indptr: Tensor, indices: Tensor, values: Tensor, constant: Tensor) -> Tensor:
     """(b, N) → (c 11ᵀ − S) v (b, N)."""
-    out = torch.empty_like(v)
-    arrays = [t.numpy() for t in (v, indptr, indices, values, constant, out)]
-    for_each_problem(v, lambda first, last: _sparse_times(first, last, *arrays))
-    return out
+    return per_problem(_sparse_times, v, v, indptr, indices, values, constant, out=torch.empty_like(v))
 
 
 def sparse_right_matmul(x: Tensor, indptr: Tensor, indices: Tensor, values: Tensor, constant: Tensor) -> Tensor:
     """(b, k, N) → x (c 11ᵀ − S) (b, k, N)."""
-    out = torch.empty_like(x)
-    arrays = [t.numpy() for t in (x, indptr, indices, values, constant, out)]
-    for_each_problem(x, lambda first, last: _sparse_right_matmul(first, last, *arrays))
-    return out
+    return per_problem(_sparse_right_matmul, x, x, indptr, indices, values, constant, out=torch.empty_like(x))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from optimag_dist.jit import jit
 from optimag_dist.ufgw.compiled.elementary import log, log_ratio
-from optimag_dist.ufgw.compiled.threads import REORDER, for_each_problem, per_problem
+from optimag_dist.ufgw.compiled.threads import REORDER, per_problem
 
 
 @jit(fastmath=REORDER, nogil=True, error_model="numpy")
@@ -71,28 +71,12 @@ def _side(x, reference, rho, dual, at, own):  # type: ignore[no-untyped-def]
 
 @jit(nogil=True, error_model="numpy")
 def _moments(  # type: ignore[no-untyped-def]
-    first,
-    last,
-    rows,
-    columns,
-    f,
-    g,
-    mu,
-    nu,
-    rho_mu,
-    rho_nu,
-    at_rows,
-    at_columns,
-    at_core,
-    own_rows,
-    own_columns,
-    own_core,
-    moved,
-    out,
+    first, last, rows, columns, f, g, mu, nu, rho_mu, rho_nu, at_x, at_y, at_core, own_x, own_y, own_core, moved, out
 ):
+    """:func:`moments`; x, y and core are the parts of a linearisation."""
     for p in range(first, last):
-        r = _side(rows[p], mu[p], rho_mu[p], f[p], at_rows[p], own_rows[p])
-        c = _side(columns[p], nu[p], rho_nu[p], g[p], at_columns[p], own_columns[p])
+        r = _side(rows[p], mu[p], rho_mu[p], f[p], at_x[p], own_x[p])
+        c = _side(columns[p], nu[p], rho_nu[p], g[p], at_y[p], own_y[p])
         out[0, p] = r[0]
         out[1, p] = r[1] + c[1] - 2 * _inner(own_core[p], moved[p])
         out[2, p] = r[1] + c[1]
@@ -155,11 +139,7 @@ def moments(operands: Sequence[Tensor]) -> Tensor:
         operands: rows, columns, f, g, mu, nu, rho_mu, rho_nu (b, N); then of the earlier linearisation and of the
             plan's own rows, columns (b, N) and core (b, r, N); then what the cores are multiplied with (b, r, N).
     """
-    rows = operands[0]
-    out = torch.empty(7, len(rows), dtype=rows.dtype)
-    arrays = [x.numpy() for x in (*operands, out)]
-    for_each_problem(operands[-1], lambda first, last: _moments(first, last, *arrays))
-    return out
+    return per_problem(_moments, operands[-1], *operands, out=operands[0].new_empty(7, len(operands[0])))
 
 
 def step_length(

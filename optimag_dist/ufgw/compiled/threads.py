@@ -25,10 +25,12 @@ def for_each_problem(work_on: Tensor, call: Callable[[int, int], object]) -> Non
     for_each_part(len(work_on), threads, lambda part, first, last: call(first, last))
 
 
-def per_problem(work: Callable[..., object], work_on: Tensor, *operands: Tensor) -> Tensor:
-    """(b,) what ``work(first, last, *operands, out)`` writes."""
-    out = torch.empty(len(work_on), dtype=work_on.dtype)
-    arrays = [x.numpy() for x in (*operands, out)]
+def per_problem(
+    work: Callable[..., object], work_on: Tensor, *operands: Tensor | float, out: Tensor | None = None
+) -> Tensor:
+    """``out``, (b,) by default, which ``work(first, last, *operands, out)`` writes for each part of the batch."""
+    out = torch.empty(len(work_on), dtype=work_on.dtype) if out is None else out
+    arrays = [x.numpy() if isinstance(x, Tensor) else x for x in (*operands, out)]
     for_each_problem(work_on, lambda first, last: work(first, last, *arrays))
     return out
 

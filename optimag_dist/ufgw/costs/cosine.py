@@ -37,12 +37,9 @@ class CosineCost(Cost):
         """The cost among the rows of ``embeddings``, differentiable in them through :attr:`directions`.
 
         Args:
-            embeddings: (N, d) or (b, N, d) floating point; lengths of rows do not matter, at any scale. A row of zeros
-                has no direction: its node counts as absent. Half precision is computed in float32.
+            embeddings: (N, d) or (b, N, d) floating point, at any scale; half precision is computed in float32. A row
+                of zeros has no direction: its node counts as absent.
             present: (N,) or (b, N) bool, default all. Rows of absent nodes are not read.
-
-        Raises:
-            ValueError: other shapes or dtypes.
         """
         check_tensor("embeddings", embeddings)
         if embeddings.ndim not in (2, 3) or 0 in embeddings.shape:
@@ -70,7 +67,6 @@ class CosineCost(Cost):
 
     @property
     def rank(self) -> int:
-        """Columns of the factor."""
         return self.directions.shape[2] + 2
 
     @cached_property
@@ -113,14 +109,14 @@ class CosineCost(Cost):
         return self.signed_factor @ self.factor.mT
 
     def to(self, dtype: torch.dtype) -> "CosineCost":
-        if dtype == self.dtype:
+        if dtype == self.dtype:  # What is cached is kept.
             return self
-        return CosineCost(self.directions.to(dtype), self.weights.to(dtype), self.shift)
+        return replace(self, directions=self.directions.to(dtype), weights=self.weights.to(dtype))
 
     def select(self, entries: Tensor) -> "CosineCost":
         if self.batch_size == 1:
             return self
-        return CosineCost(self.directions[entries], self.weights[entries], self.shift)
+        return replace(self, directions=self.directions[entries], weights=self.weights[entries])
 
     def shifted(self, shift: Tensor) -> "CosineCost":
         return replace(self, shift=self.shift + shift)
@@ -164,9 +160,8 @@ def cosine_cost(embeddings: Tensor, present: Tensor | None = None) -> Tensor:
 
     Args:
         embeddings: (N, d) floating point; lengths of rows do not matter. Half precision is computed in float32.
-        present: (N,) bool, default all. The mean runs over all pairs of present nodes, the diagonal included; costs
-            of pairs with an absent node are 0 and mean nothing, since absent nodes carry no mass. A row of zeros has no
-            direction: its node counts as absent.
+        present: (N,) bool, default all; nodes that are absent, or whose row is zero, have costs of 0 and no part in the
+            mean, which runs over all other pairs, the diagonal included.
 
     Returns:
         (N, N) float32 or float64, non-negative, mean 1 over the present pairs. All zeros where the embeddings of the

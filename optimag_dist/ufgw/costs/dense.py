@@ -16,14 +16,7 @@ _BLOCK = 128
 
 @dataclass(frozen=True, eq=False)
 class DenseCost(Cost):
-    """Any cost, written out.
-
-    Attributes:
-        values: (b, N, N) floating point.
-
-    Raises:
-        ValueError: another shape.
-    """
+    """Any cost, written out: (b, N, N) floating point."""
 
     values: Tensor
 
@@ -73,13 +66,10 @@ def graph_cost(proximity: Tensor, delta: float = 1e-5) -> Tensor:
 
     Args:
         proximity: (N, N) PPR among the nodes (Π_B), non-negative, not necessarily symmetric.
-        delta: floor under PPR; it sets how far apart unconnected nodes are. Rejection needs a small one.
+        delta: floor under PPR, > 0; it sets how far apart unconnected nodes are. Rejection needs a small one.
 
     Returns:
         (N, N) symmetric, minimum 0, mean 1 over all pairs; all zeros where every pair is equally close.
-
-    Raises:
-        ValueError: ``delta`` is not above 0.
     """
     require_positive(delta=delta)
     check_tensor("proximity", proximity)
@@ -96,11 +86,8 @@ def anchor_cost(C_G: Tensor, tau: float = 0.5, *, kind: AnchorCostKind = "ppr") 
 
     Args:
         C_G: (N, N) or (b, N, N) normalised graph cost.
-        tau: width; a small one forces the mass to the diagonal. Not used by ``identity``.
+        tau: width, > 0; a small one forces the mass to the diagonal. Not used by ``identity``.
         kind: ``ppr``: 1 − exp(−C̄_G/τ).  ``identity``: 0 on the diagonal, 1 elsewhere.
-
-    Raises:
-        ValueError: ``tau`` is not above 0, or an unknown ``kind``.
     """
     check_kind(kind)
     if kind == "identity":

@@ -36,11 +36,8 @@ class SparseCost(Cost):
 
     @staticmethod
     def from_proximity(proximity: Tensor, delta: float = 1e-5) -> "SparseCost":
-        """C̄_G of PPR among the nodes; see :func:`graph_cost`. Waits for a GPU once, for the number of entries.
-
-        Args:
-            proximity: (N, N) or (b, N, N) PPR, ≥ 0, mostly 0, not necessarily symmetric.
-            delta: floor under PPR, > 0.
+        """C̄_G of (N, N) or (b, N, N) PPR, ≥ 0, mostly 0, not necessarily symmetric; see :func:`graph_cost`. Waits for a
+        GPU once, for the number of entries.
         """
         require_positive(delta=delta)
         check_tensor("proximity", proximity)
@@ -190,9 +187,7 @@ def graph_costs(
 
     Args:
         proximity: (N, N) or (b, N, N) PPR among the nodes, ≥ 0.
-        delta: floor under PPR.
-        tau: width of the anchor cost.
-        anchor: as in :func:`anchor_cost`.
+        delta, tau, anchor: see :func:`graph_cost` and :func:`anchor_cost`.
     """
     check_kind(anchor)
     if proximity.device.type == "cpu" and int(proximity.count_nonzero()) <= _SPARSE_UP_TO / 2 * proximity.numel():
