@@ -10,15 +10,8 @@ from optimag_dist.types import InputError
 
 
 def import_dgl(what: str, instead: str) -> Any:
-    """The module ``dgl``; takes seconds.
-
-    Args:
-        what: needs it; the beginning of a sentence.
-        instead: what to do where it cannot be had; the end of one.
-
-    Raises:
-        InputError: it is not installed, or does not import.
-    """
+    """The module ``dgl``; takes seconds. Where it is not installed, or does not import, an InputError that says
+    ``what`` needs it and what to do ``instead``."""
     try:
         import dgl
     except (ImportError, OSError) as error:  # OSError: a shared library that does not fit this machine or torch

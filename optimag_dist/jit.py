@@ -14,8 +14,8 @@ intrinsic: Any = extending.intrinsic
 def jit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
     """``numba.njit`` with its disk cache, so that not every Ray worker compiles again.
 
-    A read-only installation without a writable home has no place for the cache, which numba reports when the function
-    is decorated; such a process compiles for itself.
+    A read-only installation without a writable home has no place for it, which numba reports when the function is
+    decorated; such a process compiles for itself.
     """
 
     def decorate(function: Callable[..., Any]) -> Any:

@@ -54,14 +54,11 @@ class _Inputs:
 
 
 class LayerwiseForward:
-    """A model on a graph.
-
-    With several workers all of them make the same calls, and have the same rows afterwards.
+    """A model on a graph. With several workers all of them make the same calls, and have the same rows afterwards.
 
     Args:
         model: in evaluation mode, on ``device``.
-        rows: the graph.
-        num_nodes: n, of the graph.
+        rows, num_nodes: the graph and its n.
         fanouts: one per layer, input side first; -1 takes all neighbours.
         seed: of the draws.
         rank, world_size: this worker's place; with more than one, torch.distributed must be initialised.

@@ -43,12 +43,8 @@ class Diverged(RunError):
 
 @dataclass(frozen=True)
 class CSR:
-    """Adjacency rows: the neighbours of row i are ``indices[indptr[i]:indptr[i + 1]]``, ascending.
-
-    Attributes:
-        indptr: (n + 1,) int64.
-        indices: (m,) int32 or int64.
-    """
+    """Adjacency rows: the neighbours of row i are ``indices[indptr[i]:indptr[i + 1]]``, ascending; ``indptr`` (n + 1,)
+    int64, ``indices`` (m,) int32 or int64."""
 
     indptr: np.ndarray
     indices: np.ndarray
@@ -87,12 +83,8 @@ class Examples:
 
 @dataclass(frozen=True)
 class SeedGroup:
-    """The nodes one transport problem is solved over.
-
-    Attributes:
-        seeds: (N,) int64 distinct node ids; the first ``num_anchors`` are the anchors.
-        num_anchors: how many the task needs an output of.
-    """
+    """The nodes one transport problem is solved over: (N,) int64 distinct ids, the anchors, of which the task needs an
+    output, first."""
 
     seeds: np.ndarray
     num_anchors: int
@@ -106,10 +98,7 @@ class SeedGroup:
 class Block:
     """One message-passing layer's bipartite graph; destinations are the first rows of the sources.
 
-    Attributes:
-        indptr: (num_dst + 1,) int64.
-        indices: (arcs,) int64 local source rows.
-        num_src: number of source rows.
+    ``indptr`` is (num_dst + 1,) int64, ``indices`` (arcs,) int64 local source rows, of which there are ``num_src``.
     """
 
     indptr: Tensor
@@ -131,14 +120,11 @@ class GroupBatch:
     Attributes:
         node_ids: (U,) int64 nodes to encode: the blocks' input nodes first, then seeds not among them.
         seed_rows: (N,) int64 rows of the seeds within ``node_ids``.
-        num_anchors: the first ``num_anchors`` of seeds and nodes are the task's; the last block's destinations are
-            exactly these.
+        num_anchors: the first of seeds and nodes are the task's; the last block's destinations are exactly these.
         blocks: outermost first; empty for a model that sends no messages.
-        features: modality → (U, d_m) float32 (absent rows zero).
-        present: modality → (U,) bool.
+        features, present: modality → (U, d_m) float32 (absent rows zero), and (U,) bool.
         degrees: (U,) float32 neighbours in the whole graph less excluded edges, for models that normalise by it.
-        task: position of the task it belongs to.
-        targets: what the task compares with, by name.
+        task, targets: position of the task it belongs to, and what that compares with, by name.
         proximity: (N, N) float32 Π_B, or None where no regulariser is trained.
         kept_ppr: share of the seeds' stored PPR mass that stays inside the group (0 where ``proximity`` is None).
     """
@@ -180,8 +166,7 @@ class StepBatch:
 
     Attributes:
         epoch, step: position in training; the batch is a pure function of (seed, epoch, step, rank).
-        groups: this rank's share of the step's groups, at least one of every task.
-        num_groups: over all ranks.
+        groups: this rank's share of the step's ``num_groups``, at least one of every task.
         num_items: nodes or edges trained on, over all ranks, per task: the denominators of the tasks' mean losses.
     """
 

@@ -58,10 +58,8 @@ class MessagePassing(nn.Module, ABC):
     """A backbone made of layers over blocks.
 
     Args:
-        modalities: M.
-        width: of each modality's embedding.
-        hidden: units of a layer.
-        num_layers: as many as there are blocks.
+        modalities, width: M, and the width of each modality's embedding.
+        hidden: units of a layer, of which there are ``num_layers``, as many as blocks.
         dropout: probability, after every layer.
     """
 
@@ -92,7 +90,11 @@ class SAGE(MessagePassing):
         self.neighbours = nn.ModuleList(nn.Linear(w, hidden, bias=False) for w in widths)
 
     def layer(self, index: int, x: Tensor, block: Block, degrees: Tensor) -> Tensor:
-        return self.dropout((self.own[index](x[: block.num_dst]) + self.neighbours[index](_mean(block, x))).relu())
+        return self.dropout((self.own[index](x[: block.num_dst]) + self.heard(index, x, block)).relu())
+
+    def heard(self, index: int, x: Tensor, block: Block) -> Tensor:
+        """What the destinations hear from their neighbours: (num_src, …) → (num_dst, …)."""
+        return self.neighbours[index](_mean(block, x))
 
 
 class GCN(MessagePassing):
@@ -117,25 +119,18 @@ class GCN(MessagePassing):
         return self.dropout((total * scale[: block.num_dst]).relu())
 
 
-class GAT(MessagePassing):
+class GAT(SAGE):
     """Graph attention (Veličković et al., arXiv 1710.10903, equation 3) with a linear path for the node itself, so that
     nodes without neighbours are seen too. Four heads where ``hidden`` is divisible by four, otherwise one."""
 
     def __init__(self, modalities: int, width: int, hidden: int, num_layers: int, dropout: float) -> None:
         super().__init__(modalities, width, hidden, num_layers, dropout)
-        widths = [modalities * width] + [hidden] * (num_layers - 1)
         self.heads = _HEADS if hidden % _HEADS == 0 else 1
-        self.own = nn.ModuleList(nn.Linear(w, hidden) for w in widths)
-        self.neighbours = nn.ModuleList(nn.Linear(w, hidden, bias=False) for w in widths)
-        self.attention = nn.ModuleList(_Attention(hidden // self.heads, self.heads) for _ in widths)
+        self.attention = nn.ModuleList(_Attention(hidden // self.heads, self.heads) for _ in range(num_layers))
 
-    def layer(self, index: int, x: Tensor, block: Block, degrees: Tensor) -> Tensor:
+    def heard(self, index: int, x: Tensor, block: Block) -> Tensor:
         messages = _wide(self.neighbours[index](x)).unflatten(1, (self.heads, -1))
-        weights = self.attention[index](messages, block)
-        heads = [
-            spmm(block.indptr, block.indices, weights[:, h].contiguous(), messages[:, h]) for h in range(self.heads)
-        ]
-        return self.dropout((self.own[index](x[: block.num_dst]) + torch.cat(heads, 1)).relu())
+        return torch.cat(_sums(messages, self.attention[index](messages, block), block), 1)
 
 
 class MMGCN(MessagePassing):
@@ -149,49 +144,38 @@ class MMGCN(MessagePassing):
         self.neighbours = nn.ModuleList(_PerModality(modalities, w, hidden) for w in widths)
 
     def layer(self, index: int, x: Tensor, block: Block, degrees: Tensor) -> Tensor:
-        mean = _mean(block, x).unflatten(1, (self.modalities, -1))
-        x = x.unflatten(1, (self.modalities, -1))
-        h = leaky_relu(self.own[index](x[: block.num_dst]) + self.neighbours[index](mean))
+        own = self.own[index](x[: block.num_dst].unflatten(1, (self.modalities, -1)))
+        h = leaky_relu(own + self.heard(index, x, block))
         return self.dropout(h.mean(1) if index == self.num_layers - 1 else h.flatten(1))
 
+    def heard(self, index: int, x: Tensor, block: Block) -> Tensor:
+        """What the destinations hear from their neighbours: (num_src, M·width) → (num_dst, M, hidden)."""
+        return self.neighbours[index](_mean(block, x).unflatten(1, (self.modalities, -1)))
 
-class MGAT(MessagePassing):
+
+class MGAT(MMGCN):
     """Gated attention per modality (Tao et al., Information Processing & Management 2020), without embeddings of node
     ids: as :class:`MMGCN`, but neighbour j counts by its attention times a gate σ(g · (V h_i ∘ V h_j))."""
 
     def __init__(self, modalities: int, width: int, hidden: int, num_layers: int, dropout: float) -> None:
         super().__init__(modalities, width, hidden, num_layers, dropout)
-        widths = [width] + [hidden] * (num_layers - 1)
-        self.own = nn.ModuleList(_PerModality(modalities, w, hidden) for w in widths)
-        self.neighbours = nn.ModuleList(_PerModality(modalities, w, hidden) for w in widths)
-        self.attention = nn.ModuleList(_Attention(hidden, modalities) for _ in widths)
-        self.gate = nn.ParameterList(torch.zeros(modalities, hidden) for _ in widths)
+        self.attention = nn.ModuleList(_Attention(hidden, modalities) for _ in range(num_layers))
+        self.gate = nn.ParameterList(torch.zeros(modalities, hidden) for _ in range(num_layers))
 
-    def layer(self, index: int, x: Tensor, block: Block, degrees: Tensor) -> Tensor:
-        x = x.unflatten(1, (self.modalities, -1))
-        messages = _wide(self.neighbours[index](x))
+    def heard(self, index: int, x: Tensor, block: Block) -> Tensor:
+        messages = _wide(self.neighbours[index](x.unflatten(1, (self.modalities, -1))))
         pairs = messages.index_select(0, _rows(block)) * messages.index_select(0, block.indices)
         gates = torch.sigmoid((pairs * self.gate[index]).sum(2))
-        weights = self.attention[index](messages, block) * gates
-        columns = [weights[:, m].contiguous() for m in range(self.modalities)]
-        parts = [spmm(block.indptr, block.indices, w, messages[:, m]) for m, w in enumerate(columns)]
-        h = leaky_relu(self.own[index](x[: block.num_dst]) + torch.stack(parts, 1))
-        return self.dropout(h.mean(1) if index == self.num_layers - 1 else h.flatten(1))
+        return torch.stack(_sums(messages, self.attention[index](messages, block) * gates, block), 1)
 
 
 class Mixture(GAT):
     """Graph attention over modalities that a mixture of experts has aligned (UniGraph2, He et al., arXiv 2502.00806,
-    with the gate of its released code), without its pre-training: :class:`GAT` on the mean over m of
-    Σ_e g_e(z_m) E_e(z_m), where all modalities share the experts E_e, and g is the softmax over the ``top_k`` largest
-    of W z_m + b and 0 for the others.
+    with the gate of its released code), without its pre-training: :class:`GAT` on the mean over m of Σ_e g_e(z_m)
+    E_e(z_m).
 
-    Args:
-        modalities, width, hidden, num_layers, dropout: see :class:`MessagePassing`.
-        num_experts: E, perceptrons with one layer of ``hidden`` units.
-        top_k: how many of them see a vector.
-
-    Raises:
-        InputError: not 1 ≤ ``top_k`` ≤ ``num_experts``.
+    All modalities share the ``num_experts`` experts E_e, perceptrons with one layer of ``hidden`` units; g is the
+    softmax over the ``top_k`` largest of W z_m + b, 1 ≤ ``top_k`` ≤ ``num_experts``, and 0 for the others.
     """
 
     def __init__(
@@ -278,6 +262,12 @@ def _rows(block: Block) -> Tensor:
     return rows.repeat_interleave(block.indptr.diff(), output_size=len(block.indices))
 
 
+def _sums(messages: Tensor, weights: Tensor, block: Block) -> list[Tensor]:
+    """Per head the sums (num_dst, width) of (num_src, heads, width) that (arcs, heads) weigh."""
+    heads = zip(weights.unbind(1), messages.unbind(1), strict=True)
+    return [spmm(block.indptr, block.indices, w.contiguous(), x) for w, x in heads]
+
+
 def _wide(x: Tensor) -> Tensor:
     """What autocast left in half precision as float32, the rest as it is."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
@@ -297,14 +287,10 @@ BACKBONES = {cls.__name__.lower(): f"{__name__}:{cls.__name__}" for cls in (MLP,
 def make_backbone(
     name: str, modalities: int, width: int, hidden: int, num_layers: int, dropout: float, **settings: Any
 ) -> Backbone:
-    """The backbone called ``name`` with ``num_layers`` layers of ``hidden`` units on (U, ``modalities · width``).
+    """The backbone called ``name``, one of ``BACKBONES`` or where a class stands, with ``num_layers`` layers of
+    ``hidden`` units on (U, ``modalities · width``); ``settings`` are what its constructor takes besides.
 
-    Args:
-        name: one of ``BACKBONES``, or where a class stands, as for :func:`~optimag_dist.imported.load_class`.
-        settings: what its constructor takes besides.
-
-    Raises:
-        InputError: there is no such backbone. Whether the class can serve as one is asked by :func:`check_backbone`.
+    Raises ``InputError`` where there is none. Whether the class can serve as one is asked by :func:`check_backbone`.
     """
     backbone: Any = _find(name)(modalities, width, hidden, num_layers, dropout, **settings)
     if not hasattr(backbone, "passes_messages"):
@@ -324,12 +310,8 @@ def check_backbone(
 ) -> None:
     """Make the backbone and have it train and evaluate on a toy batch of two nodes, one of them isolated.
 
-    torch's random numbers go on as if it had not been called.
-
-    Args:
-        name, settings: as for :func:`make_backbone`.
-        modalities, width, hidden, num_layers: sizes it is tried with.
-        smallest_group: anchors of the smallest group that training will bring; of one, a step of one node is tried too.
+    torch's random numbers go on as if it had not been called. With a ``smallest_group`` of one anchor, a step of one
+    node is tried too.
 
     Raises:
         InputError: there is no such backbone, it does not take these arguments, or it breaks a line of the contract in

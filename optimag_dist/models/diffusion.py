@@ -108,19 +108,11 @@ def check_diffusion(options: DiffusionOptions) -> None:
 
 
 class ConditionalDiffusion(nn.Module):
-    """Draws (A, 3, S, S) pictures under the condition of T tokens each.
+    """Draws (A, 3, S, S) pictures under the condition of T tokens each, of ``width`` numbers.
 
-    A row without any token, all masked, is drawn without condition: it shows a learned null token.
-
-    Args:
-        options: see there.
-
-    Attributes:
-        width: of a token.
-
-    Raises:
-        InputError: see :func:`check_diffusion`; or a pipeline's weights are missing, damaged or of other shapes than
-            its configuration says.
+    A row without any token, all masked, is drawn without condition: it shows a learned null token. Raises as
+    :func:`check_diffusion`, or ``InputError`` where a pipeline's weights are missing, damaged or of other shapes than
+    its configuration says.
     """
 
     def __init__(self, options: DiffusionOptions) -> None:
@@ -135,7 +127,8 @@ class ConditionalDiffusion(nn.Module):
             self.unet.requires_grad_(options.tuning == "full")
         self._schedule.set_timesteps(options.sampling_steps)
         self._sampling_levels = self._schedule.timesteps.tolist()
-        self.width = _token_width(self.unet.config)
+        width = self.unet.config["cross_attention_dim"]
+        self.width = int(width if isinstance(width, int) else width[0])
         self.null = nn.Parameter(torch.zeros(self.width))
         side = options.size // _shrinkage(None if self.vae is None else self.vae.config)
         self._shape = (self.unet.config["in_channels"], side, side)
@@ -145,11 +138,8 @@ class ConditionalDiffusion(nn.Module):
         averaged within each picture, summed over pictures.
 
         Noise, then noise levels, then, with guidance, dropped conditions are drawn from torch's global generator.
-
-        Args:
-            pixels: (A, 3, S, S) float32 in [−1, 1].
-            tokens: (A, T, width).
-            token_mask: (A, T) bool, false where there is no token.
+        Pixels are (A, 3, S, S) float32 in [−1, 1], tokens (A, T, width), and their mask (A, T) bool, false where there
+        is none.
         """
         clean = self._encode(pixels)
         # Not randn_like: what it draws where depends on how the autoencoder's convolutions lay out memory.
@@ -171,15 +161,10 @@ class ConditionalDiffusion(nn.Module):
 
     @torch.no_grad()
     def sample(self, tokens: Tensor, token_mask: Tensor, keys: Tensor) -> Tensor:
-        """Draw a picture per row: (A, 3, S, S) float32 in [−1, 1].
+        """Draw a picture per row: (A, 3, S, S) float32 in [−1, 1], of tokens (A, T, width) with their mask.
 
-        All noise is a function of the row's key alone: a picture does not depend, up to rounding, on those drawn with
-        it.
-
-        Args:
-            tokens: (A, T, width).
-            token_mask: (A, T) bool.
-            keys: (A,) int64.
+        All noise is a function of the row's key (A,) int64 alone: a picture does not depend, up to rounding, on those
+        drawn with it.
         """
         schedule, guidance = self._schedule, self._options.guidance
         fresh_noise = self._options.sampler == "ddpm"
@@ -210,12 +195,10 @@ class ConditionalDiffusion(nn.Module):
         """(A,) float32."""
         prediction = self._predict(self._schedule.add_noise(clean, noise, levels), levels, tokens, token_mask)
         kind = self._schedule.config["prediction_type"]
-        if kind == "epsilon":
-            target = noise
-        elif kind == "sample":
-            target = clean
-        else:
+        if kind == "v_prediction":
             target = self._schedule.get_velocity(clean, noise, levels)
+        else:
+            target = noise if kind == "epsilon" else clean
         return (prediction.float() - target).square().mean(dim=(1, 2, 3))
 
     def _predict(self, noisy: Tensor, levels: Tensor, tokens: Tensor, token_mask: Tensor) -> Tensor:
@@ -311,11 +294,6 @@ def _schedule(options: DiffusionOptions) -> Any:
 _SPACING = "trailing"
 
 
-def _token_width(unet: Mapping[str, Any]) -> int:
-    width = unet["cross_attention_dim"]
-    return int(width if isinstance(width, int) else width[0])
-
-
 def _shrinkage(vae: Mapping[str, Any] | None) -> int:
     """Pixels per latent along a side."""
     return 1 if vae is None else int(2 ** (len(vae["block_out_channels"]) - 1))
@@ -327,11 +305,7 @@ def _check_sampling_steps(sampling_steps: int, levels: int) -> None:
 
 
 class _Pipeline:
-    """A named pipeline, its configuration read and checked.
-
-    Raises:
-        InputError: see :func:`check_diffusion`.
-    """
+    """A named pipeline, its configuration read and checked."""
 
     def __init__(self, options: DiffusionOptions) -> None:
         self._model = model = options.model
@@ -344,14 +318,10 @@ class _Pipeline:
                 f"{model}: needed a pipeline with a UNet2DConditionModel, such as those of Stable Diffusion 1 and 2; "
                 f"{has}"
             )
-        self._unet = self._read(self._library.UNet2DConditionModel.load_config, subfolder="unet")
+        unet = self._read(self._library.UNet2DConditionModel.load_config, subfolder="unet")
         self._vae = None
         if (index.get("vae") or (None, None))[1] == "AutoencoderKL":
             self._vae = self._read(self._library.AutoencoderKL.load_config, subfolder="vae")
-        self._check(options)
-
-    def _check(self, options: DiffusionOptions) -> None:
-        unet, model = self._unet, self._model
         others = [name for name in _OTHER_INPUTS if unet.get(name) is not None]
         widths = unet["cross_attention_dim"]
         if others or (not isinstance(widths, int) and len(set(widths)) > 1):
@@ -379,10 +349,11 @@ class _Pipeline:
     def load(self) -> tuple[Any, Any | None, Any]:
         """UNet, autoencoder and noise schedule, float32 on the CPU."""
         library = self._library
-        unet = self._read(library.UNet2DConditionModel.from_pretrained, subfolder="unet", **_ON_CPU)
+        on_cpu: dict[str, Any] = {"torch_dtype": torch.float32, "low_cpu_mem_usage": False}
+        unet = self._read(library.UNet2DConditionModel.from_pretrained, subfolder="unet", **on_cpu)
         vae = None
         if self._vae is not None:
-            vae = self._read(library.AutoencoderKL.from_pretrained, subfolder="vae", **_ON_CPU).requires_grad_(False)
+            vae = self._read(library.AutoencoderKL.from_pretrained, subfolder="vae", **on_cpu).requires_grad_(False)
         # Latents have no bounds, and not every kind of schedule that a pipeline brings says so.
         how = {"timestep_spacing": _SPACING, "clip_sample": vae is None}
         schedule = self._read(library.DDIMScheduler.from_pretrained, subfolder="scheduler", **how)
@@ -390,6 +361,3 @@ class _Pipeline:
 
     def _read(self, load: Callable[..., T], **how: Any) -> T:
         return _SOURCE.read(self._model, load, **how)
-
-
-_ON_CPU: Mapping[str, Any] = {"torch_dtype": torch.float32, "low_cpu_mem_usage": False}

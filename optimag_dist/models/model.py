@@ -59,8 +59,7 @@ class MultimodalModel(nn.Module):
 
     Attributes:
         names: of the modalities, in the order of the store.
-        embedding: width of a modality's embedding.
-        hidden: width of a node's hidden state.
+        embedding, hidden: width of a modality's embedding and of a node's hidden state.
     """
 
     def __init__(
@@ -102,13 +101,8 @@ class MultimodalModel(nn.Module):
     def represent(
         self, embeddings: Mapping[str, Tensor], batch: GroupBatch, present: Mapping[str, Tensor] | None = None
     ) -> Tensor:
-        """Embeddings of the batch's U nodes → (A, hidden) state of each anchor.
-
-        Args:
-            embeddings: modality → (U, embedding).
-            batch: blocks and degrees.
-            present: modality → (U,) bool, what is shown; default: all that the batch has.
-        """
+        """Embeddings of the batch's U nodes, modality → (U, embedding), → (A, hidden) state of each anchor;
+        ``present``, modality → (U,) bool, is what is shown: by default all that the batch has."""
         fused = self.fusion(embeddings, batch.present if present is None else present)
         if not self.passes_messages:
             fused = fused[: batch.num_anchors]

@@ -159,11 +159,8 @@ class PictureReader:
 
 
 def check_pretrained(options: FeatureOptions, kind: Kind) -> None:
-    """Check, without loading weights, that there is such a model and that it reads ``kind``.
-
-    Raises:
-        InputError: there is none, it cannot be fetched, it reads something else, or it has no tokeniser.
-    """
+    """Check, without loading weights, that there is such a model and that it reads ``kind``; an InputError where there
+    is none, it cannot be fetched, it reads something else, or it has no tokeniser."""
     if options.model in SHIPPED and SHIPPED[options.model] != kind:
         fitting = next(name for name, reads in SHIPPED.items() if reads == kind)
         raise InputError(
@@ -181,11 +178,7 @@ def check_pretrained(options: FeatureOptions, kind: Kind) -> None:
 
 
 def make_reader(options: FeatureOptions, kind: Kind) -> Reader:
-    """What turns the attribute's values into what :func:`make_pretrained_encoder` reads.
-
-    Raises:
-        InputError: there is no such model, or it has no tokeniser.
-    """
+    """What turns the attribute's values into what :func:`make_pretrained_encoder` reads."""
     if kind == "text":
         return TextReader(load_tokenizer(options.model), options.max_length)
     return PictureReader(options.image_size or load_picture_settings(options.model).size)
@@ -243,11 +236,8 @@ class PretrainedEncoder(nn.Module):
     """Raw values as a :class:`Reader` gives them → (U, embedding).
 
     Its state dict holds what is trained and nothing else: the rest is loaded again where the encoder is made.
-
-    Attributes:
-        network: raw values → (U, width) pooled features; see :func:`load_features`.
-        head: (U, width) → (U, embedding), trained.
-        lr: of the network's weights, see :class:`PretrainedOptions`.
+    ``network`` maps raw values to (U, width) pooled features (:func:`load_features`), ``head`` these to the embedding,
+    and ``lr`` is of the network's weights, see :class:`PretrainedOptions`.
     """
 
     def __init__(self, network: nn.Module, width: int, embedding: int, options: PretrainedOptions) -> None:
@@ -295,10 +285,7 @@ def load_features(options: FeatureOptions, kind: Kind, *, trained: bool = False)
     """The pretrained network alone, on the CPU and in evaluation mode, and the width of what it gives.
 
     It maps raw values to (U, width) float32 pooled features. If it is to be ``trained``, the weights that the features
-    depend on require a gradient; nothing else does.
-
-    Raises:
-        InputError: see :func:`make_pretrained_encoder`.
+    depend on require a gradient; nothing else does. Raises as :func:`make_pretrained_encoder`.
     """
     check_pretrained(options, kind)
     if kind == "text":

@@ -10,9 +10,9 @@ def leave_out_frozen(module: nn.Module) -> None:
     """Have ``module.state_dict()`` leave out what is not trained, and strict ``load_state_dict`` accept its absence.
 
     Left out are parameters with ``requires_grad=False``, and the buffers of parts all of whose parameters are such (a
-    part without parameters goes with the part that holds it): these must come from elsewhere and stay as they are, so a
-    frozen batch normalisation is to be kept in evaluation mode. What is frozen is asked each time. A state dict that
-    holds the frozen values is loaded whole. Works inside any other module, DDP included.
+    part without parameters goes with the part that holds it): so a frozen batch normalisation is to be kept in
+    evaluation mode. What is frozen is asked each time; a state dict that holds it is loaded whole. Works inside any
+    other module, DDP included.
     """
     module.register_state_dict_post_hook(_leave_out)
     module.register_load_state_dict_pre_hook(_fill_in)

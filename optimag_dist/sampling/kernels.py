@@ -61,16 +61,9 @@ def draw(starts, stops, indices, nodes, fanout, key, indptr, out):  # type: igno
 
 @jit(nogil=True)
 def number_nodes(nodes, count, others, rows):  # type: ignore[no-untyped-def]
-    """Number ``others`` within ``nodes``, to which those not yet there are appended in order of occurrence.
-
-    Args:
-        nodes: (≥ count + len(others),) int64, the first ``count`` distinct; written beyond them.
-        others: (k,) integers.
-        rows: (k,) int64, written: where each stands in ``nodes``.
-
-    Returns:
-        The new count.
-    """
+    """Number ``others`` (k,) within ``nodes``, (≥ count + k,) int64 with the first ``count`` distinct, to which those
+    not yet there are appended in order of occurrence; ``rows`` (k,) int64 gets where each stands. Returns the new
+    count."""
     bits = 4
     while (1 << bits) < 2 * (count + len(others)):
         bits += 1
@@ -96,14 +89,8 @@ def number_nodes(nodes, count, others, rows):  # type: ignore[no-untyped-def]
 
 @jit(nogil=True)
 def gather_float16(flat, starts, nodes, out):  # type: ignore[no-untyped-def]
-    """Rows of finite float16 numbers as float32.
-
-    Args:
-        flat: uint16 view of a file.
-        starts: (batches,) int64, where each record batch of ``BATCH_ROWS`` rows begins in ``flat``.
-        nodes: (k,) int64.
-        out: (k, width) float32, written.
-    """
+    """Rows ``nodes`` (k,) int64 of finite float16 numbers as float32 in ``out`` (k, width), from ``flat``, a file's
+    uint16 view, in which each record batch of ``BATCH_ROWS`` rows begins at ``starts`` (batches,) int64."""
     width = out.shape[1]
     for i in range(len(nodes)):
         if i + _AHEAD < len(nodes):

@@ -71,9 +71,8 @@ class GroupLoader:
     ) -> Generator[StepBatch, None, None]:
         """The steps of one epoch from ``first_step`` on, the same number on every rank.
 
-        Args:
-            sources: per task, what it is trained on. A step has groups of each; the epoch is as long as the longest
-                takes, and the others come more than once.
+        ``sources`` are, per task, what it is trained on. A step has groups of each; the epoch is as long as the longest
+        takes, and the others come more than once.
         """
         steps = max(batcher.steps_per_epoch for batcher, _ in sources)
         turns = [

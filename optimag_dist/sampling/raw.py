@@ -48,21 +48,15 @@ def attribute_kind(store: GraphStore, attribute: str) -> Kind:
 
 
 class RawRows:
-    """:class:`GraphDataSource` with raw values where a modality has an encoder: token ids (k, L) int64 or pixels
-    (k, 3, S, S) uint8, see :mod:`optimag_dist.models.pretrained`. A node without text or picture lacks the modality.
+    """A :class:`GraphDataSource` with raw values where a modality has an encoder: token ids (k, L) int64 or pixels (k,
+    3, S, S) uint8, see :mod:`optimag_dist.models.pretrained`. A node without text or picture lacks the modality.
 
-    A picture that does not decode is none, and is noted; or it is an ``InputError`` (``on_bad_picture``).
-
-    Args:
-        rows, store: the graph, and what has the attributes, on this host.
-        encoders: modality → its encoder; other modalities keep their stored features.
+    A picture that does not decode is none, and is noted; or it is an ``InputError`` (``on_bad_picture``). Raises as
+    :func:`check_encoders`.
 
     Attributes:
         modalities: as of ``rows``, and after them those that only have an encoder; the width of raw ones is 0.
         bad_pictures: modality → what did not decode, of those that read pictures.
-
-    Raises:
-        InputError: see :func:`check_encoders`.
     """
 
     def __init__(self, rows: GraphDataSource, store: GraphStore, encoders: Mapping[str, PretrainedOptions]) -> None:

@@ -19,9 +19,8 @@ from optimag_dist.types import CSR
 class GraphDataSource(Protocol):
     """Rows of a graph by node id, (k,) int64; called from several threads at once.
 
-    Attributes:
-        modalities: name → width and dtype of the stored features.
-        topology: all of it where it is mapped on this host, None where it is not.
+    ``modalities`` are name → width and dtype of the stored features; ``topology`` is None where it is not mapped on
+    this host.
     """
 
     @property

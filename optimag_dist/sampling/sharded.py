@@ -63,12 +63,10 @@ class ShardServer:
 
 
 class ShardedSource:
-    """:class:`~optimag_dist.sampling.rows.GraphDataSource` of a partition; owner p mod ``num_owners`` has part p.
+    """A :class:`~optimag_dist.sampling.rows.GraphDataSource` of a partition whose shards carry features; owner p mod
+    ``num_owners`` has part p.
 
     Holds who owns which node and the degrees, 10 bytes per node, mapped and shared by the host's workers.
-
-    Raises:
-        InputError: the shards carry no features.
     """
 
     topology = None

@@ -26,11 +26,8 @@ class DotDecoder(nn.Module):
 
 
 class MLPDecoder(nn.Module):
-    """A network with one hidden layer on h_u ∘ h_v, as the link predictors of OGB's examples (arXiv 2005.00687).
-
-    Args:
-        hidden: d, also the units of the hidden layer.
-    """
+    """A network with one hidden layer of ``hidden`` = d units on h_u ∘ h_v, as the link predictors of OGB's examples
+    (arXiv 2005.00687)."""
 
     def __init__(self, hidden: int) -> None:
         super().__init__()

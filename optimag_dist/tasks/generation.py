@@ -27,13 +27,10 @@ class GenerationOptions(TaskOptions):
 
 
 class Generation(Task[HeadT]):
-    """Attributes:
-        attribute: that is generated.
-        withheld: modalities made from it.
-        train, val, test: (…,) int64 ascending nodes that have it.
+    """A task that generates ``attribute`` of the nodes that have it, ``train``, ``val`` and ``test`` (…,) int64
+    ascending, without the ``withheld`` modalities made from it.
 
-    Raises:
-        InputError: the store has no such attribute or no split, or ``withhold`` is not said.
+    Raises ``InputError`` where the store has no such attribute or no split, or ``withhold`` is not said.
     """
 
     attribute_kind: ClassVar[Literal["text", "image"]]

@@ -25,15 +25,9 @@ class TokenOptions(Options):
 
 
 class GraphTokens(nn.Module):
-    """Tokens of the anchors: ``state`` of the backbone's, one of each modality that is not withheld, and one of each of
-    a few neighbours in the last block. Each is a linear map with a bias per kind, brought to one length.
-
-    Args:
-        model: whose embeddings and states are mapped.
-        withheld: modalities that an anchor does not show, to itself or to others.
-        width: of a token.
-        scale: root mean square of a token's numbers.
-    """
+    """Tokens of the anchors: ``state`` of the backbone's, one of each modality that is not ``withheld``, and one of
+    each of a few neighbours in the last block. Each is a linear map with a bias per kind, brought to one length:
+    ``width`` numbers whose root mean square is ``scale``."""
 
     def __init__(
         self, model: MultimodalModel, withheld: Sequence[str], options: TokenOptions, *, width: int, scale: float
@@ -63,12 +57,8 @@ class GraphTokens(nn.Module):
     def of_nodes(
         self, nodes: np.ndarray, states: Tensor, forward: LayerwiseForward, mask: Mask
     ) -> tuple[Tensor, Tensor]:
-        """The same of ``nodes`` (k,) outside of a batch.
-
-        Args:
-            states: (k, hidden) of these.
-            mask: what is not seen of the graph; ``nodes`` show nothing that is withheld.
-        """
+        """The same of ``nodes`` (k,) outside of a batch, from their (k, hidden) ``states``; ``mask`` is what is not
+        seen of the graph, and ``nodes`` show nothing that is withheld."""
         states = states.to(forward.device)
         tokens, there = self._of_own(states, forward.encode(nodes), forward.present(nodes, mask))
         if self.neighbour is not None:

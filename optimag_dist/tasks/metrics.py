@@ -12,12 +12,8 @@ from optimag_dist.types import InputError
 
 @dataclass(frozen=True)
 class Metric:
-    """Attributes:
-    name: in results and tables.
-    title: for people.
-    better: which way is better.
-    is_share: between 0 and 1, shown in per cent, differences in points.
-    """
+    """How to read a metric: its ``name`` in results and tables, its ``title`` for people, which way is ``better``, and
+    whether it ``is_share``: between 0 and 1, shown in per cent, differences in points."""
 
     name: str
     title: str

@@ -72,15 +72,12 @@ class RetrievalHead(TaskHead):
     def vectors(
         self, states: Mapping[str, Tensor], embeddings: Mapping[str, Tensor], present: Mapping[str, Tensor]
     ) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """What nodes ask with and are found by.
+        """What nodes ask with, pair after pair, and are found by, by target modality: (A, embedding), of unit length, 0
+        where a modality is missing.
 
         Args:
             states: source → (A, hidden) while the nodes show nothing else.
             embeddings, present: modality → (A, embedding) of the nodes, and (A,) bool whether they have it.
-
-        Returns:
-            Pair after pair what they ask with, and by target modality what they are found by: (A, embedding), of unit
-            length, 0 where a modality is missing.
         """
         asked = [
             normalize(layer(states[source])) * present[source][:, None]
@@ -112,8 +109,8 @@ class RetrievalHead(TaskHead):
 class ModalityRetrieval(Task[RetrievalHead]):
     """Attributes:
         pairs: (source, target) modalities.
-        train, val, test: (…,) int64 ascending nodes that have both modalities of a pair.
-        judged_on: (n,) bool, the nodes of the last two.
+        train, val, test: (…,) int64 ascending nodes that have both modalities of a pair; ``judged_on`` (n,) bool, the
+            last two.
 
     Raises:
         InputError: the store has one modality, lacks one that is named, has no node with both, or no split.

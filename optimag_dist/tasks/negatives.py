@@ -32,21 +32,12 @@ def uniform_negatives(rng: np.random.Generator, num_nodes: int, count: int, take
 def ppr_hard_negatives(
     ppr: PPRArtefact, sources: np.ndarray, is_edge: IsEdge, count_per_source: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """For each source, nodes near it that are no neighbours.
+    """For each source, (k,) int64 of which each occurrence draws anew, ``count_per_source`` nodes near it that are no
+    neighbours: (k, count_per_source) int64.
 
-    Drawn without repetition from the source's stored PPR entries that are neither itself nor its neighbours, all alike.
-    Where there are too few, uniform draws from all its non-neighbours follow, which may repeat.
-
-    Args:
-        ppr: of the graph without the edges to be predicted.
-        sources: (k,) int64, repetitions allowed: each occurrence draws anew.
-        count_per_source: at least 1.
-
-    Returns:
-        (k, count_per_source) int64.
-
-    Raises:
-        InputError: a source is a neighbour of every other node.
+    Drawn without repetition from the source's stored entries of ``ppr``, of the graph without the edges to be
+    predicted, that are neither itself nor its neighbours, all alike. Where there are too few, uniform draws from all
+    its non-neighbours follow, which may repeat; an InputError where a source is a neighbour of every other node.
     """
     indptr, columns, _ = ppr.rows(sources)
     rows = np.repeat(np.arange(len(sources)), np.diff(indptr))

@@ -24,15 +24,8 @@ _TILE = 64
 
 
 def rank_among(true: Tensor, others: Tensor) -> Tensor:
-    """Rank of each true candidate among its own list of others.
-
-    Args:
-        true: (k,) scores. Computed in one call with ``others``, equal candidates get equal scores to the last bit.
-        others: (k, K).
-
-    Returns:
-        (k,) float64, from 1.
-    """
+    """Rank from 1, (k,) float64, of each true candidate's score (k,) among its own list of others (k, K). Computed in
+    one call with ``others``, equal candidates get equal scores to the last bit."""
     _raise_if(true.isnan().any() | others.isnan().any())
     greater, level = (compare(others, true[:, None]).sum(1).double() for compare in (torch.gt, torch.eq))
     return 1 + greater + level / 2
@@ -49,14 +42,15 @@ def rank_all(
     exclude: Tensor | None = None,
     block: int = 512,
 ) -> Tensor:
-    """Rank of each query's true candidate among all candidates, streamed over blocks of both.
+    """Rank from 1 of each query's true candidate among all candidates, (k,) float64 on the queries' device, streamed
+    over blocks of both.
 
     ``score`` always gets blocks of one shape, padded with zeros to multiples of 64, and the true candidates' scores
     come from it too: so candidates that are equal get equal scores, wherever they stand, and count as ties.
 
     Args:
-        queries: (k, d); their device does the work.
-        candidates: (n, d), there or elsewhere: each block is moved once.
+        queries, candidates: (k, d), whose device does the work, and (n, d), there or elsewhere: each block is moved
+            once.
         true: (k,) int64 rows of ``candidates``.
         score: (b, d), (c, d) → (b, c) scores, each a function of its own pair; a new tensor, which is overwritten.
         known: row i lists candidates left out for query i, in any order, since they are true as well (the "filtered"
@@ -64,9 +58,6 @@ def rank_all(
         exclude: (k,) int64, one more left out for each query, such as the query node itself.
         block: at most this many of either side at once, rounded up to a multiple of 64. Memory beside the input: a few
             block² scores, k counts, and the pairs left out. 512 suits a CPU's cache; a GPU wants more.
-
-    Returns:
-        (k,) float64, from 1, on the queries' device.
     """
     k, n, device = len(queries), len(candidates), queries.device
     if not k:

@@ -106,15 +106,12 @@ def make_task(
     ppr: PPRArtefact | None = None,
     modalities: Sequence[str] | None = None,
 ) -> Task[Any]:
-    """What ``options`` mean on ``store``.
+    """What ``options`` mean on ``store``; an InputError says what it lacks, and how to add it.
 
     Args:
         seed: of random splits.
         ppr: of the graph, for tasks that draw by it (``options.needs_ppr``); without it they cannot be trained.
         modalities: of the model; default: those of the store.
-
-    Raises:
-        InputError: the store lacks what the task needs: the message says what, and how to add it.
     """
     names = tuple(store.modalities if modalities is None else modalities)
     return _task_class(options.kind)(store, options, TaskContext(names, seed, ppr))

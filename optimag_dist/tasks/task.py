@@ -41,13 +41,8 @@ class TaskOptions(OptionsOfKind):
 
 @dataclass(frozen=True)
 class TaskContext:
-    """What a task is made in, beside its store and its options.
-
-    Attributes:
-        modalities: of the model, which may have more than the store's stored features.
-        seed: of random splits.
-        ppr: of the graph, where it is there.
-    """
+    """What a task is made in, beside its store and its options: the model's ``modalities``, which may be more than the
+    store's stored features, the ``seed`` of random splits, and the graph's PPR, where it is there."""
 
     modalities: tuple[str, ...]
     seed: int
@@ -72,12 +67,8 @@ ValueT = TypeVar("ValueT")
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a task makes of a part.
-
-    Attributes:
-        metrics: by the names of the task's ``metrics``, over all ranks and the same on each.
-        outputs: what was made for each node (``id``, ``reference``, ``output``); None where nothing is.
-    """
+    """What a task makes of a part: ``metrics`` by the names of the task's, over all ranks and the same on each, and
+    what was made for each node (``id``, ``reference``, ``output``), where something is."""
 
     metrics: dict[str, float]
     outputs: pa.Table | None = None

@@ -20,21 +20,15 @@ from optimag_dist.types import InputError
 
 
 def text_metrics(candidates: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """How near each candidate is to its one reference.
-
-    Args:
-        candidates: k ≥ 1 texts; empty ones match nothing.
-        references: k texts, not all of them empty.
+    """How near each of k ≥ 1 candidates, of which empty ones match nothing, is to its one reference, of which some have
+    words.
 
     Returns:
         ``bleu4``: BLEU of the corpus, 0 to 100 (Papineni et al. 2002; sacrebleu, signature
             ``nrefs:1|case:lc|eff:no|tok:13a|smooth:exp``).
         ``rouge_l``: mean F1 of the longest common subsequences, 0 to 1 (Lin 2004; rouge-score without stemming).
         ``cider``: mean CIDEr-D, 0 to 10 (Vedantam et al., arXiv 1411.5726; pycocoevalcap), document frequencies from
-            ``references``.
-
-    Raises:
-        InputError: a package is missing.
+            the references.
     """
     try:
         from pycocoevalcap.cider.cider import Cider

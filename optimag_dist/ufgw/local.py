@@ -40,8 +40,8 @@ class TrustEstimate:
 
     Attributes:
         kept: (b, N) k in [0, 1], 0 where a node lacks the modality.
-        mismatch: (b, N) s, mean distance to the neighbours.
-        disagreement: (b, N) x, squared distance from the other modalities; 0 where there is none.
+        mismatch, disagreement: (b, N) s, mean distance to the neighbours; and x, squared distance from the other
+            modalities, 0 where there is none.
         change: (b,) how far the last iteration moved k, the largest entry.
     """
 
@@ -90,13 +90,10 @@ def estimate_trust(
     C: Tensor, weights: Tensor, marginal: Tensor, *, alpha: float, rho: float, agreement: float
 ) -> TrustEstimate:
     """k by majorisation: with D ≥ 0, rᵀDr ≤ Σ_i (Dr')_i r_i² / r'_i, so that every iteration lowers the objective at x.
-
     The bound's minimum has log k + A k + B = 0, A = α s'/(ρ k'), B = γ x/(2ρ). x follows at half the pace.
 
-    Args:
-        C, weights: C̄ (b, N, N) of the b modalities and W̄ (N, N).
-        marginal: μ (b, N), 0 where a node lacks the modality.
-        agreement: γ.
+    ``C`` is C̄ (b, N, N), ``weights`` W̄ (N, N), ``marginal`` μ (b, N), 0 where a node lacks the modality, and
+    ``agreement`` γ.
     """
     modalities = len(C)
     near = C * weights

@@ -113,8 +113,8 @@ def structure_term(
 ) -> Tensor:
     """Σ_ijkl |C̄_m(i,k) − C̄_G(j,l)|² π_ij π_kl (b,), differentiable in ``cost.directions`` with the plan held fixed.
 
-    Its derivative by C̄_m is E = 2 [C̄_m ∘ rrᵀ − π C̄_G πᵀ]. Only EQ is formed, with Q the (N, d+2) factor of the cost, so
-    the way back to the embeddings costs one more product of N² d, and autograd stores (N, d) numbers.
+    Its derivative by C̄_m is E = 2 [C̄_m ∘ rrᵀ − π C̄_G πᵀ]. Only EQ is formed, with Q the (N, d+2) factor of the cost,
+    so the way back to the embeddings costs one more product of N² d, and autograd stores (N, d) numbers.
 
     Args:
         cost: the modality cost that ``problem`` was made from.
@@ -150,11 +150,8 @@ def structure_term(
 
 
 def with_gradient(x: Tensor, value: Tensor, gradient: Tensor, written_out: Callable[[Tensor], Tensor]) -> Tensor:
-    """``value`` (b,) as a function of ``x`` (b, …) whose ``gradient`` (b, …) is known already.
-
-    ``written_out`` is the same function of x in torch's operations, up to what does not depend on x: the way that
-    second derivatives take.
-    """
+    """``value`` (b,) as a function of ``x`` (b, …) whose ``gradient`` (b, …) is known already; ``written_out`` is the
+    same in torch's operations, up to what does not depend on x: the way that second derivatives take."""
     attached: Tensor = _WithGradient.apply(x, value, gradient, written_out)
     return attached
 

@@ -15,13 +15,8 @@ from optimag_dist.ufgw.costs import Cost, SparseCost
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """π = diag(a) K diag(b) of each problem of a batch.
-
-    Attributes:
-        kernel: K (b, N, N) ≥ 0, contiguous.
-        a, b: (b, N) ≥ 0, 0 at absent nodes.
-        rows, columns: (b, N) masses π1 and πᵀ1.
-    """
+    """π = diag(a) K diag(b) of each problem of a batch: ``kernel`` K (b, N, N) ≥ 0, contiguous; a, b (b, N) ≥ 0, 0 at
+    absent nodes; the masses π1 and πᵀ1 (b, N) of its rows and columns."""
 
     kernel: Tensor
     a: Tensor

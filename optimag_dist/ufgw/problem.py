@@ -39,8 +39,8 @@ class Linearised:
 
     Attributes:
         rows, columns: (b, N) (A²)p and (B²)q.
-        core: (b, r, N) σQᵀπB, or (b, N, N) AπB where A is dense.
-        reduced: (b, r, N) Qᵀπ, or None where A is dense and the plan itself takes its place.
+        core, reduced: (b, r, N) σQᵀπB and Qᵀπ; or, where A is dense, (b, N, N) AπB and None, for which the plan itself
+            stands.
     """
 
     rows: Tensor

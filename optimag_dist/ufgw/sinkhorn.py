@@ -48,16 +48,13 @@ def sinkhorn_exp(
 ) -> SinkhornResult:
     """In the exponential domain: one ``exp`` over (b, N, N), then products with that kernel only.
 
-    The duals are absorbed into the kernel at the start through their c-transforms, f̂ = min_j(C − g) and
-    ĝ = min_i(C − f̂): whatever the duals, every row and every column of K = exp((f̂⊕ĝ − C)/ε) then has 1 as its
-    maximum, so no sum below starts from an underflow.
+    The duals are absorbed into the kernel at the start through their c-transforms, f̂ = min_j(C − g) and ĝ = min_i(C −
+    f̂): whatever the duals, every row and every column of K = exp((f̂⊕ĝ − C)/ε) then has 1 as its maximum, so no sum
+    below starts from an underflow.
 
     Args:
-        cost: (b, N, N) contiguous, overwritten.
-        x, y: (b, N) added to its rows and columns.
+        cost, x, y: (b, N, N) contiguous, overwritten, and (b, N) added to its rows and columns.
         f, g: (b, N) duals to start from.
-        entropic: marginals and weights.
-        n_iter: iterations.
         tol: stop a problem once an iteration changes no entry of its scaling by more than this share. Used by the
             compiled kernels only: anywhere else, asking costs more than iterating.
     """

@@ -172,12 +172,10 @@ class UFGWSolution:
     """The answer of :func:`~optimag_dist.ufgw.solve_ufgw`; ``(batch)`` axes are there only if an input had one.
 
     Attributes:
-        plan: (batch, N, N) π; rows are the modality side, columns the graph side. Rows and columns of absent nodes
-            are exactly 0.
+        plan: (batch, N, N) π; rows are the modality side, columns the graph side; exactly 0 at absent nodes.
         objective: (batch) UFGW(π).
         parts: its weighted terms by name, (batch) each: linear, quadratic, marginal_mu, marginal_nu, entropy.
-        kept_mass: (batch, N) π1 / μ, NaN at absent nodes (0 would read as fully distrusted).
-        received_mass: (batch, N) πᵀ1 / ν, NaN likewise.
+        kept_mass, received_mass: (batch, N) π1 / μ and πᵀ1 / ν, NaN at absent nodes (0 would read as fully distrusted).
         status: how the solve ended.
     """
 

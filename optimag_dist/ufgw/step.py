@@ -20,14 +20,8 @@ _SHORTEST = 0.1
 
 
 class Step(NamedTuple):
-    """(b,) each.
-
-    Attributes:
-        scale: s, what the plan is multiplied by.
-        share: t in (0, 1], how far the state goes to s·π.
-        value, quadratic: of the plan arrived at, the objective up to a constant and its quadratic term.
-        fine: bool, the numbers are finite.
-    """
+    """(b,) each: s, by which the plan is multiplied; t in (0, 1], how far the state goes to s·π; of the plan arrived at
+    the objective up to a constant and its quadratic term; and bool, whether the numbers are finite."""
 
     scale: Tensor
     share: Tensor
@@ -46,13 +40,9 @@ def step_length(
     plan: Plan,
     linearised: Linearised,
 ) -> Step:
-    """The step to ``plan``.
-
-    Args:
-        value, quadratic: (b,) of the state's plan, as in :class:`Step`; inf where there is none to compare with.
-        at, f, g: the linearisation whose cost ``plan`` solved, and its duals (b, N).
-        plan, linearised: where to go, multiplied out if A is dense, and its L⊗π.
-    """
+    """The step to ``plan``, multiplied out if A is dense, with its L⊗π, from the state's ``value`` and ``quadratic``
+    (b,), inf where there is none to compare with; ``at``, f and g (b, N) are the linearisation whose cost it solved,
+    and its duals."""
     if compiled := compiled_for(f):
         operands = moment_operands(problem, at, f, g, plan, linearised)
         scale, share, arrived, its_quadratic, fine = compiled.step_length(

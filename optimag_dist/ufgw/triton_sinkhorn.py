@@ -78,11 +78,8 @@ def _sweep(  # type: ignore[no-untyped-def]
 def iterate(
     kernel: Tensor, b: Tensor, row_scale: Tensor, column_scale: Tensor, kappa_mu: Tensor, kappa_nu: Tensor, n_iter: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``n_iter`` times a ← row_scale (K b)^−κ, b ← column_scale (Kᵀa)^−κ.
-
-    Args:
-        kernel: (p, N, N) contiguous, > 0.
-        b, row_scale, column_scale, kappa_mu, kappa_nu: (p, N).
+    """``n_iter`` ≥ 1 times a ← row_scale (K b)^−κ, b ← column_scale (Kᵀa)^−κ, with K (p, N, N) contiguous, > 0, and (p,
+    N) vectors.
 
     Returns:
         a, b, and of the last iteration the row sums K b and column sums Kᵀ a, (p, N) each.

@@ -2,6 +2,7 @@
 
 import importlib.util
 import math
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -368,8 +369,7 @@ def test_architectures_that_take_no_lora(tmp_path: Path) -> None:
 def test_a_missing_package_is_told(
     package: str, options: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else found(name))
+    monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(InputError, match=message):
         check_language_model(LanguageModelOptions.model_validate(options))
 

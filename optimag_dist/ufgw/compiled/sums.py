@@ -133,12 +133,8 @@ def distance(kernel: Tensor, a: Tensor, b: Tensor, other: Tensor, other_a: Tenso
 
 
 def moments(operands: Sequence[Tensor]) -> Tensor:
-    """(7, b) the fields of :class:`optimag_dist.ufgw.objective.Moments`.
-
-    Args:
-        operands: rows, columns, f, g, mu, nu, rho_mu, rho_nu (b, N); then of the earlier linearisation and of the
-            plan's own rows, columns (b, N) and core (b, r, N); then what the cores are multiplied with (b, r, N).
-    """
+    """(7, b) the fields of :class:`optimag_dist.ufgw.objective.Moments`, of the operands that its ``moment_operands``
+    lists."""
     return per_problem(_moments, operands[-1], *operands, out=operands[0].new_empty(7, len(operands[0])))
 
 

@@ -140,12 +140,8 @@ class CosineCost(Cost):
         return self.dense().square_() if small or self.rank**2 > _WRITE_SQUARE_OUT * self.nodes else None
 
     def vjp(self, slope: Tensor) -> Tensor:
-        """Gradient to :attr:`directions` of a function whose derivative by C̄ is a symmetric E, the mean included:
-        2s⟨E, C̄⟩ w z̄ᵀ − 2s EZ.
-
-        Args:
-            slope: (b, N, d + 2) EQ, all that is needed of E.
-        """
+        """Gradient to :attr:`directions` of a function whose derivative by C̄ is a symmetric E, the mean included,
+        2s⟨E, C̄⟩ w z̄ᵀ − 2s EZ, from ``slope`` (b, N, d + 2), EQ: all that is needed of E."""
         s = self.scale[:, None, None]
         ones = ((slope[:, :, -2] - slope[:, :, -1]) / 2**0.5)[:, :, None]
         at_cost = (slope * self.signed_factor).sum((1, 2)) + self.shift * ones.sum((1, 2))
@@ -164,8 +160,8 @@ def cosine_cost(embeddings: Tensor, present: Tensor | None = None) -> Tensor:
             mean, which runs over all other pairs, the diagonal included.
 
     Returns:
-        (N, N) float32 or float64, non-negative, mean 1 over the present pairs. All zeros where the embeddings of the
-        present nodes point the same way (up to rounding), or where fewer than two are present.
+        (N, N) float32 or float64, ≥ 0, mean 1 over the present pairs; all zeros where these are fewer than two nodes,
+        or all point the same way (up to rounding).
     """
     check_tensor("embeddings", embeddings)
     with torch.autocast(embeddings.device.type, enabled=False):

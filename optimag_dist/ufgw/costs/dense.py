@@ -64,12 +64,9 @@ class DenseCost(Cost):
 def graph_cost(proximity: Tensor, delta: float = 1e-5) -> Tensor:
     """Distance of nodes in the graph from their personalised PageRank, as a tensor: C̄_G.
 
-    Args:
-        proximity: (N, N) PPR among the nodes (Π_B), non-negative, not necessarily symmetric.
-        delta: floor under PPR, > 0; it sets how far apart unconnected nodes are. Rejection needs a small one.
-
-    Returns:
-        (N, N) symmetric, minimum 0, mean 1 over all pairs; all zeros where every pair is equally close.
+    ``proximity`` is (N, N) PPR among the nodes (Π_B), non-negative, not necessarily symmetric; ``delta`` > 0 the floor
+    under it, which sets how far apart unconnected nodes are. Rejection needs a small one. Returns (N, N) symmetric,
+    minimum 0, mean 1 over all pairs; all zeros where every pair is equally close.
     """
     require_positive(delta=delta)
     check_tensor("proximity", proximity)
@@ -82,12 +79,11 @@ def graph_cost(proximity: Tensor, delta: float = 1e-5) -> Tensor:
 
 
 def anchor_cost(C_G: Tensor, tau: float = 0.5, *, kind: AnchorCostKind = "ppr") -> Tensor:
-    """Cost of sending a node's modality side to another node's graph side, as a tensor: M.
+    """Cost of sending a node's modality side to another node's graph side, as a tensor: M of (N, N) or (b, N, N)
+    normalised C̄_G.
 
-    Args:
-        C_G: (N, N) or (b, N, N) normalised graph cost.
-        tau: width, > 0; a small one forces the mass to the diagonal. Not used by ``identity``.
-        kind: ``ppr``: 1 − exp(−C̄_G/τ).  ``identity``: 0 on the diagonal, 1 elsewhere.
+    ``kind`` is ``ppr``: 1 − exp(−C̄_G/τ), where a small width τ > 0 forces the mass to the diagonal; or ``identity``: 0
+    on the diagonal, 1 elsewhere.
     """
     check_kind(kind)
     if kind == "identity":

@@ -180,14 +180,11 @@ class SparseCost(Cost):
 def graph_costs(
     proximity: Tensor, *, delta: float = 1e-5, tau: float = 0.5, anchor: AnchorCostKind = "ppr"
 ) -> tuple[Cost, Cost]:
-    """C̄_G and M of one group of nodes, in the form that is fastest for the solver where they are.
+    """C̄_G and M of one group of nodes, or a batch, from (N, N) or (b, N, N) PPR ≥ 0 among them, in the form that is
+    fastest for the solver where they are; the rest as in :func:`graph_cost` and :func:`anchor_cost`.
 
-    On the CPU that is sparse up to a fifth of the entries; on a GPU dense: its dense products are fast, and sparse
-    ones would have to wait for the number of entries.
-
-    Args:
-        proximity: (N, N) or (b, N, N) PPR among the nodes, ≥ 0.
-        delta, tau, anchor: see :func:`graph_cost` and :func:`anchor_cost`.
+    On the CPU that is sparse up to a fifth of the entries; on a GPU dense: its dense products are fast, and sparse ones
+    would have to wait for the number of entries.
     """
     check_kind(anchor)
     if proximity.device.type == "cpu" and int(proximity.count_nonzero()) <= _SPARSE_UP_TO / 2 * proximity.numel():
