@@ -306,15 +306,14 @@ def load_features(options: FeatureOptions, kind: Kind, *, trained: bool = False)
 def _adapt(network: nn.Module, options: PretrainedOptions) -> None:
     """Add low-rank adapters in place; they alone are to be trained."""
     peft = SOURCE.imported("peft", f"tuning=lora of {options.model}")
-    linear = {name: type(module) for name, module in network.named_modules() if _is_linear(module)}
+    modules = dict(network.named_modules())
+    # GPT-2's linear layers are a class of transformers' own, with the weights transposed.
+    linear = {name: m for name, m in modules.items() if isinstance(m, nn.Linear) or type(m).__name__ == "Conv1D"}
     targets = [name for name in linear if name.rpartition(".")[2] in _ATTENTION]
-    transposed = bool(targets) and not issubclass(linear[targets[0]], nn.Linear)
+    transposed = bool(targets) and not isinstance(linear[targets[0]], nn.Linear)
     if not targets:
-        targets = [
-            name
-            for name, module in network.named_modules()
-            if isinstance(module, nn.Conv2d) and set(module.kernel_size) == {1} and module.groups == 1
-        ]
+        convolutions = {name: m for name, m in modules.items() if isinstance(m, nn.Conv2d) and m.groups == 1}
+        targets = [name for name, m in convolutions.items() if set(m.kernel_size) == {1}]
     if not targets:
         raise InputError(
             f"{options.model}: has neither projections of an attention nor pointwise convolutions that low-rank "
@@ -322,11 +321,6 @@ def _adapt(network: nn.Module, options: PretrainedOptions) -> None:
         )
     settings = {"r": options.lora_rank, "lora_alpha": 2 * options.lora_rank, "fan_in_fan_out": transposed}
     peft.inject_adapter_in_model(peft.LoraConfig(target_modules=targets, **settings), network)
-
-
-def _is_linear(module: nn.Module) -> bool:
-    # GPT-2's linear layers are a class of transformers' own, with the weights transposed.
-    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
 
 
 def _try_out(network: nn.Module, options: FeatureOptions, kind: Kind) -> int:

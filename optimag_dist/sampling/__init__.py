@@ -6,20 +6,3 @@ from optimag_dist.sampling.neighbours import BlockSampler
 from optimag_dist.sampling.raw import RawRows, check_encoders
 from optimag_dist.sampling.rows import FeaturelessRows, GraphDataSource, LocalSource, MaskedRows
 from optimag_dist.sampling.sharded import ShardedSource, ShardServer
-
-__all__ = [
-    "BlockSampler",
-    "ExampleFn",
-    "FeaturelessRows",
-    "GraphDataSource",
-    "GroupLoader",
-    "LocalSource",
-    "MaskedRows",
-    "RawRows",
-    "SamplingOptions",
-    "SeedBatcher",
-    "ShardServer",
-    "ShardedSource",
-    "check_encoders",
-    "nodes_alone",
-]

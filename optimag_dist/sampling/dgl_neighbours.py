@@ -56,13 +56,10 @@ class DGLBlockSampler(BlockSampler):
         dgl = load_dgl()
         dgl.seed(int(np.random.SeedSequence(list(key)).generate_state(1)[0] >> 1))
         sampler = dgl.dataloading.NeighborSampler(list(fanouts), fused=False)
-        inputs, _, blocks = sampler.sample_blocks(self._graph, torch.from_numpy(seeds).to(self._id_type))
-        return inputs.numpy().astype(np.int64), tuple(_to_block(block) for block in blocks)
-
-
-def _to_block(block: Any) -> Block:
-    indptr, indices, _ = block.adj_tensors("csc")
-    return Block(indptr.long(), indices.long(), block.num_src_nodes())
+        inputs, _, drawn = sampler.sample_blocks(self._graph, torch.from_numpy(seeds).to(self._id_type))
+        parts = [(*block.adj_tensors("csc")[:2], block.num_src_nodes()) for block in drawn]
+        blocks = tuple(Block(indptr.long(), indices.long(), num_src) for indptr, indices, num_src in parts)
+        return inputs.numpy().astype(np.int64), blocks
 
 
 def _as_tensor(indices: np.ndarray, dtype: Any) -> torch.Tensor:

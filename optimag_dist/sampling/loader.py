@@ -64,7 +64,16 @@ class GroupLoader:
         self._rows, self._ppr, self._options, self._seed = rows, ppr, options, seed
         self._rank, self._world_size, self._pin_memory = rank, world_size, pin_memory
         self._num_threads = num_threads or torch.get_num_threads()
-        self._sampler = _make_sampler(rows, options) if messages else None
+        self._sampler = BlockSampler(rows.neighbours) if messages else None
+        if messages and options.sampler == "dgl":
+            if rows.topology is None:
+                raise InputError(
+                    "sampling.sampler=dgl needs the whole topology on every host; use sampling.sampler=keyed"
+                )
+            # DGL takes seconds to import, which every worker would wait for.
+            from optimag_dist.sampling.dgl_neighbours import DGLBlockSampler
+
+            self._sampler = DGLBlockSampler(rows.topology)
 
     def epoch(
         self, sources: Sequence[tuple[SeedBatcher, ExampleFn]], epoch: int, first_step: int = 0
@@ -125,17 +134,6 @@ class GroupLoader:
             kept_ppr=kept,
         )
         return batch.map(torch.Tensor.pin_memory) if self._pin_memory else batch
-
-
-def _make_sampler(rows: GraphDataSource, options: SamplingOptions) -> BlockSampler:
-    if options.sampler == "keyed":
-        return BlockSampler(rows.neighbours)
-    if rows.topology is None:
-        raise InputError("sampling.sampler=dgl needs the whole topology on every host; use sampling.sampler=keyed")
-    # DGL takes seconds to import, which every worker would wait for.
-    from optimag_dist.sampling.dgl_neighbours import DGLBlockSampler
-
-    return DGLBlockSampler(rows.topology)
 
 
 def prefetched(jobs: Sequence[tuple], num_threads: int) -> Generator:

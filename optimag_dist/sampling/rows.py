@@ -85,16 +85,12 @@ class LocalSource:
     """:class:`GraphDataSource` of a store whose files are mapped on this host. Pickles as the store does, by path."""
 
     def __init__(self, store: GraphStore) -> None:
-        self._store = store
+        self._store, self.modalities = store, store.modalities
         self._files = {name: store.feature_file(name) for name in store.modalities}
         self._memory = {name: RecycledMemory() for name in store.modalities}
 
     def __reduce__(self) -> tuple[type, tuple[GraphStore]]:
         return LocalSource, (self._store,)
-
-    @property
-    def modalities(self) -> Mapping[str, Modality]:
-        return self._store.modalities
 
     @property
     def topology(self) -> CSR:

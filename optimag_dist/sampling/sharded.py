@@ -74,13 +74,8 @@ class ShardedSource:
     def __init__(self, partition: Partition, num_owners: int, ask: RpcCall) -> None:
         if not partition.modalities:
             raise InputError(f"{partition.path}: shards without features; run `optimag partition` with features=true")
-        self._partition = partition
-        self._num_owners = num_owners
-        self._ask = ask
-
-    @property
-    def modalities(self) -> Mapping[str, Modality]:
-        return self._partition.modalities
+        self._partition, self._num_owners, self._ask = partition, num_owners, ask
+        self.modalities: Mapping[str, Modality] = partition.modalities
 
     def neighbours(self, nodes: np.ndarray, fanout: int, key: int) -> tuple[np.ndarray, np.ndarray]:
         indptr, out = room_for_draws(self._partition.degrees[nodes], fanout, np.int32)

@@ -12,20 +12,3 @@ from optimag_dist.tasks.registry import (
     val_metrics_of,
 )
 from optimag_dist.tasks.task import Evaluation, Task, TaskHead, TaskOptions
-
-__all__ = [
-    "AnyTask",
-    "Evaluation",
-    "NodeClassification",
-    "NodeClassificationOptions",
-    "Task",
-    "TaskHead",
-    "TaskOptions",
-    "make_task",
-    "metric_of",
-    "monitor_of",
-    "named",
-    "notes_of",
-    "qualified",
-    "val_metrics_of",
-]

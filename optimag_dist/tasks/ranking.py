@@ -65,7 +65,7 @@ def rank_all(
     columns = _whole_tiles(min(block, n))
     rows = min(_whole_tiles(min(block, k)), columns)
     spans = [slice(start, min(start + rows, k)) for start in range(0, k, rows)]
-    left_out = _LeftOut(true, known, exclude, n, rows, columns, device)
+    left_out = _left_out(true, known, exclude, -(-n // columns), rows, columns, device)
     greater, level = (torch.zeros(k, dtype=torch.float64, device=device) for _ in range(2))
     nan = torch.zeros((), dtype=torch.bool, device=device)
 
@@ -82,7 +82,7 @@ def rank_all(
         for span in spans:
             table = scores(span, some)
             # Neither greater than anything nor equal to it.
-            table[left_out.within(span.start, start)] = torch.nan
+            table[left_out(span.start, start)] = torch.nan
             greater[span] += _count(torch.gt, table, thresholds[span])
             level[span] += _count(torch.eq, table, thresholds[span])
     _raise_if(nan)
@@ -103,39 +103,29 @@ def _shares(ranks: Tensor, name: str, *limits: int) -> dict[str, float]:
     return {f"{name}@{limit}": int((ranks <= limit).sum()) / len(ranks) for limit in limits}
 
 
-class _LeftOut:
-    """The pairs that do not count, sorted by block."""
+def _left_out(
+    true: Tensor, known: CSR | None, exclude: Tensor | None, across: int, rows: int, columns: int, device: torch.device
+) -> Callable[[int, int], tuple[Tensor, Tensor]]:
+    """Places, within the block of ``rows`` and ``columns`` that begins at (row, column), of the pairs that do not
+    count; there are ``across`` blocks side by side."""
+    each = torch.arange(len(true))
+    pairs = [torch.stack([each, others.cpu()]) for others in (true, exclude) if others is not None]
+    if known is not None:
+        of_row = torch.from_numpy(np.diff(known.indptr))
+        others = torch.from_numpy(np.asarray(known.indices, np.int64))
+        pairs.append(torch.stack([each.repeat_interleave(of_row), others]))
+    row, column = torch.cat(pairs, 1).to(device)
+    blocks = row // rows * across + column // columns
+    order = blocks.argsort()
+    row, column = row[order] % rows, column[order] % columns
+    stops = [0, *torch.bincount(blocks, minlength=-(-len(true) // rows) * across).cumsum(0).tolist()]
 
-    def __init__(
-        self,
-        true: Tensor,
-        known: CSR | None,
-        exclude: Tensor | None,
-        num_candidates: int,
-        rows: int,
-        columns: int,
-        device: torch.device,
-    ) -> None:
-        each = torch.arange(len(true))
-        pairs = [torch.stack([each, others.cpu()]) for others in (true, exclude) if others is not None]
-        if known is not None:
-            of_row = torch.from_numpy(np.diff(known.indptr))
-            others = torch.from_numpy(np.asarray(known.indices, np.int64))
-            pairs.append(torch.stack([each.repeat_interleave(of_row), others]))
-        row, column = torch.cat(pairs, 1).to(device)
-        self._rows, self._columns = rows, columns
-        self._across = -(-num_candidates // columns)
-        blocks = row // rows * self._across + column // columns
-        order = blocks.argsort()
-        self._row, self._column = row[order] % rows, column[order] % columns
-        count = -(-len(true) // rows) * self._across
-        self._stops = torch.bincount(blocks, minlength=count).cumsum(0).tolist()
+    def within(first_row: int, first_column: int) -> tuple[Tensor, Tensor]:
+        number = first_row // rows * across + first_column // columns
+        mine = slice(stops[number], stops[number + 1])
+        return row[mine], column[mine]
 
-    def within(self, row: int, column: int) -> tuple[Tensor, Tensor]:
-        """Places of the pairs within the block that begins at (row, column)."""
-        number = row // self._rows * self._across + column // self._columns
-        mine = slice(self._stops[number - 1] if number else 0, self._stops[number])
-        return self._row[mine], self._column[mine]
+    return within
 
 
 def _count(compare: Callable[..., Tensor], table: Tensor, thresholds: Tensor) -> Tensor:

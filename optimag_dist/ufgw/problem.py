@@ -123,11 +123,6 @@ class UFGWProblem:
         """(1 or b,) the largest number that M is made of."""
         return self.M.constant if isinstance(self.M, SparseCost) else self.M.dense().amax((1, 2))
 
-    @property
-    def has_unit_masses(self) -> bool:
-        """Whether μ and ν of all problems sum to 1. On a GPU, where looking would wait for it, False."""
-        return self.mu.device.type == "cpu" and bool((self.masses - 1).abs().amax() <= UNIT)
-
     @cached_property
     def masses(self) -> Tensor:
         """(2, b) Σ μ and Σ ν."""

@@ -59,7 +59,8 @@ def check_tensor(name: str, x: object, *, what: str = "floating point") -> Tenso
     point`` or ``bool``; else a ValueError that calls it ``name``."""
     if not isinstance(x, Tensor):
         raise ValueError(f"{name}: got {type(x).__name__}, needed a {what} torch.Tensor (torch.as_tensor converts)")
-    if torch._C._functorch.is_functorch_wrapped_tensor(x) or has_tangent(x):
+    is_dual = forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None
+    if is_dual or torch._C._functorch.is_functorch_wrapped_tensor(x):
         raise ValueError(
             f"{name} comes from torch.func (grad, vmap, jvp) or forward-mode differentiation, which cannot go "
             "through the solver; torch.autograd.grad can, and a loop over problems, or a batch of them"
@@ -73,11 +74,6 @@ def check_tensor(name: str, x: object, *, what: str = "floating point") -> Tenso
         advice = "; x.float() makes it that" if what == "floating point" else ""
         raise ValueError(f"{name}: got {x.dtype}, needed {what}{advice}")
     return x
-
-
-def has_tangent(x: Tensor) -> bool:
-    """Whether ``x`` is a dual number of forward-mode differentiation."""
-    return forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None
 
 
 def as_number(name: str, value: object) -> float:

@@ -7,15 +7,3 @@ Need numba, which the package has and a bare torch does not (:mod:`optimag_dist.
 from optimag_dist.ufgw.compiled.sinkhorn import sinkhorn
 from optimag_dist.ufgw.compiled.sparse import sparse_inner, sparse_right_matmul, sparse_times, subtract_sparse
 from optimag_dist.ufgw.compiled.sums import distance, moments, multiply_out, step_length
-
-__all__ = [
-    "distance",
-    "moments",
-    "multiply_out",
-    "sinkhorn",
-    "sparse_inner",
-    "sparse_right_matmul",
-    "sparse_times",
-    "step_length",
-    "subtract_sparse",
-]

@@ -14,16 +14,3 @@ from optimag_dist.ufgw.costs.base import Cost
 from optimag_dist.ufgw.costs.cosine import CosineCost, cosine_cost, cosine_costs
 from optimag_dist.ufgw.costs.dense import AnchorCostKind, DenseCost, anchor_cost, graph_cost
 from optimag_dist.ufgw.costs.sparse import SparseCost, graph_costs
-
-__all__ = [
-    "AnchorCostKind",
-    "CosineCost",
-    "Cost",
-    "DenseCost",
-    "SparseCost",
-    "anchor_cost",
-    "cosine_cost",
-    "cosine_costs",
-    "graph_cost",
-    "graph_costs",
-]
