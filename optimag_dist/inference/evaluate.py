@@ -180,9 +180,7 @@ class ClassScores:
     def report(self, **what: Any) -> ClassReport:
         """All that was added; ``what`` are the first fields of the report."""
         metrics = self._counts.metrics()
-        hits, support, predicted = (
-            x.tolist() for x in (self._counts.hits, self._counts.support, self._counts.predicted)
-        )
+        hits, predicted, support = self._counts.counts.tolist()
         return ClassReport(
             **what,
             accuracy=metrics["accuracy"],

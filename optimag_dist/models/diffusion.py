@@ -96,12 +96,8 @@ class DiffusionOptions(Options):
 
 
 def check_diffusion(options: DiffusionOptions) -> None:
-    """Check that the model can be had, without loading weights.
-
-    Raises:
-        InputError: diffusers is not installed; no such folder; the hub does not give it; it has no UNet that is
-            conditioned by tokens alone; or ``size`` or ``sampling_steps`` do not suit it.
-    """
+    """Check, without loading weights, that diffusers is there, that the model can be had, has a UNet conditioned by
+    tokens alone, and that ``size`` and ``sampling_steps`` suit it; else an InputError."""
     _diffusers()
     if options.model != SCRATCH:
         _Pipeline(options)
@@ -126,6 +122,7 @@ class ConditionalDiffusion(nn.Module):
             self.unet, self.vae, self._schedule = _Pipeline(options).load()
             self.unet.requires_grad_(options.tuning == "full")
         self._schedule.set_timesteps(options.sampling_steps)
+        self._num_levels = int(self._schedule.config["num_train_timesteps"])
         self._sampling_levels = self._schedule.timesteps.tolist()
         width = self.unet.config["cross_attention_dim"]
         self.width = int(width if isinstance(width, int) else width[0])
@@ -135,11 +132,10 @@ class ConditionalDiffusion(nn.Module):
 
     def loss(self, pixels: Tensor, tokens: Tensor, token_mask: Tensor) -> Tensor:
         """Mean squared error of what is predicted, at one random noise level per picture (Ho et al. 2020, eq. 14):
-        averaged within each picture, summed over pictures.
+        averaged within each picture, summed over pictures, (A, 3, S, S) float32 in [−1, 1]; tokens are (A, T, width),
+        their mask (A, T) bool.
 
         Noise, then noise levels, then, with guidance, dropped conditions are drawn from torch's global generator.
-        Pixels are (A, 3, S, S) float32 in [−1, 1], tokens (A, T, width), and their mask (A, T) bool, false where there
-        is none.
         """
         clean = self._encode(pixels)
         # Not randn_like: what it draws where depends on how the autoencoder's convolutions lay out memory.
@@ -186,10 +182,6 @@ class ConditionalDiffusion(nn.Module):
                 variance_noise=key_noise(keys, step, self._shape) if fresh_noise else None,
             ).prev_sample
         return self._decode(x).clamp(-1, 1)
-
-    @property
-    def _num_levels(self) -> int:
-        return int(self._schedule.config["num_train_timesteps"])
 
     def _errors(self, clean: Tensor, noise: Tensor, levels: Tensor, tokens: Tensor, token_mask: Tensor) -> Tensor:
         """(A,) float32."""

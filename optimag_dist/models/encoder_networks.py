@@ -58,11 +58,8 @@ def load_config(model: str, kind: Kind) -> Any:
 
 def load_network(model: str, kind: Kind) -> nn.Module:
     """The network of a transformers checkpoint, float32 on the CPU, in evaluation mode, without a pooler that the
-    checkpoint has no weights for.
-
-    Raises:
-        InputError: see :func:`load_config`; or the weights are missing, damaged or of another architecture.
-    """
+    checkpoint has no weights for. Raises as :func:`load_config`, or where weights are missing, damaged or of another
+    architecture."""
     transformers, config = SOURCE.imported("transformers", model), load_config(model, kind)
 
     def load(place: str, local_files_only: bool) -> tuple[Any, dict[str, Any]]:

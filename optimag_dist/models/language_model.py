@@ -77,12 +77,7 @@ class LanguageModelOptions(Options):
 
 def check_language_model(options: LanguageModelOptions) -> None:
     """See that the model can be had, without loading its weights; ``smollm2`` is converted here for a host's later use,
-    which takes half a minute, once.
-
-    Raises:
-        InputError: a package is missing, there is no such folder, the hub does not give the model, it is no causal
-            language model, or its tokeniser cannot be used.
-    """
+    which takes half a minute, once. An InputError says what is missing, or that it is no causal language model."""
     if options.tuning == "lora" and not options.trains_everything:
         _library("peft")
     make_tokeniser(options)
@@ -102,10 +97,9 @@ class Tokeniser:
     """Texts to token ids and back; may be called from several threads.
 
     Attributes:
-        start: id before a target's first token; the end's where the tokeniser has none of its own.
-        end, pad: ids that end a target and that fill its row.
+        start, end, pad: ids before a target's first token (the end's where the tokeniser has none of its own), that end
+            a target, and that fill its row; ``special`` has them by the names that models give them.
         size: number of ids.
-        special: the first three by the names that models give them.
     """
 
     def __init__(self, tokenizer: Any, max_length: int) -> None:
@@ -146,10 +140,7 @@ class PrefixLanguageModel(nn.Module):
 
     Masked prefix vectors are as if they were not there. The state dict holds what is trained (for ``lora`` the updates,
     for ``frozen`` nothing); the rest is loaded from ``options.model`` again. Weights are drawn by torch's generator.
-
-    Attributes:
-        width: of a prefix vector, that of the model's token embeddings.
-        tokenise: the model's :class:`Tokeniser`.
+    ``width`` is that of a prefix vector, as of the token embeddings; ``tokenise`` the model's :class:`Tokeniser`.
 
     Raises:
         InputError: the weights are not there or are of another architecture; ``bfloat16`` without a GPU.

@@ -73,22 +73,19 @@ class MultimodalModel(nn.Module):
         super().__init__()
         self.names = list(widths)
         self.embedding, self.hidden = options.embedding, options.hidden
-        self.encoders = nn.ModuleList(
-            make_pretrained_encoder(options.encoders[name], kinds[name], options.embedding)
-            if kinds and name in kinds
-            else _encoder(width, options, (columns or {}).get(name))
-            for name, width in widths.items()
-        )
+        self.encoders = nn.ModuleList()
+        for name, width in widths.items():
+            of_name = (columns or {}).get(name)
+            if kinds and name in kinds:
+                encoder: nn.Module = make_pretrained_encoder(options.encoders[name], kinds[name], options.embedding)
+            elif options.encoder == "frozen":
+                encoder = FrozenEncoder(width, options.embedding, of_name)
+            else:
+                encoder = ModalityEncoder(width, options.hidden, options.embedding, options.dropout, of_name)
+            self.encoders.append(encoder)
         self.fusion = ConcatFusion(self.names, options.embedding)
-        self.backbone = make_backbone(
-            options.backbone,
-            len(widths),
-            options.embedding,
-            options.hidden,
-            num_layers,
-            options.dropout,
-            **options.backbone_settings,
-        )
+        sizes = len(widths), options.embedding, options.hidden, num_layers, options.dropout
+        self.backbone = make_backbone(options.backbone, *sizes, **options.backbone_settings)
 
     @property
     def passes_messages(self) -> bool:
@@ -107,12 +104,6 @@ class MultimodalModel(nn.Module):
         if not self.passes_messages:
             fused = fused[: batch.num_anchors]
         return self.backbone(fused, batch.blocks, batch.degrees)
-
-
-def _encoder(width: int, options: ModelOptions, columns: Columns | None) -> nn.Module:
-    if options.encoder == "frozen":
-        return FrozenEncoder(width, options.embedding, columns)
-    return ModalityEncoder(width, options.hidden, options.embedding, options.dropout, columns)
 
 
 def withhold(batch: GroupBatch, modalities: Iterable[str]) -> dict[str, Tensor]:

@@ -267,9 +267,8 @@ class PretrainedEncoder(nn.Module):
 
 
 def make_pretrained_encoder(options: PretrainedOptions, kind: Kind, embedding: int) -> PretrainedEncoder:
-    """The encoder of an attribute of ``kind``, with the weights it was pretrained to.
-
-    It reads (U, L) int64 token ids with ``PADDING`` behind, or (U, 3, S, S) uint8 RGB; U ≥ 1.
+    """The encoder of an attribute of ``kind``, with the weights it was pretrained to. It reads (U, L) int64 token ids
+    with ``PADDING`` behind, or (U, 3, S, S) uint8 RGB; U ≥ 1.
 
     Raises:
         InputError: the model cannot be loaded, reads something else, cannot read so many tokens or pictures of this
@@ -282,11 +281,9 @@ def make_pretrained_encoder(options: PretrainedOptions, kind: Kind, embedding: i
 
 
 def load_features(options: FeatureOptions, kind: Kind, *, trained: bool = False) -> tuple[nn.Module, int]:
-    """The pretrained network alone, on the CPU and in evaluation mode, and the width of what it gives.
-
-    It maps raw values to (U, width) float32 pooled features. If it is to be ``trained``, the weights that the features
-    depend on require a gradient; nothing else does. Raises as :func:`make_pretrained_encoder`.
-    """
+    """The pretrained network alone, on the CPU and in evaluation mode, and the width of its pooled features, (U, width)
+    float32. If it is to be ``trained``, the weights that these depend on require a gradient; nothing else does. Raises
+    as :func:`make_pretrained_encoder`."""
     check_pretrained(options, kind)
     if kind == "text":
         network: nn.Module = _TextNetwork(load_network(options.model, kind))

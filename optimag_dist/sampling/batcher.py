@@ -2,10 +2,8 @@
 
 A group is one transport problem. With uniformly drawn seeds from a large graph Π_B is almost diagonal and says nothing
 about structure, so a group's anchors (its supervised nodes) bring their strongest PPR neighbours with them:
-influence-based batching (Gasteiger et al., arXiv 2212.09083).
-
-The groups of a step are the same whatever the number of workers; workers share them out. That is what makes the
-gradient of a step independent of the number of workers.
+influence-based batching (Gasteiger et al., arXiv 2212.09083). The groups of a step are the same whatever the number of
+workers, who share them out: so its gradient does not depend on that number.
 """
 
 from collections.abc import Sequence
@@ -71,14 +69,12 @@ class SeedBatcher:
     """Cuts a task's items into the groups of each step, every item in exactly one group per epoch, and fills groups.
 
     Args:
-        items: (T,) int64 ids of the nodes to cover (the training nodes), or (T, 2) edges.
+        items: (T,) int64 ids of the nodes to cover (the training nodes), or (T, 2) edges; at least one per group of a
+            step.
         num_nodes: nodes of the whole graph, from which groups are filled.
         ppr: artefact with a row for every node; needed when groups are filled by PPR.
         seed: together with the epoch and step it determines every group.
         fill: whether groups are filled up to ``group_size``; without a regulariser only the anchors are of use.
-
-    Raises:
-        InputError: fewer items than groups per step.
     """
 
     def __init__(

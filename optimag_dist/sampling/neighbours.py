@@ -26,12 +26,8 @@ class BlockSampler:
         self, seeds: np.ndarray, fanouts: Sequence[int], key: Sequence[int]
     ) -> tuple[np.ndarray, tuple[Block, ...]]:
         """The input nodes, int64, of which ``seeds``, (A,) int64 distinct, are the first, and the blocks, input side
-        first, the last of which leads to ``seeds``.
-
-        Args:
-            fanouts: per layer, input side first; -1 takes all neighbours.
-            key: non-negative integers that determine the draw.
-        """
+        first, the last of which leads to ``seeds``. ``fanouts`` are per layer, input side first, -1 for all neighbours;
+        ``key``, non-negative integers, determines the draw."""
         nodes = seeds
         blocks: list[Block] = []
         for layer, fanout in reversed(list(enumerate(fanouts))):
@@ -59,12 +55,8 @@ def append_nodes(nodes: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.
 def exclude_edges(
     blocks: tuple[Block, ...], degrees: np.ndarray, nodes: np.ndarray, edges: np.ndarray
 ) -> tuple[tuple[Block, ...], np.ndarray]:
-    """Blocks without the arcs of ``edges``, in both directions, and the degrees without them.
-
-    Args:
-        blocks: over ``nodes``, of which each block's sources are the first.
-        degrees, nodes: (U,) int64, and (U,) int64 distinct ids.
-        edges: (E, 2) int64 ids of distinct edges of the graph.
+    """Blocks over ``nodes`` (U,) int64 distinct, of which each block's sources are the first, and ``degrees`` (U,)
+    int64 of these, without the arcs of ``edges`` (E, 2) int64 ids of distinct edges of the graph, in both directions.
     """
     order = np.argsort(nodes)
     places = order[np.searchsorted(nodes, edges, sorter=order).clip(max=len(nodes) - 1)]

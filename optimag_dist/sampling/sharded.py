@@ -1,7 +1,7 @@
 """Rows of a graph that lies in shards: each shard has an owner, and a batch asks every owner once per need.
 
 Owners draw neighbours themselves and send features as they are stored, so that what travels is what the batch uses. How
-a question reaches an owner is the caller's affair (:data:`RpcCall`); in training owners are Ray actors on many hosts.
+a question reaches an owner is the caller's affair (:data:`RpcCall`).
 """
 
 from collections.abc import Callable, Iterator, Mapping

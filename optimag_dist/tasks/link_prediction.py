@@ -76,12 +76,8 @@ class LinkHead(TaskHead):
 
 
 class LinkPrediction(Task[LinkHead]):
-    """Attributes:
-        train: (T, 2) int64 the store's edges, the smaller node first.
-
-    Raises:
-        InputError: the store has no held-out links, or one of them is still among its edges.
-    """
+    """Trained on ``train``, (T, 2) int64, the store's edges, the smaller node first. Raises ``InputError`` where the
+    store has no held-out links, or one of them is still among its edges."""
 
     options_class = LinkPredictionOptions
     metrics = (

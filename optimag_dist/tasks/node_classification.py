@@ -53,12 +53,11 @@ class ClassifierHead(TaskHead):
 
 
 class NodeClassification(Task[ClassifierHead]):
-    """Attributes:
-        labels: (n,) int64, -1 where unlabelled.
-        train, val, test: (…,) int64 ascending node ids, all labelled.
+    """The store's ``labels``, (n,) int64, -1 where unlabelled, and the labelled nodes to train, validate and test on,
+    (…,) int64 ascending.
 
-    Raises:
-        InputError: the store has no labels, fewer than two classes, no split where one is asked for, or an empty part.
+    Raises ``InputError`` where the store has no labels, fewer than two classes, no split where one is asked for, or an
+    empty part.
     """
 
     options_class = NodeClassificationOptions
@@ -149,42 +148,31 @@ class ClassCounts:
     """Counts nodes by class, in memory that grows with the classes and not with their pairs.
 
     Attributes:
-        hits, predicted, support: (classes,) int64 nodes predicted rightly, predicted so, and that are so.
+        counts: (3, classes) int64 nodes predicted rightly, predicted so, and that are so.
     """
 
     def __init__(self, num_classes: int) -> None:
-        self._counts = torch.zeros(3, num_classes, dtype=torch.int64)
+        self.counts = torch.zeros(3, num_classes, dtype=torch.int64)
 
     def update(self, scores: Tensor, labels: Tensor) -> None:
         """Add (k, classes) logits or probabilities and (k,) int64 labels."""
-        self._counts = self._counts.to(labels.device)
+        self.counts = self.counts.to(labels.device)
         predicted = scores.argmax(1)
         for row, nodes in enumerate((labels[predicted == labels], predicted, labels)):
-            self._counts[row] += torch.bincount(nodes, minlength=self._counts.shape[1])
-
-    @property
-    def hits(self) -> Tensor:
-        return self._counts[0]
-
-    @property
-    def predicted(self) -> Tensor:
-        return self._counts[1]
-
-    @property
-    def support(self) -> Tensor:
-        return self._counts[2]
+            self.counts[row] += torch.bincount(nodes, minlength=self.counts.shape[1])
 
     def of_all_ranks(self) -> "ClassCounts":
         """The workers' counts together."""
-        total = ClassCounts(self._counts.shape[1])
-        total._counts = sum_over_ranks(self._counts.clone())
+        total = ClassCounts(self.counts.shape[1])
+        total.counts = sum_over_ranks(self.counts.clone())
         return total
 
     def metrics(self) -> dict[str, float]:
         """Accuracy, and F1 averaged over the classes that were there or predicted."""
-        seen = self.predicted + self.support
-        f1 = 2 * self.hits.double() / seen.clamp(min=1)
+        hits, predicted, support = self.counts
+        seen = predicted + support
+        f1 = 2 * hits.double() / seen.clamp(min=1)
         return {
-            "accuracy": float(self.hits.sum() / self.support.sum()),
+            "accuracy": float(hits.sum() / support.sum()),
             "macro_f1": float(f1.sum() / (seen > 0).sum()),
         }

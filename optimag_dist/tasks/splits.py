@@ -29,16 +29,14 @@ NodeSplit: TypeAlias = Literal["stored"] | RandomSplit
 def split_nodes(
     store: GraphStore, split: NodeSplit, usable: np.ndarray, *, seed: int, what: str, strata: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Train, validation and test nodes, each ascending int64.
+    """Train, validation and test nodes, each ascending int64, from the store's own split, or at random; an InputError
+    where there is none or a part is empty.
 
     Args:
         usable: (n,) bool nodes that the task can use at all.
         what: such nodes are called in messages: "labelled node".
         strata: (n,) int64 classes ≥ 0 of usable nodes, each of which gives its share and at least one node to training;
             default: one class.
-
-    Raises:
-        InputError: the store has no split where it is asked for, or a part is empty.
     """
     if split == "stored":
         if store.split is None:

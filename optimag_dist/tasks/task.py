@@ -1,8 +1,8 @@
 """What training asks of a task, whatever it is about.
 
 A task names what it is trained on (nodes or edges), turns a group's share of these into examples (in the loader's
-threads), has a head with weights of its own that turns the model's states into a loss, and turns the states of the
-nodes of its validation and test parts into metrics.
+threads), has a head that turns the model's states into a loss, and turns those of its validation and test nodes into
+metrics.
 """
 
 from abc import ABC, abstractmethod

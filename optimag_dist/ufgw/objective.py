@@ -56,21 +56,14 @@ class Moments(NamedTuple):
     penalised: Tensor
 
 
-def moment_operands(
-    problem: UFGWProblem, at: Linearised, f: Tensor, g: Tensor, plan: Plan, linearised: Linearised
-) -> tuple[Tensor, ...]:
-    """What the compiled sums run over, in their order."""
-    weights = (problem.mu, problem.nu, problem.rho_mu, problem.rho_nu)
-    first, second = (at.rows, at.columns, at.core), (linearised.rows, linearised.columns, linearised.core)
-    moved = plan.kernel if linearised.reduced is None else linearised.reduced
-    return plan.rows, plan.columns, f, g, *weights, *first, *second, moved
-
-
 def moments(problem: UFGWProblem, at: Linearised, f: Tensor, g: Tensor, plan: Plan, linearised: Linearised) -> Moments:
     """Of ``plan`` (multiplied out if A is dense) and its L⊗π, with the duals f, g (b, N) of the cost linearised ``at``
     another."""
     if compiled := compiled_for(f):
-        return Moments(*compiled.moments(moment_operands(problem, at, f, g, plan, linearised)))
+        weights = (problem.mu, problem.nu, problem.rho_mu, problem.rho_nu)
+        cores = (at.rows, at.columns, at.core, linearised.rows, linearised.columns, linearised.core)
+        moved = plan.kernel if linearised.reduced is None else linearised.reduced
+        return Moments(*compiled.moments(plan.rows, plan.columns, f, g, *weights, *cores, moved))
     rho_mu, rho_nu = free(problem.rho_mu), free(problem.rho_nu)
     penalty = (rho_mu * relative_entropy(plan.rows, problem.mu)).sum(1)
     return Moments(

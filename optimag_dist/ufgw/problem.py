@@ -68,11 +68,9 @@ class UFGWProblem:
     """One batch of problems, checked and brought to one form.
 
     Attributes:
-        A: shifted modality cost: a CosineCost where its factor pays, else a DenseCost.
-        B: shifted graph cost.
+        A, B: shifted modality cost, a CosineCost where its factor pays, else a DenseCost; and shifted graph cost.
         M: cost between the sides; only its values are used, so it need not be symmetric.
-        mu: (b, N) contiguous, marginal of the modality side; 0 where a node is absent.
-        nu: (b, N) contiguous, marginal of the graph side.
+        mu, nu: (b, N) contiguous, marginals of the modality and the graph side; 0 where a node is absent.
         rho_mu, rho_nu: (b, N) contiguous, > 0, marginal weight of each node on either side; inf pins its mass.
         alpha, epsilon: weights of structure and entropy.
         shift: what A and B were shifted by, 0-dim.
@@ -127,11 +125,6 @@ class UFGWProblem:
     def masses(self) -> Tensor:
         """(2, b) Σ μ and Σ ν."""
         return torch.stack((self.mu.sum(1), self.nu.sum(1)))
-
-    def product_plan(self) -> tuple[Tensor, Tensor]:
-        """a, b (b, N) with a⊗b = μ⊗ν scaled to the geometric mean of the two masses, and b summing to 1."""
-        mu_mass, nu_mass = self.mu.sum(1, keepdim=True), self.nu.sum(1, keepdim=True)
-        return self.mu * (nu_mass / mu_mass).sqrt(), self.nu / nu_mass
 
     def linearise_product(self, a: Tensor, b: Tensor) -> tuple[Linearised, Tensor]:
         """L⊗π of π = a⊗b, of which nothing (N, N) has to be formed, and ⟨L⊗π, π⟩ (b,)."""

@@ -96,17 +96,8 @@ class SolverStatus:
     @property
     def remedy(self) -> str:
         """What to do about the outcome, empty where nothing needs doing."""
-        if self.outcome == "diverged":
-            unusual = self._unusual_masses & ~self.healthy
-            if bool(unusual.any()):
-                return (
-                    f"the plan lost all its mass or is not finite: {self._sums(unusual)}, and costs grow with the "
-                    "mass; divide mu and nu by their sums, or raise rho"
-                )
-            return (
-                "the plan lost all its mass or is not finite: the costs are large against rho (row mass falls as "
-                "exp(-cost/rho)), so raise rho, or scale the costs to a mean near 1"
-            )
+        if self.outcome == "converged":
+            return ""
         if self.outcome == "max_iterations":
             if self.n_outer == 1:
                 return "one outer step has nothing to be compared with: raise n_outer"
@@ -114,7 +105,15 @@ class SolverStatus:
                 f"about {float(self.distance.max()):.1e} of the plan's mass has still to move after {self.n_outer} "
                 f"outer steps (threshold {self.threshold:.0e}): raise n_outer, n_sinkhorn or epsilon, or lower alpha"
             )
-        return ""
+        unusual = self._unusual_masses & ~self.healthy
+        if bool(unusual.any()):
+            cause = f"{self._sums(unusual)}, and costs grow with the mass; divide mu and nu by their sums, or raise rho"
+        else:
+            cause = (
+                "the costs are large against rho (row mass falls as exp(-cost/rho)), so raise rho, or scale the costs "
+                "to a mean near 1"
+            )
+        return f"the plan lost all its mass or is not finite: {cause}"
 
     @property
     def signs(self) -> dict[str, Tensor]:

@@ -91,22 +91,16 @@ def solve_ufgw(
         M: likewise; a tensor need not be symmetric.
         alpha: weight of structure against M, in [0, 1].
         rho: weight of the marginals, > 0. Small: cheap to leave a node out; ``math.inf``: not possible (the balanced
-            problem). One number, or (N,) or (batch, N) of them, one per node, or a pair of these for the modality's
-            and the graph's side.
+            problem). One number, or (N,) or (batch, N) of them, one per node, or a pair of these for the two sides.
         epsilon: weight of the entropy, > 0.
-        mu: (N,) or (batch, N) masses of the modality side, ≥ 0, default 1/N. A 0 takes the node out of the problem
-            exactly (its costs must still be finite).
-        nu: likewise, of the graph side.
+        mu, nu: (N,) or (batch, N) masses of the modality and the graph side, ≥ 0, default 1/N. A 0 takes the node out
+            of the problem exactly (its costs must still be finite).
         marginal: ``kl`` (plain KL of the marginals, as in arXiv 2601.22856) or ``kl_tensor`` (KL of product measures,
             the problem that POT and fugw solve; see ``docs/ufgw.md`` for the mapping of their weights).
-        n_outer: outer steps, at most.
-        n_sinkhorn: Sinkhorn iterations in each, at most.
+        n_outer, n_sinkhorn: outer steps, and Sinkhorn iterations in each, at most.
         tol: stop early once every plan of the batch is within this share of its mass of rest, estimated as in
-            :attr:`SolverStatus.distance`. Asking waits for a GPU once per outer step; without it a solve waits once,
-            at its end.
-
-    Returns:
-        Plan, objective and its parts, kept and received mass, status; constants to autograd.
+            :attr:`SolverStatus.distance`. Asking waits for a GPU once per outer step; without it a solve waits once, at
+            its end.
 
     Raises:
         ValueError: NaN or infinite values, negative costs or masses, an asymmetric C_m or C_G, zero embeddings, a fully

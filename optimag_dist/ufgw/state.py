@@ -19,17 +19,14 @@ class SolverState:
     """What travels through the outer steps; tensors have the batch as first axis.
 
     Attributes:
-        plan, linearised: π and its L⊗π. The first plan, μ⊗ν, is never written out: None.
-        mass: (b,) of the plan.
+        plan, linearised, mass: π, its L⊗π and its mass (b,). The first plan, μ⊗ν, is never written out: None.
         workspace: (b, N, N) memory for the next cost, where there is some.
         f, g: (b, N) duals.
         value, quadratic: (b,) objective up to a constant, and its quadratic term.
-        constant: (b,) 2 [ρ Σ r log(r/μ) + ρ Σ c log(c/ν) + ε Σ π log(π/μν)], what the plan costs every unit of the
-            next one's mass with ``kl_tensor``.
-        change, marginal_error: (b,) see :class:`SolverStatus`.
+        constant: (b,) 2 [ρ Σ r log(r/μ) + ρ Σ c log(c/ν) + ε Σ π log(π/μν)], what the plan costs every unit of the next
+            one's mass with ``kl_tensor``.
+        change, marginal_error, healthy, log_domain: (b,) see :class:`SolverStatus`.
         iterations: (b,) Sinkhorn iterations of the last outer step.
-        healthy, log_domain: (b,) bool.
-        steps: outer steps taken.
     """
 
     plan: Plan | None
@@ -52,7 +49,9 @@ class SolverState:
 def start(problem: UFGWProblem, *, weigh: bool) -> SolverState:
     """At μ⊗ν, times what its objective is smallest at (line 5) where told to ``weigh`` or masses do not sum to 1: the
     first costs grow with the mass, and those of masses of 10 a node leave nothing of a plan."""
-    a, b = problem.product_plan()
+    mu_mass, nu_mass = problem.masses[:, :, None]
+    # a⊗b is μ⊗ν scaled to the geometric mean of the two masses, and b sums to 1.
+    a, b = problem.mu * (nu_mass / mu_mass).sqrt(), problem.nu / nu_mass
     mass = a.sum(1)
     linearised, own = problem.linearise_product(a, b)
     nought = torch.zeros_like(mass)
@@ -97,7 +96,8 @@ def start(problem: UFGWProblem, *, weigh: bool) -> SolverState:
 def advance(problem: UFGWProblem, state: SolverState, plan: Plan, *, measure: bool) -> None:
     """Lines 5 and 6 for ``plan``, which solved the cost linearised at the state's."""
     plan, linearised = problem.linearise(plan)
-    step = step_length(problem, state.value, state.quadratic, state.linearised, state.f, state.g, plan, linearised)
+    m = moments(problem, state.linearised, state.f, state.g, plan, linearised)
+    step = step_length(problem, m, state.value, state.quadratic)
     state.value, state.quadratic = step.value, step.quadratic
     state.healthy = state.healthy & step.fine
     _move(problem, state, plan.scaled_(step.scale), linearised.scaled_(step.scale), step.share, measure=measure)

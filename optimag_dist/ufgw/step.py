@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from optimag_dist.ufgw.backend import compiled_for
-from optimag_dist.ufgw.objective import moment_operands, moments
-from optimag_dist.ufgw.plan import Plan
-from optimag_dist.ufgw.problem import Linearised, UFGWProblem
+from optimag_dist.ufgw.objective import Moments
+from optimag_dist.ufgw.problem import UFGWProblem
 
 # A step this short still moves the duals on, whatever rounding or an unfinished Sinkhorn made of the step's length.
 _SHORTEST = 0.1
@@ -30,26 +29,13 @@ class Step(NamedTuple):
     fine: Tensor
 
 
-def step_length(
-    problem: UFGWProblem,
-    value: Tensor,
-    quadratic: Tensor,
-    at: Linearised,
-    f: Tensor,
-    g: Tensor,
-    plan: Plan,
-    linearised: Linearised,
-) -> Step:
-    """The step to ``plan``, multiplied out if A is dense, with its L⊗π, from the state's ``value`` and ``quadratic``
-    (b,), inf where there is none to compare with; ``at``, f and g (b, N) are the linearisation whose cost it solved,
-    and its duals."""
-    if compiled := compiled_for(f):
-        operands = moment_operands(problem, at, f, g, plan, linearised)
-        scale, share, arrived, its_quadratic, fine = compiled.step_length(
-            operands, value, quadratic, problem.pinned, problem.alpha, problem.epsilon, _SHORTEST
-        )
-        return Step(scale, share, arrived, its_quadratic, fine > 0)
-    m = moments(problem, at, f, g, plan, linearised)
+def step_length(problem: UFGWProblem, m: Moments, value: Tensor, quadratic: Tensor) -> Step:
+    """The step to the plan whose moments are ``m``, from the state's ``value`` and ``quadratic`` (b,), inf where there
+    is none to compare with."""
+    if compiled := compiled_for(value):
+        weights = problem.alpha, problem.epsilon, _SHORTEST
+        found = compiled.step_length(torch.stack(m), value, quadratic, problem.pinned, *weights)
+        return Step(found[0], found[1], found[2], found[3], found[4] > 0)
     across = 2 * problem.alpha * m.across
     # The entropy ε Σ π log(π/μν) is ⟨f⊕g − C, π⟩: no logarithm over the whole plan, and its ⟨M, π⟩ cancels the linear
     # term's.
@@ -64,7 +50,7 @@ def step_length(
     q = its_quadratic + quadratic - scale * across
     share = ((q + value - there) / (2 * q)).clamp(_SHORTEST, 1)
     # Rounding must decide neither whether the objective rose, nor whether there is a q to speak of.
-    unit = 8 * torch.finfo(f.dtype).eps
+    unit = 8 * torch.finfo(value.dtype).eps
     not_risen = there <= value + unit * (a.abs() * scale + its_quadratic + c * scale)
     straight = q <= unit * problem.alpha * m.own_size * scale.square()
     # A plan that solves its linearised problem rises by q at most. One that keeps pinned masses not yet, and the plan

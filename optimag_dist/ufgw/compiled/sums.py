@@ -1,7 +1,5 @@
 """Sums over plans: how far apart two are, their entropy, and what decides the next step."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -132,26 +130,16 @@ def distance(kernel: Tensor, a: Tensor, b: Tensor, other: Tensor, other_a: Tenso
     return per_problem(_distance, kernel, kernel, a, b, other, other_a, other_b)
 
 
-def moments(operands: Sequence[Tensor]) -> Tensor:
-    """(7, b) the fields of :class:`optimag_dist.ufgw.objective.Moments`, of the operands that its ``moment_operands``
-    lists."""
+def moments(*operands: Tensor) -> Tensor:
+    """(7, b) the fields of :class:`optimag_dist.ufgw.objective.Moments`, of the operands of :func:`_moments`."""
     return per_problem(_moments, operands[-1], *operands, out=operands[0].new_empty(7, len(operands[0])))
 
 
-def step_length(
-    operands: Sequence[Tensor],
-    value: Tensor,
-    quadratic: Tensor,
-    pinned: Tensor,
-    alpha: float,
-    epsilon: float,
-    shortest: float,
-) -> Tensor:
-    """(5, b) the fields of :class:`optimag_dist.ufgw.step.Step`, from the operands of :func:`moments`."""
-    found = moments(operands)
+def step_length(found: Tensor, value: Tensor, quadratic: Tensor, pinned: Tensor, *weights: float) -> Tensor:
+    """(5, b) the fields of :class:`optimag_dist.ufgw.step.Step`, from :func:`moments`; α, ε and the shortest share."""
     out = torch.empty(5, len(value), dtype=value.dtype)
     arrays = [x.numpy() for x in (found, value, quadratic, pinned)]
-    _step_length(*arrays, alpha, epsilon, shortest, torch.finfo(value.dtype).eps, out.numpy())
+    _step_length(*arrays, *weights, torch.finfo(value.dtype).eps, out.numpy())
     return out
 
 
