@@ -60,11 +60,11 @@ def build_problem(
     for name, x in masses.items():
         if x is not uniform:
             _check_masses(checks, name, x)
-    same = weights["rho (mu)"] is weights["rho (nu)"]
-    for name, x in list(weights.items())[: 1 if same else 2]:
-        _check_rho(checks, "rho" if same else name, x)
-    _check_balance(checks, masses, weights)
-    (A, B, M), vectors = costs.values(), [*masses.values(), *weights.values()]
+    for name, x in weights.items():
+        _check_rho(checks, name, x)
+    rho_mu, *others = weights.values()
+    (A, B, M), vectors = costs.values(), [*masses.values(), rho_mu, *(others or [rho_mu])]
+    _check_balance(checks, *vectors)
     if exchanges_sides(C_m, C_G):
         A, B, M = B, A, DenseCost(M.values.mT) if isinstance(M, DenseCost) else M
         vectors = [vectors[i] for i in (1, 0, 3, 2)]
@@ -132,7 +132,7 @@ def _as_rho(rho: Rho, reference: Cost, marginal: str) -> dict[str, Tensor]:
             if not number > 0:
                 raise ValueError(f"{name}={side!r}: needed a number above 0 (math.inf keeps the marginals)")
             vectors[name] = torch.full((1, 1), number, dtype=reference.dtype, device=reference.device)
-    return vectors if len(vectors) == 2 else {"rho (mu)": vectors["rho"], "rho (nu)": vectors["rho"]}
+    return vectors
 
 
 def check_cost(checks: DeferredChecks, name: str, cost: Cost, *, symmetric: bool) -> None:
@@ -214,12 +214,11 @@ def _rounding(x: Tensor) -> float:
 
 def _check_masses(checks: DeferredChecks, name: str, masses: Tensor) -> None:
     checks.refuse_outside(name, masses, low=0, what="masses", note=" (0: node absent)")
-
-    def empty() -> str:
-        entry = int((masses.sum(1) <= 0).nonzero()[0])
-        return f"{name}: all nodes of problem {entry} are masked; needed at least one with mass above 0"
-
-    checks.refuse_if((masses.amax(1) <= 0).any(), empty)
+    empty = masses.amax(1) <= 0
+    checks.refuse_if(
+        empty.any(),
+        lambda: f"{name}: all nodes of problem {int(empty.nonzero()[0])} are masked; needed one with mass above 0",
+    )
 
 
 def _check_rho(checks: DeferredChecks, name: str, rho: Tensor) -> None:
@@ -229,12 +228,11 @@ def _check_rho(checks: DeferredChecks, name: str, rho: Tensor) -> None:
     )
 
 
-def _check_balance(checks: DeferredChecks, masses: dict[str, Tensor], weights: dict[str, Tensor]) -> None:
+def _check_balance(checks: DeferredChecks, mu: Tensor, nu: Tensor, rho_mu: Tensor, rho_nu: Tensor) -> None:
     """No plan has two given marginals of unequal mass."""
-    mu, nu = masses["mu"], masses["nu"]
     if mu is nu:
         return
-    pinned = (weights["rho (mu)"].isinf() | (mu == 0)).all(1) & (weights["rho (nu)"].isinf() | (nu == 0)).all(1)
+    pinned = (rho_mu.isinf() | (mu == 0)).all(1) & (rho_nu.isinf() | (nu == 0)).all(1)
     of_mu, of_nu = mu.sum(1), nu.sum(1)
     checks.refuse_if(
         (pinned & ((of_mu - of_nu).abs() > 1e-3 * torch.maximum(of_mu, of_nu))).any(),
