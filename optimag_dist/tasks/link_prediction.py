@@ -21,7 +21,7 @@ from optimag_dist.store.csr import contains
 from optimag_dist.store.link_split import check_no_leak
 from optimag_dist.tasks.decoders import Decoder, DecoderName, make_decoder
 from optimag_dist.tasks.metrics import Metric
-from optimag_dist.tasks.negatives import in_batch_mask, ppr_hard_negatives, uniform_negatives
+from optimag_dist.tasks.negatives import no_edges, ppr_hard_negatives
 from optimag_dist.tasks.ranking import rank_all, rank_among, ranking_metrics
 from optimag_dist.tasks.task import Evaluation, Part, Task, TaskContext, TaskHead, TaskOptions, gather, my_share
 from optimag_dist.types import CSR, Examples, GroupBatch, InputError
@@ -109,19 +109,17 @@ class LinkPrediction(Task[LinkHead]):
         queries = np.concatenate([items, items[:, ::-1]])
         count = self._options.num_negatives
         if self._options.negatives == "in_batch":
-            negatives, allowed = queries[:, 1], in_batch_mask(queries, self._is_edge)
+            negatives = queries[:, 1]
         elif self._options.negatives == "uniform":
             # Ends of the group's edges may be drawn too: in a small graph there is hardly another node.
-            count = min(count, self._num_nodes)
-            negatives = uniform_negatives(rng, self._num_nodes, count, np.empty(0, np.int64))
-            allowed = self._no_edges(queries[:, 0], np.broadcast_to(negatives, (len(queries), count)))
+            negatives = rng.choice(self._num_nodes, min(count, self._num_nodes), replace=False)
         else:
             if self._ppr is None:
                 raise InputError("task.negatives=ppr needs a PPR artefact; compute one with: optimag ppr STORE")
             hard = ppr_hard_negatives(self._ppr, queries[:, 0], self._is_edge, count // 2, rng)
             uniform = rng.integers(0, self._num_nodes, (len(queries), count - count // 2))
             negatives = np.concatenate([hard, uniform], 1)
-            allowed = self._no_edges(queries[:, 0], negatives)
+        of_each = np.broadcast_to(negatives, (len(queries), negatives.shape[-1]))
         # In order of occurrence: where transport cannot take all anchors, it takes the edges' ends.
         everyone = np.concatenate([queries.ravel(), negatives.ravel()])
         anchors, rows = append_nodes(np.empty(0, np.int64), everyone)
@@ -130,14 +128,9 @@ class LinkPrediction(Task[LinkHead]):
             "sources": ends[:, 0].copy(),
             "targets": ends[:, 1].copy(),
             "negatives": rows[queries.size :].reshape(negatives.shape),
-            "allowed": allowed,
+            "allowed": no_edges(queries[:, 0], of_each, self._is_edge),
         }
         return Examples(anchors, targets, excluded_edges=items)
-
-    def _no_edges(self, sources: np.ndarray, others: np.ndarray) -> np.ndarray:
-        """(k,) and (k, c) nodes → (k, c) bool: different nodes without an edge between them."""
-        pairs = np.repeat(sources, others.shape[1]), others.ravel()
-        return ~(self._is_edge(*pairs) | (pairs[0] == pairs[1])).reshape(others.shape)
 
     def head(self, model: MultimodalModel) -> LinkHead:
         return LinkHead(model, self._options.decoder)

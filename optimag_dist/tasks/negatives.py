@@ -1,11 +1,10 @@
-"""Negative edges for link prediction: uniform, in-batch, and hard ones from personalised PageRank."""
+"""Negative edges for link prediction: which pairs are, and hard ones from personalised PageRank."""
 
 from collections.abc import Callable
 
 import numpy as np
 
 from optimag_dist.ppr import PPRArtefact
-from optimag_dist.sampling.batcher import draw_others
 from optimag_dist.types import InputError
 
 #: (p,) int64 sources and (p,) int64 targets → (p,) bool: which pairs are edges, the batch's own included.
@@ -14,19 +13,6 @@ IsEdge = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 # Uniform draws for a place before its source's non-neighbours are listed: most likely they are few.
 _TRIES = 16
-
-
-def uniform_negatives(rng: np.random.Generator, num_nodes: int, count: int, taken: np.ndarray) -> np.ndarray:
-    """(count,) int64 distinct nodes, drawn uniformly from those not in ``taken`` (int64, repetitions allowed); O(count
-    + len(taken)) memory. Raises InputError where fewer are free."""
-    ordered = np.unique(taken)
-    free = num_nodes - len(ordered)
-    if count > free:
-        raise InputError(
-            f"{count} negative nodes were asked for, and of the graph's {num_nodes} nodes {free} are free; ask for "
-            f"{free} or fewer"
-        )
-    return draw_others(rng, num_nodes, ordered, count)
 
 
 def ppr_hard_negatives(
@@ -55,11 +41,10 @@ def ppr_hard_negatives(
     return out
 
 
-def in_batch_mask(edges: np.ndarray, is_edge: IsEdge) -> np.ndarray:
-    """(k, k) bool: whether the source of edge i and the target of edge j, different nodes, are no edge; of ``edges``
-    (k, 2) int64, edges to ``is_edge`` as well."""
-    sources, targets = (side.ravel() for side in np.meshgrid(*edges.T, indexing="ij"))
-    return (~is_edge(sources, targets) & (sources != targets)).reshape(len(edges), len(edges))
+def no_edges(sources: np.ndarray, others: np.ndarray, is_edge: IsEdge) -> np.ndarray:
+    """(k,) and (k, c) nodes → (k, c) bool: different nodes without an edge between them."""
+    pairs = np.repeat(sources, others.shape[1]), others.ravel()
+    return ~(is_edge(*pairs) | (pairs[0] == pairs[1])).reshape(others.shape)
 
 
 def _non_neighbours(rng: np.random.Generator, num_nodes: int, sources: np.ndarray, is_edge: IsEdge) -> np.ndarray:

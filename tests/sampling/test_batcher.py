@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from optimag_dist.options import validate_options
 from optimag_dist.sampling import SamplingOptions, SeedBatcher
+from optimag_dist.sampling.batcher import draw_others
 from optimag_dist.types import InputError
 
 
@@ -118,3 +119,22 @@ def test_groups_for_judging_have_sixteen_nodes_to_every_anchor() -> None:
     judging = options.for_kept_mass
     assert (judging.anchors, judging.group_size, judging.batcher) == (16, 256, "ppr")
     assert SamplingOptions(anchors=2, group_size=8).for_kept_mass.anchors == 2
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.data())
+def test_others_are_distinct_and_free(seed: int, n: int, data: st.DataObject) -> None:
+    taken = np.array(data.draw(st.lists(st.integers(0, n - 1), max_size=n, unique=True)), np.int64)
+    count = data.draw(st.integers(0, n - len(taken)))
+    drawn = draw_others(np.random.default_rng(seed), n, taken, count)
+    assert drawn.dtype == np.int64
+    assert len(set(drawn.tolist())) == count == len(drawn)
+    assert set(drawn.tolist()) <= set(range(n)) - set(taken.tolist())
+
+
+def test_others_are_drawn_alike() -> None:
+    rng, draws, taken = np.random.default_rng(0), 20_000, np.array([8, 0, 4])
+    counts = np.bincount(np.concatenate([draw_others(rng, 10, taken, 3) for _ in range(draws)]), minlength=10)
+    assert counts[[0, 4, 8]].sum() == 0
+    expected = draws * 3 / 7
+    assert np.abs(counts[[1, 2, 3, 5, 6, 7, 9]] - expected).max() < 5 * (expected * 4 / 7) ** 0.5

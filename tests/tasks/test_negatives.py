@@ -17,7 +17,7 @@ from optimag_dist.ppr.artefact import artefact_key
 from optimag_dist.ppr.block import block_name, write_block
 from optimag_dist.ppr.topk import push_sources
 from optimag_dist.store.csr import contains
-from optimag_dist.tasks.negatives import in_batch_mask, ppr_hard_negatives, uniform_negatives
+from optimag_dist.tasks.negatives import no_edges, ppr_hard_negatives
 from optimag_dist.types import CSR, InputError
 
 
@@ -58,33 +58,6 @@ def test_contains_is_the_dense_adjacency(seed: int, n: int, share: float, dtype:
     csr = csr_of(adjacency)
     rows, columns = np.divmod(np.arange(n * n), n)
     assert np.array_equal(contains(CSR(csr.indptr, csr.indices.astype(dtype)), rows, columns), adjacency.ravel())
-
-
-# -- uniform -----------------------------------------------------------------------------------------------------------
-
-
-@settings(deadline=None, max_examples=50)
-@given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.data())
-def test_uniform_negatives_are_distinct_and_free(seed: int, n: int, data: st.DataObject) -> None:
-    taken = np.array(data.draw(st.lists(st.integers(0, n - 1), max_size=2 * n)), np.int64)
-    free = n - len(set(taken.tolist()))
-    count = data.draw(st.integers(0, free))
-    drawn = uniform_negatives(np.random.default_rng(seed), n, count, taken)
-    assert drawn.dtype == np.int64
-    assert len(set(drawn.tolist())) == count == len(drawn)
-    assert set(drawn.tolist()) <= set(range(n)) - set(taken.tolist())
-    with pytest.raises(InputError, match=f"{free + 1} negative nodes .* {free} are free"):
-        uniform_negatives(np.random.default_rng(seed), n, free + 1, taken)
-
-
-def test_uniform_negatives_take_every_free_node_alike() -> None:
-    rng = np.random.default_rng(0)
-    draws = 20_000
-    counts = np.bincount(
-        np.concatenate([uniform_negatives(rng, 10, 3, np.array([8, 0, 4, 4])) for _ in range(draws)]), minlength=10
-    )
-    assert counts[[0, 4, 8]].sum() == 0
-    assert_frequencies(counts[[1, 2, 3, 5, 6, 7, 9]], draws, 3 / 7)
 
 
 # -- hard --------------------------------------------------------------------------------------------------------------
@@ -176,7 +149,7 @@ def test_in_batch_pairs_are_negatives_unless_they_are_edges_or_one_node(seed: in
     arcs = np.argwhere(adjacency)
     # With repetitions, so that targets are shared.
     edges = arcs[rng.integers(0, len(arcs), 9)]
-    mask = in_batch_mask(edges, partial(contains, csr_of(adjacency)))
+    mask = no_edges(edges[:, 0], np.tile(edges[:, 1], (len(edges), 1)), partial(contains, csr_of(adjacency)))
     for i, (source, _) in enumerate(edges):
         for j, (_, target) in enumerate(edges):
             assert mask[i, j] == (not adjacency[source, target] and source != target)
