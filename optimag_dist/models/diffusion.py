@@ -13,10 +13,10 @@ The network sees x_t, t and the tokens, and predicts ε, x_0, or v = √ᾱ_t ε
 
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import torch
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, model_validator
 from torch import Tensor, nn
 
 from optimag_dist.models.hub import Source
@@ -66,7 +66,7 @@ class DiffusionOptions(Options):
         drop_condition: share of the pictures that are trained on without their condition, where there is guidance.
     """
 
-    model: str = SCRATCH
+    model: Annotated[str, AfterValidator(_SOURCE.absolute)] = SCRATCH
     tuning: Literal["full", "frozen"] = "full"
     size: int = Field(32, ge=8)
     channels: tuple[int, ...] = Field((32, 64), min_length=2)
@@ -77,11 +77,6 @@ class DiffusionOptions(Options):
     sampling_steps: int = Field(25, ge=1)
     guidance: float = Field(1.0, ge=1, allow_inf_nan=False)
     drop_condition: float = Field(0.1, gt=0, lt=1)
-
-    @field_validator("model")
-    @classmethod
-    def _findable_from_anywhere(cls, model: str) -> str:
-        return _SOURCE.absolute(model)
 
     @model_validator(mode="after")
     def _fits_together(self) -> "DiffusionOptions":

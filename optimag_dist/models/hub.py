@@ -52,23 +52,16 @@ class Source:
             return model
         return str(Path(model).expanduser().resolve())
 
-    def locate(self, model: str) -> str:
-        """The absolute path or the hub id that ``model``, which is not a shipped one, stands for; an InputError where
-        it can be a path only, and no folder is there."""
+    def read(self, model: str, load: Callable[..., T], **how: Any) -> T:
+        """``load(place, local_files_only=…, **how)`` of the folder or hub id ``model``; an InputError where it is not
+        there, cannot be fetched, or is no model of this sort."""
         place = self.absolute(model)
-        there = Path(place).is_absolute() and Path(place).exists()
-        if not there and (model.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(model)):
+        on_disk = Path(place).is_absolute() and Path(place).exists()
+        if not on_disk and (model.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(model)):
             raise InputError(
                 f"{model}: no such folder; needed one that holds {self.contents}, an id on the Hugging Face hub, or "
                 f"{' or '.join(self.shipped)}"
             )
-        return place
-
-    def read(self, model: str, load: Callable[..., T], **how: Any) -> T:
-        """``load(place, local_files_only=…, **how)`` of the folder or hub id ``model``; an InputError where it is not
-        there, cannot be fetched, or is no model of this sort."""
-        place = self.locate(model)
-        on_disk = Path(place).is_absolute()
         try:
             with self._quiet():
                 try:

@@ -8,10 +8,10 @@ import importlib.util
 import inspect
 import shutil
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, model_validator
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -44,7 +44,7 @@ class LanguageModelOptions(Options):
     dtype: of weights that are not trained; ``bfloat16`` needs a GPU. What is trained is float32.
     """
 
-    model: str = SCRATCH
+    model: Annotated[str, AfterValidator(_SOURCE.absolute)] = SCRATCH
     hidden: int = Field(128, ge=2)
     layers: int = Field(2, ge=1)
     heads: int = Field(4, ge=1)
@@ -53,11 +53,6 @@ class LanguageModelOptions(Options):
     lora_alpha: int = Field(16, ge=1)
     max_length: int = Field(32, ge=2)
     dtype: Literal["float32", "bfloat16"] = "float32"
-
-    @field_validator("model")
-    @classmethod
-    def _findable_from_anywhere(cls, model: str) -> str:
-        return _SOURCE.absolute(model)
 
     @property
     def trains_everything(self) -> bool:

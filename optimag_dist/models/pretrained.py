@@ -10,12 +10,12 @@ import inspect
 import io
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, TypeAlias
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -61,15 +61,10 @@ class FeatureOptions(Options):
     """
 
     attribute: str
-    model: str
+    model: Annotated[str, AfterValidator(SOURCE.absolute)]
     max_length: int = Field(32, ge=2)
     image_size: int | None = Field(None, ge=16, le=1024)
     on_bad_picture: Literal["mask", "error"] = "mask"
-
-    @field_validator("model")
-    @classmethod
-    def _findable_from_anywhere(cls, model: str) -> str:
-        return SOURCE.absolute(model)
 
 
 class PretrainedOptions(FeatureOptions):
@@ -88,19 +83,6 @@ class PretrainedOptions(FeatureOptions):
 
 
 # -- from raw values to what the network reads ---------------------------------------------------------------------
-
-
-class Reader(Protocol):
-    """Texts or pictures as arrays; called from several threads at once."""
-
-    @property
-    def settings(self) -> str:
-        """All that what is read depends on, beside the values."""
-        ...
-
-    def read(self, values: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
-        """k values as the store gives them → what the encoder reads of each, and (k,) bool: whether it is there."""
-        ...
 
 
 class TextReader:
@@ -156,6 +138,11 @@ class PictureReader:
         white.alpha_composite(picture)
         square = ImageOps.fit(white.convert("RGB"), (self._size, self._size), Image.Resampling.BILINEAR)
         return np.asarray(square).transpose(2, 0, 1)
+
+
+#: k values as the store gives them → what the network reads of each, and (k,) bool: whether it is there. May be called
+#: from several threads; ``settings`` has all else that what is read depends on.
+Reader: TypeAlias = TextReader | PictureReader
 
 
 def check_pretrained(options: FeatureOptions, kind: Kind) -> None:
