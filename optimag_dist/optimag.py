@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from optimag_dist.types import GraphPrior, InputError
-from optimag_dist.ufgw import UFGWDiagnostics, UFGWRegulariser
+from optimag_dist.ufgw import LocalRegulariser, TransportRegulariser, UFGWDiagnostics, UFGWRegulariser
 from optimag_dist.ufgw.backend import outside_graphs
-from optimag_dist.ufgw.costs import AnchorCostKind
-from optimag_dist.ufgw.regulariser import PlanKind
+from optimag_dist.ufgw.options import LocalOptions, TransportOptions, UFGWOptions
 from optimag_dist.ufgw.validation import check_tensor
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -37,63 +36,29 @@ class OptiMAG(nn.Module):
             values ≥ 0 for a small graph. Of a dense one the ``k`` largest entries of each row and the diagonal are
             kept, on the host, as in an artefact: in a whole PPR matrix every pair is a little near, and among so many
             neighbours a conflict with the few that count is lost.
+        options: of the regulariser: :class:`LocalOptions`, whose plans leave mass where it is, or
+            :class:`TransportOptions`, the published problem.
         k: entries kept of each row of a dense prior, at least 1; of an artefact it was chosen when that was made.
-        plan: ``local`` leaves mass where it is and judges nodes by their neighbourhood; ``transport`` is the published
-            problem. What is said of either below is not used by the other.
-        alpha: weight of structure, in [0, 1]; of ``transport`` against the anchor prior.
-        rho: weight of the marginals, > 0; small values let nodes be left out cheaply, ``math.inf`` keeps all mass
-            (of ``transport``: as far as the solver's budget takes it).
-        agreement: ``local``: how much disagreement with the other modalities counts against a node, ≥ 0.
-        consistency: ``local``: weight of the modalities' distances from each other in the loss, ≥ 0.
-        weight: factor of the whole term (λ), ≥ 0.
-        delta: floor under PPR, > 0.
-        differentiate: ``local``: the gradient also goes through what is kept.
-        tau: ``transport``: width of the anchor prior, > 0.
-        epsilon: ``transport``: entropy, > 0.
-        n_outer: ``transport``: outer steps of the solver.
-        n_sinkhorn: ``transport``: Sinkhorn iterations in each.
-        anchor: ``transport``: ``ppr`` or ``identity``, how the two sides of a node are tied.
 
     Raises:
         InputError: the prior cannot be used.
-        ValueError: an option is out of range.
     """
 
     def __init__(
         self,
         prior: str | PathLike[str] | GraphPrior | Tensor,
+        options: UFGWOptions = LocalOptions(),
         *,
         k: int = 32,
-        plan: PlanKind = "local",
-        alpha: float = 0.6,
-        rho: float = 0.5,
-        agreement: float = 0.6,
-        consistency: float = 0.0,
-        weight: float = 50.0,
-        delta: float = 1e-5,
-        differentiate: bool = False,
-        tau: float = 0.5,
-        epsilon: float = 0.01,
-        n_outer: int = 5,
-        n_sinkhorn: int = 20,
-        anchor: AnchorCostKind = "ppr",
     ) -> None:
         super().__init__()
-        self.regulariser = UFGWRegulariser(
-            plan=plan,
-            alpha=alpha,
-            rho=rho,
-            agreement=agreement,
-            consistency=consistency,
-            weight=weight,
-            delta=delta,
-            differentiate=differentiate,
-            tau=tau,
-            epsilon=epsilon,
-            n_outer=n_outer,
-            n_sinkhorn=n_sinkhorn,
-            prior=anchor,
-        )
+        self.regulariser: UFGWRegulariser
+        if isinstance(options, LocalOptions):
+            self.regulariser = LocalRegulariser(options)
+        elif isinstance(options, TransportOptions):
+            self.regulariser = TransportRegulariser(options)
+        else:
+            raise InputError(f"options: got {type(options).__name__}, needed LocalOptions or TransportOptions")
         self.prior: GraphPrior
         if isinstance(prior, (str, PathLike)):
             # Loads pyarrow and numba, which take longer than all else here; a dense prior needs neither.
@@ -124,8 +89,8 @@ class OptiMAG(nn.Module):
             present: modality → (N,) bool, False where a node lacks the modality; default all present.
 
         Returns:
-            0-dim tensor: weight · Σ over modalities of what the plan's kind says (:mod:`optimag_dist.ufgw.local`, or
-            UFGW for ``transport``).
+            0-dim tensor: weight · Σ over modalities of what the options' kind says (:mod:`optimag_dist.ufgw.local`, or
+            UFGW for transport).
 
         Raises:
             InputError: unusable node ids.

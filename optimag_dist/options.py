@@ -4,7 +4,6 @@ Every configurable part keeps its own ``Options`` subclass beside the code it co
 read them, and how to say what is wrong in the user's words: the file, the key, what came, what was needed.
 """
 
-import copy
 import difflib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -120,7 +119,7 @@ def load_options(cls: type[OptionsT], path: str | Path, overrides: Sequence[str]
         InputError: the file is missing or not a mapping, an override has no ``=``, a key is unknown (the nearest
             valid one is named) or a value does not fit.
     """
-    return validate_options(cls, apply_overrides(read_mapping(cls, path), overrides), source=str(path))
+    return validate_options(cls, merge(read_mapping(cls, path), parse_overrides(overrides), whole=True), str(path))
 
 
 def read_mapping(cls: type[Options], path: str | Path) -> dict[str, Any]:
@@ -137,21 +136,49 @@ def read_mapping(cls: type[Options], path: str | Path) -> dict[str, Any]:
     return data
 
 
-def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """``data`` changed by ``key.sub=value`` overrides, whose values are YAML.
+def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    """Dotted key → value of ``key.sub=value`` overrides, whose values are YAML.
 
     Raises:
-        InputError: an override has no ``=``, passes through a key that holds a plain value, or is not YAML.
+        InputError: an override has no ``=``, or is not YAML.
     """
-    data = copy.deepcopy(data)
+    found = {}
     for override in overrides:
-        _apply(data, override)
-    return data
+        key, separator, text = override.partition("=")
+        if not separator or not key:
+            raise InputError(f"override {override!r}: needed key=value, for example train.epochs=5")
+        found[key] = parse_yaml(text, f"override {override!r}")
+    return found
+
+
+def merge(base: Mapping[str, Any], changes: Mapping[str, Any], *, whole: bool = False) -> dict[str, Any]:
+    """``base`` with ``changes``, given as dotted keys or nested mappings.
+
+    A section whose ``kind`` changes starts anew: another kind's keys mean nothing to it.
+
+    Args:
+        whole: a value takes the place of a whole section, instead of changing those of its keys that it names.
+    """
+    merged = dict(base)
+    # YAML also has keys that are no text, which no section knows.
+    changes = {str(key): value for key, value in changes.items()}
+    # A kind first: what else is said of its section is said of the new kind.
+    for dotted, value in sorted(changes.items(), key=lambda change: change[0].rpartition(".")[2] != "kind"):
+        key, _, rest = dotted.partition(".")
+        below = merged.get(key)
+        nested = {rest: value} if rest else value
+        if not rest and (whole or not (isinstance(below, dict) and isinstance(nested, dict))):
+            merged[key] = nested
+            continue
+        before = below if isinstance(below, dict) else {}
+        anew = "kind" in nested and "kind" in before and nested["kind"] != before["kind"]
+        merged[key] = merge({} if anew else before, nested, whole=whole)
+    return merged
 
 
 def parse_options(cls: type[OptionsT], overrides: Sequence[str] | None, source: str) -> OptionsT:
     """``cls`` with its defaults changed by ``key.sub=value`` overrides; errors as of :func:`load_options`."""
-    return validate_options(cls, apply_overrides({}, overrides or []), source=source)
+    return validate_options(cls, merge({}, parse_overrides(overrides or [])), source)
 
 
 def validate_options(cls: type[OptionsT], data: dict[str, Any], source: str) -> OptionsT:
@@ -167,22 +194,6 @@ def dump_options(options: Options, path: Path) -> None:
     """Write ``options`` as YAML that :func:`load_options` reads back."""
     with atomic(path) as temporary:
         temporary.write_text(yaml.safe_dump(options.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
-
-
-def _apply(data: dict[str, Any], override: str) -> None:
-    key, separator, text = override.partition("=")
-    if not separator or not key:
-        raise InputError(f"override {override!r}: needed key=value, for example train.epochs=5")
-    *parents, leaf = key.split(".")
-    node = data
-    for parent in parents:
-        child = node.get(parent)
-        if child is None:
-            child = node[parent] = {}
-        if not isinstance(child, dict):
-            raise InputError(f"override {override!r}: {parent!r} holds a value, not a section")
-        node = child
-    node[leaf] = parse_yaml(text, f"override {override!r}")
 
 
 def _explain(cls: type[Options], problem: Any, before: Sequence[str] = (), elsewhere: Sequence[str] = ()) -> str:

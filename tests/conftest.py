@@ -78,5 +78,7 @@ def recipe(planted_store: GraphStore, tmp_path: Path) -> dict:
         "out": str(tmp_path / "runs"),
         "sampling": {"groups": 2, "anchors": 12, "group_size": 32, "fanouts": [5, 5]},
         "model": {"hidden": 32, "embedding": 16, "dropout": 0.2},
-        "train": {"epochs": 12, "lr": 0.01, "patience": 100, "checkpoint_every": 4},
+        "optim": {"lr": 0.01},
+        "train": {"epochs": 12, "patience": 100},
+        "checkpoint": {"every": 4},
     }

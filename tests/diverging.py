@@ -19,7 +19,7 @@ class Lost(nn.Module):
         if self.training:
             self.left -= 1
         if self.left < 0:
-            raise Diverged("loss nan at step 2; lower train.lr")
+            raise Diverged("loss nan at step 2; lower optim.lr")
         return self.linear(x)
 """
 

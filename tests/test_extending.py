@@ -133,7 +133,10 @@ def test_an_importer_is_one_function(here: Path) -> None:
         ({"task": {"kind": "other.py:Degree"}}, r"cannot be imported .*another task has declared the metric .*rename"),
         ({"task": {"kind": "my_task.py:Degree", "ofset": 1}}, r"unknown key 'task.ofset'; did you mean 'task.offset'"),
         ({"task": {"kind": "my_task.py:Degree", "offset": "x"}}, r"key 'task.offset': .*valid number.*got 'x'"),
-        ({"regulariser": {"kind": "smooth"}}, r"key 'regulariser': .*unknown 'smooth'; known: ufgw, or your own as"),
+        (
+            {"regulariser": {"kind": "smooth"}},
+            r"key 'regulariser': .*unknown 'smooth'; known: local, transport, or your",
+        ),
         ({"regulariser": {"kind": "my_regulariser.py:Smooth", "weight": -1}}, r"'regulariser.weight': .*greater"),
         (
             {"regulariser": {"kind": "my_regulariser.py:Smooth", "rho": 1}},

@@ -23,7 +23,7 @@ from .csv_graph import write_csv_graph
 from .own_cluster import BIN, free_port, own_user, wait_for
 
 OPTIMAG = (sys.executable, "-m", "optimag_dist.cli")
-LONG = ("train.epochs=40", "train.patience=40", "train.checkpoint_every=2")
+LONG = ("train.epochs=40", "train.patience=40", "checkpoint.every=2")
 FITS = [f"{variant}/seed-{seed}" for variant in ("sage", "sage+optimag") for seed in (0, 1)]
 
 pytestmark = pytest.mark.cluster
@@ -81,7 +81,7 @@ def _folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def training(tmp_path: Path) -> Iterator[Training]:
     """Just past a checkpoint of its first fit."""
-    run = Training.start(_folder(tmp_path), "train.stall_timeout_s=20", "train.max_failures=3")
+    run = Training.start(_folder(tmp_path), "workers.stall_timeout_s=20", "workers.max_failures=3")
     try:
         run.wait_for_checkpoint()
         yield run
@@ -174,14 +174,14 @@ def test_what_holds_the_workers_together_dies(victim: str, words: str, training:
 
 @pytest.mark.slow
 def test_failures_used_up_are_one_line_and_a_remedy(tmp_path: Path) -> None:
-    run = Training.start(_folder(tmp_path), "train.max_failures=0", "train.epochs=4000", "train.patience=4000")
+    run = Training.start(_folder(tmp_path), "workers.max_failures=0", "train.epochs=4000", "train.patience=4000")
     try:
         run.wait_for_checkpoint()
         os.kill(run.workers()[1], signal.SIGKILL)
         assert run.driver.wait(timeout=120) == 1, run.said
     finally:
         run.end()
-    assert "train.max_failures=0 is used up" in run.said
+    assert "workers.max_failures=0 is used up" in run.said
     assert "go on with --resume" in " ".join(run.said.split())
     assert "Traceback" not in run.said
 
@@ -257,8 +257,8 @@ def _losses(fit: Path) -> dict[int, float]:
 def test_hosts_that_leave_with_and_without_notice(hosts: Hosts, whole: Path) -> None:
     fit = hosts.home / "runs/shop/sage/seed-0"
     # No checkpoint but those that are asked for, and those by the clock.
-    endless = ("train.epochs=100000", "train.patience=100000", "train.checkpoint_every=100000")
-    command = [*OPTIMAG, "train", "train.yaml", *endless, "train.checkpoint_every_s=30", "seeds=[0]"]
+    endless = ("train.epochs=100000", "train.patience=100000", "checkpoint.every=100000")
+    command = [*OPTIMAG, "train", "train.yaml", *endless, "checkpoint.every_s=30", "seeds=[0]"]
     with (hosts.home / "log").open("w") as log:
         address = ["--address", hosts.address]
         driver = subprocess.Popen([*command, *address], cwd=hosts.home, env=hosts.environment, stdout=log, stderr=log)

@@ -1,5 +1,4 @@
 import copy
-import inspect
 import math
 from types import SimpleNamespace
 
@@ -8,12 +7,12 @@ import pytest
 import torch
 from scipy.sparse import coo_array
 
-from optimag_dist import OptiMAG
+from optimag_dist import LocalOptions, OptiMAG, TransportOptions
 from optimag_dist.ppr import PPRArtefact, PPROptions, ppr_topk
 from optimag_dist.ppr.artefact import artefact_key
 from optimag_dist.ppr.block import block_name, write_block
 from optimag_dist.types import InputError
-from optimag_dist.ufgw import UFGWRegulariser
+from optimag_dist.ufgw import LocalRegulariser, TransportRegulariser
 
 torch.set_num_threads(1)
 
@@ -39,20 +38,23 @@ def embeddings(nodes: int) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("make", "options"),
     [
-        {"plan": "transport", "rho": 0.2, "weight": 0.5},
-        {"plan": "local", "rho": 0.2, "weight": 0.5, "agreement": 0.7, "consistency": 0.4, "differentiate": True},
+        (TransportRegulariser, TransportOptions(rho=0.2, weight=0.5)),
+        (
+            LocalRegulariser,
+            LocalOptions(rho=0.2, weight=0.5, agreement=0.7, consistency=0.4, differentiate=True),
+        ),
     ],
 )
-def test_it_is_the_regulariser_on_the_priors_submatrix(options):
+def test_it_is_the_regulariser_on_the_priors_submatrix(make, options):
     prior, ids = dense_prior(), torch.tensor([7, 2, 11, 0, 5])
     Z = {name: z.requires_grad_() for name, z in embeddings(5).items()}
-    optimag = OptiMAG(prior, **options)
+    optimag = OptiMAG(prior, options)
     loss = optimag(Z, ids)
-    expected = UFGWRegulariser(**options)(Z, prior[ids][:, ids])
+    expected = make(options)(Z, prior[ids][:, ids])
     torch.testing.assert_close(loss, expected, rtol=0, atol=0)
-    torch.testing.assert_close(OptiMAG(Lookup(prior), **options)(Z, ids), expected, rtol=0, atol=0)
+    torch.testing.assert_close(OptiMAG(Lookup(prior), options)(Z, ids), expected, rtol=0, atol=0)
     loss.backward()
     assert all((z.grad != 0).any() for z in Z.values())
     assert optimag.diagnostics().kept_mass["image"].shape == (5,)
@@ -107,8 +109,8 @@ def test_an_embedding_of_length_zero_is_an_absent_one():
     Z = embeddings(5)
     Z["image"][3] = 0
     present = torch.tensor([True, True, True, False, True])
-    for plan in ("local", "transport"):
-        optimag, marked = OptiMAG(dense_prior(), plan=plan), OptiMAG(dense_prior(), plan=plan)
+    for options in (LocalOptions(), TransportOptions()):
+        optimag, marked = OptiMAG(dense_prior(), options), OptiMAG(dense_prior(), options)
         loss = optimag(Z, torch.arange(5))
         torch.testing.assert_close(loss, marked(Z, torch.arange(5), {"image": present}), rtol=0, atol=0)
         found = optimag.diagnostics()
@@ -118,7 +120,7 @@ def test_an_embedding_of_length_zero_is_an_absent_one():
 
 
 def test_it_works_in_a_compiled_model():
-    optimag = OptiMAG(dense_prior(), plan="local")
+    optimag = OptiMAG(dense_prior())
     linear = torch.nn.Linear(3, 4)
 
     def loss(z):
@@ -145,13 +147,9 @@ def test_reads_an_artefact_by_its_path(tmp_path):
         OptiMAG(tmp_path / "nothing")
 
 
-def test_defaults_are_the_regularisers():
-    ours = inspect.signature(OptiMAG).parameters
-    theirs = inspect.signature(UFGWRegulariser).parameters
-    assert {name: p.default for name, p in ours.items() if name not in ("prior", "k", "anchor")} == {
-        name: p.default for name, p in theirs.items() if name != "prior"
-    }
-    assert ours["anchor"].default == theirs["prior"].default
+def test_options_of_another_class_are_named():
+    with pytest.raises(InputError, match="options: got dict, needed LocalOptions or TransportOptions"):
+        OptiMAG(dense_prior(), {"rho": 0.2})
 
 
 @pytest.mark.parametrize(

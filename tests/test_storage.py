@@ -460,7 +460,9 @@ RECIPE = {
     "name": "run",
     "sampling": {"groups": 2, "anchors": 6, "group_size": 12, "fanouts": [3, 3]},
     "model": {"hidden": 8, "embedding": 4},
-    "train": {"workers": 1, "epochs": 6, "checkpoint_every": 2, "patience": 100, "max_failures": 0},
+    "train": {"epochs": 6, "patience": 100},
+    "workers": {"count": 1, "max_failures": 0},
+    "checkpoint": {"every": 2},
 }
 
 
@@ -508,7 +510,7 @@ def test_a_run_goes_on_from_an_empty_cache(
     assert {"config.yaml", "results.parquet", "metrics.parquet"} <= kept
     # What the fit would have come to, never interrupted, without Ray.
     store, threads = GraphStore.open(s3.uri("store")), torch.get_num_threads()
-    torch.set_num_threads(config.train.cpus_per_worker)
+    torch.set_num_threads(config.workers.cpus)
     expected = Fit("default", 0, config.resolve()["default"], tmp_path / "expected")
     run_fit(expected, store, compute_ppr(store, config.ppr, progress=False), Worker())
     torch.set_num_threads(threads)

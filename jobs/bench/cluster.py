@@ -32,7 +32,7 @@ from rich.table import Table
 
 from optimag_dist.datasets import dataset_schema
 from optimag_dist.models import MultimodalModel
-from optimag_dist.options import load_options
+from optimag_dist.options import load_options, merge
 from optimag_dist.ppr import PPRArtefact
 from optimag_dist.sampling import GroupLoader, LocalSource, SeedBatcher
 from optimag_dist.store import GraphStore, ingest
@@ -49,13 +49,14 @@ RUN = {
     "sampling": {"groups": 2, "anchors": 64, "group_size": 256, "fanouts": [10, 10]},
     "task": {"split": {"train": 0.6, "val": 0.2}},
     "model": {"hidden": 256, "embedding": 128},
-    "train": {"workers": 1, "patience": 1000, "kept_mass": "none", "device": "cpu"},
+    "train": {"patience": 1000, "kept_mass": "none"},
+    "workers": {"count": 1, "device": "cpu"},
 }
 SPACE = {
     "space": {
         "regulariser.alpha": {"uniform": [0.1, 0.9]},
         "regulariser.rho": {"loguniform": [0.01, 1.0]},
-        "train.lr": {"loguniform": [1e-3, 1e-2]},
+        "optim.lr": {"loguniform": [1e-3, 1e-2]},
     },
     "search": {"method": "random", "trials": 16, "seed": 0},
     "metrics": {"val/accuracy": "max"},
@@ -90,14 +91,12 @@ def main() -> None:
 # -- a run, seen from outside ------------------------------------------------------------------------------------------
 
 
-def write_config(out: Path, name: str, weight: float, **train: Any) -> Path:
+def write_config(out: Path, name: str, weight: float, changes: dict[str, Any]) -> Path:
     """A run of one variant and one seed; an earlier one of this name is removed."""
     shutil.rmtree(out / name, ignore_errors=True)
     content: dict[str, Any] = {**RUN, "name": name, "store": str(out / "store"), "out": str(out)}
-    content["regulariser"] = {"weight": weight}
-    content["train"] = {**RUN["train"], **train}
     path = out / f"{name}.yaml"
-    path.write_text(yaml.safe_dump(content))
+    path.write_text(yaml.safe_dump(merge(content, {**changes, "regulariser.weight": weight})))
     return path
 
 
@@ -128,9 +127,9 @@ def epoch_ends(child: psutil.Popen, metrics: Path, on_epoch: Callable[[int], Non
     return times
 
 
-def train(out: Path, name: str, weight: float, **options: Any) -> tuple[float, list[float]]:
+def train(out: Path, name: str, weight: float, changes: dict[str, Any]) -> tuple[float, list[float]]:
     """Seconds until the first epoch had ended, and when each epoch ended."""
-    config = write_config(out, name, weight, **options)
+    config = write_config(out, name, weight, changes)
     started = time.perf_counter()
     with running([*OPTIMAG, "train", str(config)], out / f"{name}.log") as child:
         times = epoch_ends(child, out / name / "default" / "seed-0" / "metrics.jsonl")
@@ -158,8 +157,8 @@ def step(out: Path, repeats: int) -> Table:
     for name, weight in (("sage", 0.0), ("sage+optimag", 1.0)):
         starts, plain, ours = [], [], []
         for _ in range(repeats):
-            options: dict[str, Any] = {"epochs": 20, "eval_every": 20, "checkpoint_every": 20}
-            start, times = train(out, "step", weight, **options)
+            changes = {"train": {"epochs": 20, "eval_every": 20}, "checkpoint.every": 20}
+            start, times = train(out, "step", weight, changes)
             said = subprocess.run(
                 [sys.executable, __file__, str(out), "--plain", str(out / "step.yaml")],
                 capture_output=True,
@@ -189,7 +188,7 @@ def plain_loop(path: Path) -> None:
     model = MultimodalModel(widths, len(config.sampling.fanouts), config.model)
     regulariser = make_regulariser(config.regulariser) if needs_ppr else None
     loss_of = StepLoss(model, {"": task.head(model)}, {"": 1.0}, regulariser, 1)
-    optimiser = torch.optim.AdamW(loss_of.parameters(), lr=config.train.lr, weight_decay=config.train.weight_decay)
+    optimiser = torch.optim.AdamW(loss_of.parameters(), lr=config.optim.lr, weight_decay=config.optim.weight_decay)
     loader = GroupLoader(LocalSource(store), ppr, config.sampling, seed=0, messages=True)
     batcher = SeedBatcher(task.train, store.num_nodes, ppr, config.sampling, seed=0, fill=needs_ppr)
     times = []
@@ -209,8 +208,9 @@ def checkpoint(out: Path, repeats: int) -> Table:
     """A checkpoint after every epoch against one at the end."""
     every, never = [], []
     for _ in range(repeats):
-        for checkpoint_every, seconds in ((1, every), (20, never)):
-            _, times = train(out, "checkpoint", 0.0, epochs=20, eval_every=20, checkpoint_every=checkpoint_every)
+        for epochs, seconds in ((1, every), (20, never)):
+            changes = {"train": {"epochs": 20, "eval_every": 20}, "checkpoint.every": epochs}
+            _, times = train(out, "checkpoint", 0.0, changes)
             seconds.append(per_epoch(times))
     size = (out / "checkpoint/default/seed-0/checkpoint.pt").stat().st_size
     table = Table("MB", "epoch s", "with a checkpoint s", "cost ms", title="cost of a checkpoint per epoch")
@@ -223,7 +223,8 @@ def recovery(out: Path, repeats: int) -> Table:
     """SIGKILL one of two workers; until the next epoch ends, and until training is where it was."""
     back, level = [], []
     for _ in range(repeats):
-        config = write_config(out, "recovery", 0.0, workers=2, epochs=60, eval_every=60, checkpoint_every=5)
+        changes = {"train": {"epochs": 60, "eval_every": 60}, "workers.count": 2, "checkpoint.every": 5}
+        config = write_config(out, "recovery", 0.0, changes)
         metrics = out / "recovery" / "default" / "seed-0" / "metrics.jsonl"
 
         def wait_for(reached: Callable[[int], bool], child: psutil.Popen, metrics: Path = metrics) -> float:
@@ -261,7 +262,7 @@ def sweep(out: Path, repeats: int) -> Table:
         title="a sweep of 16 trials on two cores",
     )
     for epochs in (10, 40):
-        config = write_config(out, "sweep", 1.0, epochs=epochs, eval_every=5)
+        config = write_config(out, "sweep", 1.0, {"train": {"epochs": epochs, "eval_every": 5}})
         (out / "space.yaml").write_text(yaml.safe_dump(SPACE))
         # Wall-clock time here, to compare with the times of files.
         started = time.time()

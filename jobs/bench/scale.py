@@ -37,7 +37,7 @@ RUN = {
     "variants": {"sage+optimag": {}},
     "sampling": {"groups": 2, "anchors": 64, "group_size": 256, "fanouts": [10, 10], "eval_fanouts": [10, 10]},
     "model": {"hidden": 128, "embedding": 64},
-    "train": {"workers": 2, "epochs": 1, "kept_mass": "none"},
+    "train": {"epochs": 1, "kept_mass": "none"},
 }
 
 

@@ -9,9 +9,10 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from optimag_dist.datasets import PlantedOptions, dataset_schema
-from optimag_dist.options import FolderName, FreeName, Options, apply_overrides, read_mapping, validate_options
+from optimag_dist.options import FolderName, FreeName, Options, merge, parse_overrides, read_mapping, validate_options
 from optimag_dist.store import LinkSplitOptions
-from optimag_dist.train.options import VariantConfig, merge
+from optimag_dist.train.options import VariantConfig
+from optimag_dist.train.renamed import refuse_renamed
 from optimag_dist.tune.options import Distribution
 from optimag_dist.types import InputError
 
@@ -196,25 +197,18 @@ def load_experiment(path: Path, overrides: list[str], *, quick: bool) -> Experim
     """
     data = read_mapping(ExperimentOptions, path)
     if quick and isinstance(data.get("quick"), dict):
-        _replace(data, data["quick"], source=f"{path}: quick")
-    experiment = validate_options(ExperimentOptions, apply_overrides(data, overrides), source=str(path))
+        data = merge(data, data["quick"], whole=True)
+    data = merge(data, parse_overrides(overrides), whole=True)
+    try:
+        refuse_renamed(data)
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from None
+    experiment = validate_options(ExperimentOptions, data, source=str(path))
     for name, study in experiment.asked.items():
         for setting in settings(experiment, study):
             for arm in arms_of(experiment, study):
                 configure(experiment, study, setting, arm, source=f"{path}: studies.{name}, arm {arm}")
     return experiment
-
-
-def _replace(data: dict[str, Any], changes: Mapping[str, Any], source: str) -> None:
-    """Set what each dotted key of ``changes`` names to its value as a whole: keys within values may have dots too."""
-    for dotted, value in changes.items():
-        *parents, leaf = str(dotted).split(".")
-        node = data
-        for parent in parents:
-            node = node.setdefault(parent, {})
-            if not isinstance(node, dict):
-                raise InputError(f"{source}: {dotted}: {parent!r} holds a value, not a section")
-        node[leaf] = value
 
 
 def arms_of(experiment: ExperimentOptions, study: StudyOptions) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ import torch
 
 from optimag_dist.layerwise import LayerwiseForward
 from optimag_dist.models import MultimodalModel
-from optimag_dist.options import validate_options
+from optimag_dist.options import merge, validate_options
 from optimag_dist.sampling import GraphDataSource, LocalSource, RawRows, check_encoders
 from optimag_dist.storage import AnyPath, files_below, is_file, on_this_host
 from optimag_dist.store import GraphStore
@@ -21,7 +21,7 @@ from optimag_dist.tasks import NodeClassificationOptions, named
 from optimag_dist.tasks.node_classification import ClassifierHead
 from optimag_dist.tasks.task import Task, TaskHead, TaskOptions
 from optimag_dist.train import checkpoint
-from optimag_dist.train.options import VariantConfig, merge
+from optimag_dist.train.options import VariantConfig
 from optimag_dist.types import InputError
 
 MODEL = "model.pt"
@@ -260,6 +260,6 @@ def _build(file: Path, state: dict[str, Any], config: VariantConfig) -> Multimod
     if bad := sum(int((~w.isfinite()).sum()) for w in weights):
         raise InputError(
             f"{file}: {bad:,} of its weights are not finite, as its training had diverged; train again with a lower "
-            f"train.lr (it was {config.train.lr:g})"
+            f"optim.lr (it was {config.optim.lr:g})"
         )
     return model

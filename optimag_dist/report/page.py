@@ -136,11 +136,11 @@ def _missing(store: GraphStore, modality: str) -> str:
 
 def _training_facts(run: Run) -> dict[str, str]:
     ended = max((fit.directory / "result.json").stat().st_mtime for fit in run.finished)
-    train = next(iter(run.variants.values())).train
+    workers = run.config.workers
     return {
         "Task": ", ".join(dict.fromkeys(task.kind.replace("_", " ") for task in _tasks(run))),
         "Seeds": ", ".join(map(str, run.config.seeds)),
-        "Trained": f"{datetime.fromtimestamp(ended, timezone.utc):%Y-%m-%d %H:%M} UTC, workers: {train.workers}",
+        "Trained": f"{datetime.fromtimestamp(ended, timezone.utc):%Y-%m-%d %H:%M} UTC, workers: {workers.count}",
     }
 
 

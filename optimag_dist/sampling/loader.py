@@ -59,7 +59,7 @@ class GroupLoader:
         if world_size > options.groups:
             raise InputError(
                 f"{world_size} workers but sampling.groups={options.groups}: every worker needs at least one group "
-                f"per step; raise sampling.groups or lower train.workers"
+                f"per step; raise sampling.groups or lower workers.count"
             )
         self._rows, self._ppr, self._options, self._seed = rows, ppr, options, seed
         self._rank, self._world_size, self._pin_memory = rank, world_size, pin_memory

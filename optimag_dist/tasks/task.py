@@ -126,7 +126,7 @@ def diverged(what: str) -> Diverged:
     """The error of an evaluation whose numbers are of no use: ``what`` is not finite."""
     return Diverged(
         f"{what} not finite: the model has diverged, or its input lies far beyond what it was trained on; lower "
-        f"train.lr, or look at the features"
+        f"optim.lr, or look at the features"
     )
 
 

@@ -40,7 +40,7 @@ class HeartbeatCallback(TrainerCallback):
         board: a Ray actor, :class:`~optimag_dist.train.board.Board`.
         life: of the group of workers; the same on every rank.
         rank: this worker's.
-        stall_timeout_s: see :class:`~optimag_dist.train.options.TrainOptions`.
+        stall_timeout_s: see :class:`~optimag_dist.train.options.WorkersOptions`.
     """
 
     def __init__(self, board: Any, life: str, rank: int, stall_timeout_s: float) -> None:

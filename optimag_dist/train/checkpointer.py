@@ -73,7 +73,7 @@ class Checkpointer:
     def due(self) -> bool:
         """Whether the last checkpoint is so old that this rank asks for another."""
         age = time.monotonic() - self._saved_at
-        return self._parts.worker.rank == 0 and age > self._parts.fit.config.train.checkpoint_every_s
+        return self._parts.worker.rank == 0 and age > self._parts.fit.config.checkpoint.every_s
 
     def resume(self) -> Progress:
         """The progress of the fit's checkpoint, whose weights and optimiser's state it puts into the parts; that of a

@@ -126,7 +126,7 @@ class Exporter:
             return []
         return [
             f"training: the loss was {first:.3g} in the first step and {largest:.3g} in epoch {epoch + 1}: it has "
-            f"diverged, though all is finite still; lower train.lr (now {self._parts.fit.config.train.lr:g})"
+            f"diverged, though all is finite still; lower optim.lr (now {self._parts.fit.config.optim.lr:g})"
         ]
 
     def _told_bad_pictures(self) -> list[str]:

@@ -68,7 +68,7 @@ def _launch(kept: RunConfig, config: RunConfig, run: Mirror, resume: bool, addre
     check_trackers(config.tracking)
     _check_directory(config, fits, resume, kept.location)
 
-    options = fits[0].config.train
+    options = config.workers
     use_gpu, priors = prepare(options, store, (fit.config.ppr for fit in fits if fit.config.needs_ppr), address)
     dump_options(kept, config.directory / "config.yaml")
     run.publish(config.directory / "config.yaml")
@@ -116,7 +116,7 @@ def _check_directory(config: RunConfig, fits: list[Fit], resume: bool, shown: An
             if known is not None and known != fingerprint(fit.config, fit.seed):
                 raise InputError(
                     f"{shown / saved.name}: variant {fit.variant!r} was started with other options; resume with the "
-                    f"same ones (train.epochs, train.workers and new seeds or variants may change), or train under "
+                    f"same ones (train.epochs, workers.* and new seeds or variants may change), or train under "
                     f"another name"
                 )
     else:
@@ -141,7 +141,7 @@ def _train(spec: WorkerGroupSpec, fits: list[Fit]) -> list[dict[str, Any]]:
                         view.result(content)
     except WorkersLost as error:
         raise RunError(
-            f"{error}; train.max_failures={spec.max_failures} is used up. Finished fits and checkpoints are kept: go "
+            f"{error}; workers.max_failures={spec.max_failures} is used up. Finished fits and checkpoints are kept: go "
             f"on with --resume, or allow more failures"
         ) from error
     return [results[number] for number in numbers]

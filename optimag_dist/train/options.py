@@ -2,79 +2,96 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from optimag_dist.models import ModelOptions
-from optimag_dist.options import FolderName, Options, validate_options
+from optimag_dist.options import FolderName, Options, merge, validate_options
 from optimag_dist.ppr import PPROptions
 from optimag_dist.sampling import SamplingOptions
 from optimag_dist.storage import AnyPath, Location, local
 from optimag_dist.tasks import AnyTask, NodeClassificationOptions, named
 from optimag_dist.telemetry import TrackingOptions
-from optimag_dist.train.regularisers import AnyRegulariser, UFGWOptions
+from optimag_dist.train.regularisers import AnyRegulariser, LocalSection
+from optimag_dist.train.renamed import converted, in_old_layout, refuse_renamed
 from optimag_dist.types import InputError
-
-# Of train.*: what fits that share one group of workers have in common.
-WORKER_GROUP = ("workers", "cpus_per_worker", "device", "placement", "owners")
-# Of train.*: where and how a fit runs, not what it ends with.
-HOW_IT_RUNS = (
-    *WORKER_GROUP,
-    "max_failures",
-    "checkpoint_every",
-    "checkpoint_every_s",
-    "start_timeout_s",
-    "stall_timeout_s",
-)
-
 
 # A month: what waits for longer overflows in libraries.
 _LONGEST_S = 30 * 24 * 3600
 # Of a run's directory: what Ray Train itself notes down, and all names that no variant may have.
 RAY_TRAIN = "ray_train"
+# Sections that configurations have had only since keys of others have moved to them.
+_NEW_SECTIONS = {"optim", "workers", "checkpoint"}
 _TAKEN = (RAY_TRAIN, "config.yaml", "report.html", "results.parquet", "metrics.parquet")
 
 
-class TrainOptions(Options):
-    """How weights are fitted.
+class OptimOptions(Options):
+    """AdamW, of all that is trained.
 
     Attributes:
-        workers: DDP workers; groups of a step are shared out among them.
-        cpus_per_worker: CPUs that Ray sets aside for each, and threads each uses.
-        device: ``cuda`` gives each worker a GPU; ``auto`` does so where the cluster has enough.
+        lr: learning rate.
+        weight_decay: decoupled from it.
+    """
+
+    lr: float = Field(3e-3, gt=0, le=1e30)
+    weight_decay: float = Field(1e-4, ge=0, allow_inf_nan=False)
+
+
+class TrainOptions(Options):
+    """How long weights are fitted.
+
+    Attributes:
         epochs: at most; one epoch anchors every training node once.
         patience: evaluations without a better validation metric before training stops.
         eval_every: epochs between evaluations.
-        checkpoint_every: epochs between checkpoints; a killed run loses at most these.
-        checkpoint_every_s: seconds after which a checkpoint is written within an epoch too.
-        max_failures: how often Ray may restart the workers after a crash; they go on from the last checkpoint.
-        start_timeout_s: seconds in which the workers must have begun to train, waiting for nodes included.
-        stall_timeout_s: seconds without progress after which the worker that holds the others up is named and replaced.
-        placement: ``replicated`` maps the store's topology and features on every host; ``sharded`` asks the owners of
-            the shards of a partition, for graphs larger than a host (undirected ones). The weights are the same.
-        owners: of the shards, Ray actors spread over the nodes; only of use with ``sharded``.
         kept_mass: ``all`` ends a fit with one more pass over all nodes and their transport problems, to export each
             node's kept mass; ``none`` leaves that out: with millions of nodes it takes longer than training.
     """
 
-    workers: int = Field(2, ge=1)
-    cpus_per_worker: int = Field(1, ge=1)
-    device: Literal["auto", "cpu", "cuda"] = "auto"
     epochs: int = Field(100, ge=1)
-    lr: float = Field(3e-3, gt=0, le=1e30)
-    weight_decay: float = Field(1e-4, ge=0, allow_inf_nan=False)
     patience: int = Field(15, ge=1)
     eval_every: int = Field(1, ge=1)
-    checkpoint_every: int = Field(10, ge=1)
-    checkpoint_every_s: float = Field(600, gt=0, allow_inf_nan=False)
+    kept_mass: Literal["all", "none"] = "all"
+
+
+class WorkersOptions(Options):
+    """Where fits run; all fits of a run have this in common.
+
+    Attributes:
+        count: DDP workers; groups of a step are shared out among them.
+        cpus: CPUs that Ray sets aside for each, and threads each uses.
+        device: ``cuda`` gives each worker a GPU; ``auto`` does so where the cluster has enough.
+        placement: ``replicated`` maps the store's topology and features on every host; ``sharded`` asks the servers of
+            the shards of a partition, for graphs larger than a host (undirected ones). The weights are the same.
+        shard_servers: Ray actors spread over the nodes; only of use with ``sharded``.
+        max_failures: how often Ray may restart the workers after a crash; they go on from the last checkpoint.
+        start_timeout_s: seconds in which the workers must have begun to train, waiting for nodes included.
+        stall_timeout_s: seconds without progress after which the worker that holds the others up is named and replaced.
+    """
+
+    count: int = Field(2, ge=1)
+    cpus: int = Field(1, ge=1)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    placement: Literal["replicated", "sharded"] = "replicated"
+    shard_servers: int = Field(2, ge=1)
     max_failures: int = Field(1, ge=0)
     start_timeout_s: float = Field(600, gt=0, le=_LONGEST_S)
     stall_timeout_s: float = Field(300, gt=0, le=_LONGEST_S)
-    placement: Literal["replicated", "sharded"] = "replicated"
-    owners: int = Field(2, ge=1)
-    kept_mass: Literal["all", "none"] = "all"
+
+
+class CheckpointOptions(Options):
+    """How much of a fit a crash may cost.
+
+    Attributes:
+        every: epochs between checkpoints; a killed run loses at most these.
+        every_s: seconds after which a checkpoint is written within an epoch too.
+    """
+
+    every: int = Field(10, ge=1)
+    every_s: float = Field(600, gt=0, allow_inf_nan=False)
 
 
 class VariantConfig(Options):
@@ -83,15 +100,30 @@ class VariantConfig(Options):
     ppr: PPROptions = PPROptions()
     sampling: SamplingOptions = SamplingOptions()
     model: ModelOptions = ModelOptions()
-    regulariser: AnyRegulariser = UFGWOptions()
+    regulariser: AnyRegulariser = LocalSection(kind="local")
     task: AnyTask = NodeClassificationOptions()
+    optim: OptimOptions = OptimOptions()
     train: TrainOptions = TrainOptions()
+    workers: WorkersOptions = WorkersOptions()
+    checkpoint: CheckpointOptions = CheckpointOptions()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _in_todays_sections(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            return data
+        # An earlier version's own file has every section that there was; people leave out what they do not change.
+        whole = data.keys() >= cls.model_fields.keys() - _NEW_SECTIONS and not data.keys() >= _NEW_SECTIONS
+        if whole and isinstance(data["regulariser"], Mapping) and isinstance(data["train"], Mapping):
+            return converted(data)
+        refuse_renamed(data)
+        return data
 
     @model_validator(mode="after")
     def _every_worker_has_a_group(self) -> "VariantConfig":
-        if self.train.workers > self.sampling.groups:
+        if self.workers.count > self.sampling.groups:
             raise ValueError(
-                f"train.workers={self.train.workers} needs sampling.groups of at least as many, got "
+                f"workers.count={self.workers.count} needs sampling.groups of at least as many, got "
                 f"{self.sampling.groups}: every worker takes part in every step"
             )
         return self
@@ -146,8 +178,8 @@ class RunConfig(VariantConfig):
             if name not in self.variants:
                 raise ValueError(f"compare_to names {name!r}, which is none of the variants {list(self.variants)}")
         resolved = self.resolve()
-        if len({tuple(getattr(v.train, key) for key in WORKER_GROUP) for v in resolved.values()}) > 1:
-            raise ValueError(f"variants share one group of workers: {', '.join(WORKER_GROUP)} cannot differ")
+        if any(variant.workers != self.workers for variant in resolved.values()):
+            raise ValueError("variants share one group of workers: set workers.* outside of them, for all")
         return self
 
     @property
@@ -192,36 +224,11 @@ def fingerprint(config: VariantConfig, seed: int) -> str:
 
     How long to train and how workers are placed may change between a run and its resumption.
     """
-    free = {*HOW_IT_RUNS, "epochs", "patience", "kept_mass"}
-    content = config.model_dump(mode="json", exclude={"train": free})
-    # Fits from before it was one of several kinds go on.
-    if content["regulariser"]["kind"] == UFGWOptions().kind:
-        del content["regulariser"]["kind"]
+    free: dict[str, Any] = {"workers": True, "checkpoint": True, "train": {"epochs", "patience", "kept_mass"}}
+    content = in_old_layout(config.model_dump(mode="json", exclude=free))
     # Keys are sorted, and the order of tasks matters.
     key = [content, list(named(config.task)), seed]
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """``base`` with ``changes``, given as dotted keys or nested mappings.
-
-    A section whose ``kind`` changes starts anew: another kind's keys mean nothing to it.
-    """
-    merged = dict(base)
-    # YAML also has keys that are no text, which no section knows.
-    changes = {str(key): value for key, value in changes.items()}
-    # A kind first: what else is said of its section is said of the new kind.
-    for dotted, value in sorted(changes.items(), key=lambda change: change[0].rpartition(".")[2] != "kind"):
-        key, _, rest = dotted.partition(".")
-        nested = {rest: value} if rest else value
-        below = merged.get(key)
-        if not (isinstance(below, dict) and isinstance(nested, dict)):
-            merged[key] = nested
-        elif "kind" in nested and nested["kind"] != below.get("kind"):
-            merged[key] = merge({}, nested)
-        else:
-            merged[key] = merge(below, nested)
-    return merged
 
 
 def worth_reporting(name: str) -> bool:

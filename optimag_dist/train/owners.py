@@ -9,7 +9,7 @@ import ray
 from optimag_dist.sampling import GraphDataSource, ShardedSource, ShardServer
 from optimag_dist.storage import RemotePath
 from optimag_dist.store import GraphStore, PartitionOptions, partition_store
-from optimag_dist.train.options import TrainOptions
+from optimag_dist.train.options import WorkersOptions
 from optimag_dist.types import InputError
 
 # Threads of an owner: several workers ask at a time, and answering is mostly reading mapped files.
@@ -17,7 +17,7 @@ _CONCURRENCY = 4
 
 
 @contextmanager
-def shard_owners(store: GraphStore, options: TrainOptions) -> Iterator[GraphDataSource | None]:
+def shard_owners(store: GraphStore, options: WorkersOptions) -> Iterator[GraphDataSource | None]:
     """Rows of the shards of ``store``, owned by actors until the block ends; None where ``options`` ask for replicas.
 
     The store is partitioned first if that has not been done. An actor that dies is started again, maps its shards and
@@ -31,14 +31,14 @@ def shard_owners(store: GraphStore, options: TrainOptions) -> Iterator[GraphData
         return
     if isinstance(store.location, RemotePath):
         raise InputError(
-            f"{store.location}: train.placement=sharded needs the store and its partition on a disk that all hosts "
+            f"{store.location}: workers.placement=sharded needs the store and its partition on a disk that all hosts "
             f"mount; use replicated, or copy the store there"
         )
     if store.directed:
         raise InputError(
-            f"{store.path}: is directed; train.placement=sharded needs an undirected graph, use replicated"
+            f"{store.path}: is directed; workers.placement=sharded needs an undirected graph, use replicated"
         )
-    parts = min(max(PartitionOptions().parts, options.owners), store.num_nodes)
+    parts = min(max(PartitionOptions().parts, options.shard_servers), store.num_nodes)
     partition = partition_store(store, PartitionOptions(parts=parts, features=True))
     # No CPU is set aside: answering must never wait for the workers that ask.
     actor = ray.remote(ShardServer).options(
@@ -48,7 +48,7 @@ def shard_owners(store: GraphStore, options: TrainOptions) -> Iterator[GraphData
         max_task_retries=-1,
         max_concurrency=_CONCURRENCY,
     )
-    actors = [actor.remote(partition) for _ in range(min(options.owners, parts))]
+    actors = [actor.remote(partition) for _ in range(min(options.shard_servers, parts))]
     try:
         yield ShardedSource(partition, len(actors), AskActors(actors))
     finally:

@@ -98,8 +98,8 @@ class Parts:
         self.bad_pictures += [bad for task in self.tasks.values() for bad in task.bad_pictures]
         self.masked_rows = MaskedRows.around(self.rows, [task.masked for task in self.tasks.values()])
         self._make_modules()
-        groups = parameter_groups(self.step_loss, config.train.lr)
-        self.optimiser = torch.optim.AdamW(groups, lr=config.train.lr, weight_decay=config.train.weight_decay)
+        groups = parameter_groups(self.step_loss, config.optim.lr)
+        self.optimiser = torch.optim.AdamW(groups, lr=config.optim.lr, weight_decay=config.optim.weight_decay)
         self.loader = self.make_loader(self.masked_rows, config.sampling, messages=self.model.passes_messages)
         self.sources: list[tuple[SeedBatcher, ExampleFn]] = [
             (self.make_batcher(task.train, config.sampling), task.examples) for task in self.tasks.values()

@@ -68,7 +68,7 @@ class Cluster:
 
 
 def use_gpus(workers: int, cpus: int, device: str) -> bool:
-    """Whether workers get GPUs, given ``train.device``.
+    """Whether workers get GPUs, given ``workers.device``.
 
     Raises:
         InputError: the workers can never be placed; Ray would wait for them for ever.
@@ -87,9 +87,9 @@ def use_gpus(workers: int, cpus: int, device: str) -> bool:
     placed = cluster.fits(bundle, workers)
     if placed < workers:
         raise InputError(
-            f"train.workers={workers} with cpus_per_worker={cpus} and device={device} needs {workers} × "
+            f"workers.count={workers} with workers.cpus={cpus} and workers.device={device} needs {workers} × "
             f"{_text(bundle)}, each whole on one node, and the Ray cluster can hold {placed} of them ({cluster}); "
-            f"{'use device=cpu, ' if device == 'cuda' else ''}lower train.workers or train.cpus_per_worker, or add "
+            f"{'use workers.device=cpu, ' if device == 'cuda' else ''}lower workers.count or workers.cpus, or add "
             f"nodes"
         )
     return device == "cuda"

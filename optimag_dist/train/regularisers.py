@@ -1,17 +1,22 @@
 """Regularisers by their kind: options, module, and what a module tells of its last call."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeAlias
+from dataclasses import fields
+from typing import Annotated, Any, TypeAlias
 
-from pydantic import Field, SerializeAsAny, model_validator
+from pydantic import Field, SerializeAsAny, create_model
 from torch import Tensor, nn
 
 from optimag_dist.imported import load_kind
 from optimag_dist.options import OptionsOfKind, section
 from optimag_dist.types import InputError
+from optimag_dist.ufgw import LocalOptions, TransportOptions, UFGWOptions
 
 # Kind → where its module stands.
-REGULARISERS = {"ufgw": "optimag_dist.ufgw:UFGWRegulariser"}
+REGULARISERS = {
+    "local": "optimag_dist.ufgw:LocalRegulariser",
+    "transport": "optimag_dist.ufgw:TransportRegulariser",
+}
 
 
 class RegulariserOptions(OptionsOfKind):
@@ -24,49 +29,21 @@ class RegulariserOptions(OptionsOfKind):
     weight: float = Field(1.0, ge=0, allow_inf_nan=False)
 
 
-class UFGWOptions(RegulariserOptions):
-    """The UFGW regulariser; see :class:`optimag_dist.ufgw.UFGWRegulariser` for the mathematics.
+def _section_of(options: type[UFGWOptions], kind: str, name: str) -> type[RegulariserOptions]:
+    """The section with the keys, defaults and bounds of ``options``; pickled as ``name`` of this module."""
+    keys: dict[str, Any] = {each.name: (each.type, Field(each.default, **each.metadata)) for each in fields(options)}
+    keys["kind"] = (str, kind)
+    return create_model(name, __base__=RegulariserOptions, __module__=__name__, __doc__=options.__doc__, **keys)
 
-    Attributes:
-        plan: ``local`` leaves mass where it is and judges nodes by their neighbourhood; ``transport`` is the published
-            problem, which may move mass to other nodes.
-        alpha: weight of structure, 0 to 1; of ``transport`` against anchors.
-        rho: weight of the marginals; small lets conflicting nodes lose mass, ``.inf`` keeps all of it.
-        agreement: how much disagreement with the other modalities counts against a node (``local``).
-        consistency: weight of the modalities' distances from each other in the loss (``local``).
-        delta: floor under PPR values in the graph cost.
-        differentiate: the gradient also goes through what is kept (``local``).
-        tau: width of the anchor prior (``transport``, as all that follow).
-        epsilon: entropy.
-        prior: ``ppr`` anchors nodes to their PPR neighbours, ``identity`` to themselves alone.
-        n_outer, n_sinkhorn: linearisations, and Sinkhorn iterations in each.
-    """
 
-    kind: str = "ufgw"
-    weight: float = Field(50.0, ge=0, allow_inf_nan=False)
-    plan: Literal["local", "transport"] = "local"
-    alpha: float = Field(0.6, ge=0, le=1)
-    rho: float = Field(0.5, gt=0)
-    agreement: float = Field(0.6, ge=0, allow_inf_nan=False)
-    consistency: float = Field(0.0, ge=0, allow_inf_nan=False)
-    delta: float = Field(1e-5, gt=0, allow_inf_nan=False)
-    differentiate: bool = False
-    tau: float = Field(0.5, gt=0, allow_inf_nan=False)
-    epsilon: float = Field(0.01, gt=0, allow_inf_nan=False)
-    prior: Literal["ppr", "identity"] = "ppr"
-    n_outer: int = Field(5, ge=1)
-    n_sinkhorn: int = Field(20, ge=1)
-
-    @model_validator(mode="after")
-    def _can_be_differentiated(self) -> "UFGWOptions":
-        if self.differentiate and self.plan != "local":
-            raise ValueError("differentiate=true needs plan=local: a transport plan is always held fixed")
-        return self
+LocalSection = _section_of(LocalOptions, "local", "LocalSection")
+TransportSection = _section_of(TransportOptions, "transport", "TransportSection")
+_SECTIONS = {"local": LocalSection, "transport": TransportSection}
 
 
 def _options_of(kind: str) -> type[RegulariserOptions]:
-    if kind in REGULARISERS:
-        return UFGWOptions
+    if kind in _SECTIONS:
+        return _SECTIONS[kind]
     options = getattr(load_kind(kind, REGULARISERS, nn.Module, "kind"), "options_class", RegulariserOptions)
     if not (isinstance(options, type) and issubclass(options, RegulariserOptions)):
         raise InputError(f"{kind!r}: its options_class must be a subclass of RegulariserOptions; got {options!r}")
@@ -75,7 +52,7 @@ def _options_of(kind: str) -> type[RegulariserOptions]:
 
 AnyRegulariser: TypeAlias = Annotated[
     RegulariserOptions,
-    section(_options_of, "ufgw", "needed a section of the regulariser, such as {weight: 50}"),
+    section(_options_of, "local", "needed a section of the regulariser, such as {weight: 50}"),
     SerializeAsAny(),
 ]
 
@@ -85,11 +62,15 @@ def make_regulariser(options: RegulariserOptions) -> nn.Module:
     :class:`~optimag_dist.ufgw.UFGWRegulariser`.
 
     Raises:
-        InputError: its constructor does not take its own options.
+        InputError: a user's constructor does not take its own options.
     """
     settings = options.model_dump(exclude={"kind"})
+    cls: Any = load_kind(options.kind, REGULARISERS, nn.Module, "regulariser.kind")
+    if options.kind in REGULARISERS:
+        module: nn.Module = cls(cls.options_class(**settings))
+        return module
     try:
-        return load_kind(options.kind, REGULARISERS, nn.Module, "regulariser.kind")(**settings)
+        return cls(**settings)
     except TypeError as error:
         raise InputError(f"regulariser.kind={options.kind}: cannot be made from {settings}: {error}") from error
 

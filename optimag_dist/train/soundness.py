@@ -71,7 +71,7 @@ class Soundness:
         what = self._words[first.index(when)]
         remedy = self._remedy
         if epoch == when == 0 and what != self._words[-1]:
-            remedy = "nothing was learned before it, so train.lr is not to blame: look at the model and its input"
+            remedy = "nothing was learned before it, so optim.lr is not to blame: look at the model and its input"
         raise Diverged(f"{what} not finite in epoch {epoch + 1}, step {when + 1}: {remedy}")
 
     def _note(self, step: int, values: list[Tensor]) -> None:

@@ -73,7 +73,7 @@ class Supervisor:
         if report is None:
             return True
         if report.starting:
-            self._give_up(RunError(f"{report}; raise train.start_timeout_s, or go on with --resume"))
+            self._give_up(RunError(f"{report}; raise workers.start_timeout_s, or go on with --resume"))
             return False
         self.last_words = str(report)
         self._say(f"{report}; killing it, so that it is started again from the last checkpoint")

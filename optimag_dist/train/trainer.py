@@ -47,8 +47,8 @@ class Trainer:
         self.stopped = False
         self._parts, self._progress, self._checkpointer, self._callback = parts, progress, checkpointer, callback
         config = parts.fit.config
-        self._options, self._monitor = config.train, monitor_of(config.task)
-        remedy = f"training has diverged; lower train.lr (now {self._options.lr:g}) and train under another name"
+        self._config, self._monitor = config, monitor_of(config.task)
+        remedy = f"training has diverged; lower optim.lr (now {config.optim.lr:g}) and train under another name"
         worker = parts.worker
         self._soundness = Soundness(
             parts.model.names, list(parts.tasks), parts.step_loss, worker.device, worker.world_size, remedy
@@ -56,7 +56,7 @@ class Trainer:
 
     def epochs(self) -> Iterator[dict[str, Any]]:
         """Train to the end, one record per epoch; checkpoints on the way. Ends early, ``stopped``, if so asked."""
-        progress, options = self._progress, self._options
+        progress, options = self._progress, self._config.train
         with SignalReducer(self._parts.worker.world_size) as signals:
             while progress.epoch < options.epochs and progress.evaluations_since_best < options.patience:
                 self._train_epoch(signals)
@@ -67,7 +67,7 @@ class Trainer:
                 if progress.epoch % options.eval_every == 0 or last:
                     record |= {f"val/{name}": value for name, value in self.validate().items()}
                 yield record
-                if progress.epoch % options.checkpoint_every == 0 or last:
+                if progress.epoch % self._config.checkpoint.every == 0 or last:
                     self._save()
 
     def validate(self) -> dict[str, float]:
@@ -94,7 +94,9 @@ class Trainer:
         try:
             return evaluate_part(part, parts.tasks, parts.heads, forward)
         except Diverged as error:
-            raise Diverged(f"after epoch {self._progress.epoch}: {error} (train.lr is {self._options.lr:g})") from error
+            raise Diverged(
+                f"after epoch {self._progress.epoch}: {error} (optim.lr is {self._config.optim.lr:g})"
+            ) from error
 
     def _train_epoch(self, signals: SignalReducer) -> None:
         """The steps from the position in the epoch to its end, or to a signal to stop."""

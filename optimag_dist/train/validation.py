@@ -28,8 +28,8 @@ def check_input(store: GraphStore, config: VariantConfig, seed: int) -> list[str
     if sampling.sampler == "dgl":
         load_dgl()
     check_encoders(store, model.encoders)
-    if model.encoders and config.train.placement == "sharded":
-        raise InputError("model.encoders reads texts and pictures of the whole store: use train.placement=replicated")
+    if model.encoders and config.workers.placement == "sharded":
+        raise InputError("model.encoders reads texts and pictures of the whole store: use workers.placement=replicated")
     modalities = list(dict.fromkeys([*store.modalities, *model.encoders]))
     tasks, smallest = {}, []
     for name, options in named(config.task).items():

@@ -38,7 +38,7 @@ from optimag_dist.train.board import Board, Event
 from optimag_dist.train.callback import CallbackList
 from optimag_dist.train.callbacks import HeartbeatCallback, MirrorCallback, telemetry
 from optimag_dist.train.fit import Fit, Worker, try_fit
-from optimag_dist.train.options import RAY_TRAIN, TrainOptions
+from optimag_dist.train.options import RAY_TRAIN, WorkersOptions
 from optimag_dist.train.placement import Cluster, use_gpus
 from optimag_dist.train.stalls import StallDetector
 from optimag_dist.train.supervisor import Supervisor
@@ -69,7 +69,7 @@ class WorkerGroupSpec:
         wait_for_places: for as long as it takes, not for ``start_timeout_s``.
     """
 
-    options: TrainOptions
+    options: WorkersOptions
     use_gpu: bool
     store: AnyPath
     priors: dict[PPROptions, AnyPath]
@@ -82,11 +82,11 @@ class WorkerGroupSpec:
     @property
     def bundle(self) -> dict[str, float]:
         """A worker's resources."""
-        return {"CPU": self.options.cpus_per_worker, **({"GPU": 1} if self.use_gpu else {})}
+        return {"CPU": self.options.cpus, **({"GPU": 1} if self.use_gpu else {})}
 
 
 def prepare(
-    options: TrainOptions, store: GraphStore, ppr: Iterable[PPROptions], address: str | None
+    options: WorkersOptions, store: GraphStore, ppr: Iterable[PPROptions], address: str | None
 ) -> tuple[bool, dict[PPROptions, AnyPath]]:
     """Connect to a cluster that can hold the workers, and have the PPR artefacts that fits need found or computed.
 
@@ -97,8 +97,8 @@ def prepare(
         InputError: the cluster is too small.
     """
     # An embedded session counts CPUs for bookkeeping alone: more workers than cores run, only slower.
-    ensure_ray(address, num_cpus=max(len(os.sched_getaffinity(0)), options.workers * options.cpus_per_worker))
-    use_gpu = use_gpus(options.workers, options.cpus_per_worker, options.device)
+    ensure_ray(address, num_cpus=max(len(os.sched_getaffinity(0)), options.count * options.cpus))
+    use_gpu = use_gpus(options.count, options.cpus, options.device)
     return use_gpu, {each: compute_ppr(store, each).location for each in dict.fromkeys(ppr)}
 
 
@@ -120,9 +120,7 @@ class WorkerGroup:
         # On the driver's own node: another may be taken away.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self._board: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(Board).remote()
-        detector = StallDetector(
-            options.workers, options.start_timeout_s, options.stall_timeout_s, spec.wait_for_places
-        )
+        detector = StallDetector(options.count, options.start_timeout_s, options.stall_timeout_s, spec.wait_for_places)
         self._supervisor = Supervisor(self._board, detector, say, self._give_up)
         self._begun = False
         # What comes first counts: the trainer's end or the supervisor's.
@@ -224,7 +222,7 @@ class WorkerGroup:
             train_worker,
             train_loop_config={"spec": spec, "board": self._board},
             scaling_config=ray.train.ScalingConfig(
-                num_workers=options.workers, use_gpu=spec.use_gpu, resources_per_worker=spec.bundle
+                num_workers=options.count, use_gpu=spec.use_gpu, resources_per_worker=spec.bundle
             ),
             torch_config=ray.train.torch.TorchConfig(
                 backend="nccl" if spec.use_gpu else "gloo",
@@ -249,9 +247,9 @@ class WorkerGroup:
         options = self._spec.options
         if not_placed(error):
             return RunError(
-                f"the workers were not placed within {options.start_timeout_s:g} s: {options.workers} of "
-                f"{options.cpus_per_worker} CPUs each were asked for; {Cluster.current()}; CPUs free now: "
-                f"{ray.available_resources().get('CPU', 0):g}. Raise train.start_timeout_s, or add nodes; go on with "
+                f"the workers were not placed within {options.start_timeout_s:g} s: {options.count} of "
+                f"{options.cpus} CPUs each were asked for; {Cluster.current()}; CPUs free now: "
+                f"{ray.available_resources().get('CPU', 0):g}. Raise workers.start_timeout_s, or add nodes; go on with "
                 f"--resume"
             )
         failures = getattr(error, "worker_failures", {})
@@ -279,7 +277,7 @@ def train_worker(config: dict[str, Any]) -> None:
     spec: WorkerGroupSpec = config["spec"]
     board = config["board"]
     context = ray.train.get_context()
-    torch.set_num_threads(spec.options.cpus_per_worker)
+    torch.set_num_threads(spec.options.cpus)
     worker = Worker(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
     life = ray.train.collective.broadcast_from_rank_zero(uuid.uuid4().hex)
     heartbeat = HeartbeatCallback(board, life, worker.rank, spec.options.stall_timeout_s)

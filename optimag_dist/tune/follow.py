@@ -36,7 +36,7 @@ class Follower(tune.Callback):
         self.interrupted = False
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        trial.max_failures = self._plan.config.train.max_failures
+        trial.max_failures = self._plan.config.workers.max_failures
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any

@@ -171,7 +171,7 @@ def metrics_of(decisive: str) -> dict[str, Literal["max", "min"]]:
 
 
 def load_sweep(config: Path, space: Path, overrides: Sequence[str]) -> tuple[RunConfig, SweepOptions]:
-    """Read a sweep's two files; an override changes the one that has its key (``search.trials=32``, ``train.lr=0.01``).
+    """Read a sweep's two files; an override changes the one that has its key (``search.trials=32``, ``optim.lr=0.01``).
 
     Returns:
         What every trial starts from, without variants unless these are searched, and the sweep.

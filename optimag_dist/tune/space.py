@@ -10,9 +10,10 @@ import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from optimag_dist.options import apply_overrides, validate_options
+from optimag_dist.options import merge, validate_options
 from optimag_dist.ppr import PPROptions
-from optimag_dist.train.options import WORKER_GROUP, RunConfig, VariantConfig, merge
+from optimag_dist.train.options import RunConfig, VariantConfig
+from optimag_dist.train.renamed import RENAMED
 from optimag_dist.tune.options import VARIANT, Distribution, SweepOptions
 from optimag_dist.types import InputError
 
@@ -20,6 +21,7 @@ from optimag_dist.types import InputError
 Point = dict[str, Any]
 
 _DEFAULT_TRIALS = 16
+_OLD_KEYS = {new: old for old, new in RENAMED.items()}
 
 
 def num_trials(options: SweepOptions) -> int:
@@ -44,7 +46,9 @@ def random_points(space: Mapping[str, Distribution], number: int, seed: int) -> 
     comparison share those of the keys they share."""
     columns = {}
     for key, distribution in as_optuna(space).items():
-        of_key = int(np.random.SeedSequence((seed, *key.encode())).generate_state(1)[0])
+        # One that has moved draws as before.
+        name = _OLD_KEYS.get(key, key)
+        of_key = int(np.random.SeedSequence((seed, *name.encode())).generate_state(1)[0])
         study = optuna.create_study(sampler=optuna.samplers.RandomSampler(of_key))
         columns[key] = [study.ask({key: distribution}).params[key] for _ in range(number)]
     return [from_optuna(space, {key: column[i] for key, column in columns.items()}) for i in range(number)]
@@ -79,8 +83,7 @@ def configure(config: RunConfig, point: Point, source: str) -> VariantConfig:
             not fit.
     """
     for key in point:
-        section, _, name = key.partition(".")
-        if section == "train" and name in WORKER_GROUP:
+        if key.partition(".")[0] == "workers":
             raise InputError(
                 f"{source}: {key} cannot be searched: all trials ask for the same places in the cluster; set it in the "
                 f"configuration"
@@ -88,8 +91,8 @@ def configure(config: RunConfig, point: Point, source: str) -> VariantConfig:
     base = {name: getattr(config, name).model_dump(mode="json") for name in VariantConfig.model_fields}
     if VARIANT in point:
         base = merge(base, config.variants[point[VARIANT]])
-    changes = [f"{key}={json.dumps(value)}" for key, value in point.items() if key != VARIANT]
-    return validate_options(VariantConfig, apply_overrides(base, changes), source)
+    changes = {key: value for key, value in point.items() if key != VARIANT}
+    return validate_options(VariantConfig, merge(base, changes, whole=True), source)
 
 
 def values_of(config: VariantConfig, keys: list[str]) -> Point:

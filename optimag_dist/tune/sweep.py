@@ -17,7 +17,7 @@ from optimag_dist.ray_session import translated_ray_errors
 from optimag_dist.store import GraphStore
 from optimag_dist.tasks import val_metrics_of
 from optimag_dist.telemetry import check_trackers
-from optimag_dist.train.options import HOW_IT_RUNS, RunConfig
+from optimag_dist.train.options import RunConfig
 from optimag_dist.train.owners import shard_owners
 from optimag_dist.train.placement import Cluster
 from optimag_dist.train.validation import check_free, check_input, refuse_second
@@ -76,13 +76,12 @@ def _run_sweep(config: RunConfig, options: SweepOptions, resume: bool, address: 
     _check(config, options, store, points or corners(options))
     check_trackers(config.tracking)
     _check_directory(config, options, resume)
-    train = config.train
-    use_gpu, priors = prepare(train, store, priors_needed(config, options, points), address)
+    use_gpu, priors = prepare(config.workers, store, priors_needed(config, options, points), address)
     dump_options(config, config.directory / "config.yaml")
     dump_options(options, config.directory / "space.yaml")
-    with shard_owners(store, train) as graph_rows:
+    with shard_owners(store, config.workers) as graph_rows:
         workers = WorkerGroupSpec(
-            options=train,
+            options=config.workers,
             use_gpu=use_gpu,
             store=config.store,
             priors=priors,
@@ -97,7 +96,9 @@ def _run_sweep(config: RunConfig, options: SweepOptions, resume: bool, address: 
 def _check(config: RunConfig, options: SweepOptions, store: GraphStore, points: list[Point]) -> None:
     """What a trial's workers check, before anything is started or written."""
     configs = [configure(config, point, source="space") for point in points]
-    for variant in {c.model_dump_json(exclude={"regulariser", "train"}): c for c in configs}.values():
+    for variant in {
+        c.model_dump_json(exclude={"regulariser", "optim", "train", "checkpoint"}): c for c in configs
+    }.values():
         for seed in config.seeds:
             check_input(store, variant, seed)
     figures = dict.fromkeys(name for c in configs for name in val_metrics_of(c.task))
@@ -156,7 +157,7 @@ def _check_directory(config: RunConfig, options: SweepOptions, resume: bool) -> 
 
 def _what_decides(config: RunConfig) -> dict[str, Any]:
     """Of a configuration, what decides the trials' results."""
-    return config.model_dump(mode="json", exclude={"train": set(HOW_IT_RUNS), "out": True})
+    return config.model_dump(mode="json", exclude={"workers", "checkpoint", "out"})
 
 
 def _what_is_searched(options: SweepOptions) -> dict[str, Any]:
@@ -171,7 +172,7 @@ def _search(plan: TrialPlan, points: list[Point] | None) -> list[TrialRow]:
     quieten()
     workers = plan.workers
     # Each place for a trial is one run of Ray Train, whose workers are placed by itself.
-    room = Cluster.current().groups(workers.bundle, workers.options.workers, num_trials(options))
+    room = Cluster.current().groups(workers.bundle, workers.options.count, num_trials(options))
     concurrency = min(room, options.search.concurrency or room)
     keep_coordinator_here()
     # The trial's own actor only waits, and needs no CPU that its workers could use.
@@ -188,7 +189,7 @@ def _search(plan: TrialPlan, points: list[Point] | None) -> list[TrialRow]:
                 storage_path=str(config.directory),
                 scheduler=scheduler,
                 callbacks=[follower],
-                max_failures=config.train.max_failures,
+                max_failures=config.workers.max_failures,
                 reuse_actors=True,
                 raise_on_failed_trial=False,
                 resume="AUTO+ERRORED" if any(state.glob("experiment_state-*")) else None,

@@ -1,42 +1,34 @@
 """OptiMAG's regulariser: weight · Σ_m UFGW(π*_m), the plans held fixed (arXiv 2601.22856).
 
-With ``plan="local"``, the default, plans leave mass where it is (:mod:`optimag_dist.ufgw.local`): that finds conflicts,
-which the published problem hardly does, at a fraction of the cost. With ``plan="transport"`` it is the published one.
-There the gradient reaches the encoders through the modality costs alone,
+Plans of :class:`LocalRegulariser` leave mass where it is (:mod:`optimag_dist.ufgw.local`): that finds conflicts, which
+the published problem hardly does, at a fraction of the cost. :class:`TransportRegulariser` is the published one. There
+the gradient reaches the encoders through the modality costs alone,
 ∂/∂C̄_m(i,k) = 2α [C̄_m(i,k) r_i r_k − (π C̄_G πᵀ)_ik], r = π1: it pulls apart or together exactly the pairs whose
 distance disagrees with that of the nodes their mass was sent to, and leaves rejected nodes alone. It goes straight to
 the embeddings (:func:`~optimag_dist.ufgw.objective.structure_term`); no (N, N) matrix is in the autograd graph.
 """
 
-import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from optimag_dist.ufgw.backend import outside_graphs
-from optimag_dist.ufgw.costs import AnchorCostKind, CosineCost, cosine_costs, graph_costs
+from optimag_dist.ufgw.costs import CosineCost, cosine_costs, graph_costs
 from optimag_dist.ufgw.local import LocalStatus, alignment, by_autograd, consistency, estimate_trust, near_weights
 from optimag_dist.ufgw.objective import structure_term
+from optimag_dist.ufgw.options import LocalOptions, TransportOptions, UFGWOptions
 from optimag_dist.ufgw.plan import Plan
 from optimag_dist.ufgw.problem import UFGWProblem
 from optimag_dist.ufgw.solution import SolverStatus, UFGWSolution
 from optimag_dist.ufgw.solver import Budget, solve
 from optimag_dist.ufgw.state import SolverState, report
-from optimag_dist.ufgw.validation import (
-    DeferredChecks,
-    as_number,
-    check_budget,
-    check_tensor,
-    check_weights,
-    require_positive,
-)
-
-PlanKind = Literal["local", "transport"]
+from optimag_dist.ufgw.validation import DeferredChecks, check_tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,72 +50,16 @@ class UFGWDiagnostics:
     status: SolverStatus | LocalStatus
 
 
-class UFGWRegulariser(nn.Module):
-    """Aligns the structure within each modality with the graph's, over one group of nodes. No parameters of its own.
+class UFGWRegulariser(nn.Module, ABC):
+    """Aligns the structure within each modality with the graph's, over one group of nodes. No parameters of its own."""
 
-    Args:
-        plan: ``local``: mass stays where it is or is given up; ``transport``: it may also move to other nodes.
-        alpha: weight of structure, in [0, 1]; of ``transport`` against the anchor cost.
-        rho: weight of the marginals, > 0; small values let nodes be left out cheaply, ``math.inf`` keeps all mass
-            (of ``transport``: as far as the solver's budget takes it).
-        agreement: γ ≥ 0, how much disagreement with the other modalities counts against a node (``local``).
-        consistency: σ ≥ 0, weight of the modalities' distances from each other in the loss (``local``).
-        delta: floor under PPR, > 0.
-        weight: factor of the whole term, ≥ 0.
-        differentiate: the gradient also goes through what is kept, instead of holding it fixed (``local``).
-        tau: width of the anchor cost, > 0 (``transport``, as all that follow).
-        epsilon: entropy, > 0.
-        n_outer: outer steps of the solver.
-        n_sinkhorn: Sinkhorn iterations in each.
-        prior: ``ppr`` or ``identity``, see :func:`~optimag_dist.ufgw.anchor_cost`.
-
-    Raises:
-        ValueError: an argument is out of range.
-    """
-
-    def __init__(
-        self,
-        *,
-        plan: PlanKind = "local",
-        alpha: float = 0.6,
-        rho: float = 0.5,
-        agreement: float = 0.6,
-        consistency: float = 0.0,
-        delta: float = 1e-5,
-        weight: float = 50.0,
-        differentiate: bool = False,
-        tau: float = 0.5,
-        epsilon: float = 0.01,
-        n_outer: int = 5,
-        n_sinkhorn: int = 20,
-        prior: AnchorCostKind = "ppr",
-    ) -> None:
+    def __init__(self, options: UFGWOptions) -> None:
         super().__init__()
-        check_weights(alpha, epsilon)
-        check_budget(n_outer, n_sinkhorn)
-        require_positive(tau=tau, delta=delta)
-        if not as_number("rho", rho) > 0:
-            raise ValueError(f"rho={rho!r}: needed a number above 0 (math.inf keeps all mass)")
-        for name, value in (("weight", weight), ("agreement", agreement), ("consistency", consistency)):
-            if not (math.isfinite(as_number(name, value)) and value >= 0):
-                raise ValueError(f"{name}={value!r}: needed a finite number of at least 0")
-        if plan not in ("local", "transport"):
-            raise ValueError(f"plan={plan!r}: needed one of 'local', 'transport'")
-        if prior not in ("ppr", "identity"):
-            raise ValueError(f"prior={prior!r}: needed one of 'ppr', 'identity'")
-        if differentiate and plan != "local":
-            raise ValueError("differentiate=True: needed plan='local'; a transport plan is always held fixed")
-        self.plan, self.alpha, self.rho = plan, alpha, rho
-        self.agreement, self.consistency, self.differentiate = agreement, consistency, differentiate
-        self.tau, self.epsilon, self.delta = tau, epsilon, delta
-        self.weight, self.n_outer, self.n_sinkhorn, self.prior = weight, n_outer, n_sinkhorn, prior
+        self.options = options
         self._last: UFGWDiagnostics | None = None
 
     def extra_repr(self) -> str:
-        local = ("plan", "alpha", "rho", "agreement", "consistency", "delta", "weight", "differentiate")
-        transport = ("plan", "alpha", "rho", "tau", "epsilon", "delta", "weight", "n_outer", "n_sinkhorn", "prior")
-        names = local if self.plan == "local" else transport
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
+        return ", ".join(f"{each.name}={getattr(self.options, each.name)!r}" for each in fields(self.options))
 
     @outside_graphs
     def forward(
@@ -163,8 +99,7 @@ class UFGWRegulariser(nn.Module):
             C_m = CosineCost.from_embeddings(stacked, masks)
             there = C_m.weights > 0
             _check_values(checks, names, C_m, there)
-            find = self._local if self.plan == "local" else self._transported
-            found = find(C_m, proximity.detach().to(dtype), there, checks)
+            found = self._find(C_m, proximity.detach().to(dtype), there, checks)
         self._last = UFGWDiagnostics(
             kept_mass=dict(zip(names, torch.where(there, found.kept, torch.nan), strict=True)),
             received_mass=dict(zip(names, torch.where(there, found.received, torch.nan), strict=True)),
@@ -175,56 +110,7 @@ class UFGWRegulariser(nn.Module):
             },
             status=found.status,
         )
-        return self.weight * found.value.sum()
-
-    def _local(self, C_m: CosineCost, proximity: Tensor, present: Tensor, checks: DeferredChecks) -> "_Found":
-        marginal = present.to(C_m.dtype)
-        marginal = marginal / marginal.sum(1, keepdim=True).clamp_min(1)
-        with torch.no_grad():
-            weights = near_weights(proximity)
-            C_G, _ = graph_costs(proximity, delta=self.delta, anchor="identity")
-        estimated = partial(estimate_trust, weights=weights, marginal=marginal, alpha=self.alpha, rho=self.rho)
-        if self.differentiate:
-            C = cosine_costs(C_m.directions, present)
-            trust = estimated(C, agreement=self.agreement)
-            aligned, consistent = by_autograd(C, C_G.dense(), trust, marginal)
-        else:
-            with torch.no_grad():
-                trust = estimated(C_m.dense(), agreement=self.agreement)
-            aligned = alignment(C_m, C_G, trust, marginal)
-            consistent = consistency(C_m, trust) if self.consistency else torch.zeros_like(aligned)
-        # A modality that nobody has, or whose embeddings all point the same way, has nothing to be aligned.
-        healthy = (C_m.scale > 0) & aligned.isfinite()
-        checks.settle(healthy)
-        kept = trust.kept.detach()
-        value = torch.where(healthy, self.alpha * aligned + self.consistency * consistent, 0.0)
-        parts = {"structure": self.alpha * aligned.detach(), "consistency": self.consistency * consistent.detach()}
-        status = LocalStatus(trust.change.detach(), (kept * marginal).sum(1), healthy)
-        return _Found(value, kept, kept, parts, healthy, status)
-
-    def _transported(self, C_m: CosineCost, proximity: Tensor, present: Tensor, checks: DeferredChecks) -> "_Found":
-        anyone = present.any(1)
-        problem, state, solution = self._solved(C_m, proximity, present, checks)
-        plan, fixed = _plan_of(state), CosineCost(C_m.directions.detach(), C_m.weights)
-
-        def again() -> tuple[UFGWProblem, Plan]:
-            problem, state, _ = self._solved(fixed, proximity, present, DeferredChecks())
-            return problem, _plan_of(state)
-
-        structure = self.alpha * structure_term(C_m, problem, plan, state.linearised, solution.status.healthy, again)
-        constant = solution.objective - solution.parts["quadratic"]
-        # What could not be solved is told by the status; as NaN it would end up in every weight.
-        value = torch.where(anyone & solution.status.healthy, structure + constant, 0.0)
-        return _Found(value, solution.kept_mass, solution.received_mass, solution.parts, anyone, solution.status)
-
-    def _solved(
-        self, C_m: CosineCost, proximity: Tensor, masks: Tensor, checks: DeferredChecks
-    ) -> tuple[UFGWProblem, SolverState, UFGWSolution]:
-        with torch.no_grad():
-            problem = self._problem(C_m, proximity, masks)
-            budget = Budget(self.n_outer, self.n_sinkhorn)
-            state = solve(problem, budget, checks)
-            return problem, state, report(problem, state, None)
+        return self.options.weight * found.value.sum()
 
     def diagnostics(self) -> UFGWDiagnostics:
         """What the last call of the module found.
@@ -236,13 +122,9 @@ class UFGWRegulariser(nn.Module):
             raise RuntimeError("no diagnostics yet: call the regulariser on a group of nodes first")
         return self._last
 
-    def _problem(self, C_m: CosineCost, proximity: Tensor, masks: Tensor) -> UFGWProblem:
-        # A modality that nobody has is solved over everybody, and its value dropped: no branch on a device value.
-        weights = (masks | ~masks.any(1, keepdim=True)).to(C_m.dtype)
-        marginal = weights / weights.sum(1, keepdim=True)
-        C_G, M = graph_costs(proximity, delta=self.delta, tau=self.tau, anchor=self.prior)
-        rho = torch.full_like(marginal[:1, :1], self.rho)
-        return UFGWProblem.build(C_m, C_G, M, marginal, marginal, rho, rho, alpha=self.alpha, epsilon=self.epsilon)
+    @abstractmethod
+    def _find(self, C_m: CosineCost, proximity: Tensor, present: Tensor, checks: DeferredChecks) -> "_Found":
+        """The value of each modality, and what is told of it."""
 
 
 class _Found(NamedTuple):
@@ -254,6 +136,87 @@ class _Found(NamedTuple):
     parts: Mapping[str, Tensor]
     defined: Tensor
     status: SolverStatus | LocalStatus
+
+
+class LocalRegulariser(UFGWRegulariser):
+    """Mass stays where it is or is given up."""
+
+    options_class = LocalOptions
+    options: LocalOptions
+
+    def __init__(self, options: LocalOptions = LocalOptions()) -> None:
+        super().__init__(options)
+
+    def _find(self, C_m: CosineCost, proximity: Tensor, present: Tensor, checks: DeferredChecks) -> _Found:
+        options = self.options
+        marginal = present.to(C_m.dtype)
+        marginal = marginal / marginal.sum(1, keepdim=True).clamp_min(1)
+        with torch.no_grad():
+            weights = near_weights(proximity)
+            C_G, _ = graph_costs(proximity, delta=options.delta, anchor="identity")
+        estimated = partial(estimate_trust, weights=weights, marginal=marginal, alpha=options.alpha, rho=options.rho)
+        if options.differentiate:
+            C = cosine_costs(C_m.directions, present)
+            trust = estimated(C, agreement=options.agreement)
+            aligned, consistent = by_autograd(C, C_G.dense(), trust, marginal)
+        else:
+            with torch.no_grad():
+                trust = estimated(C_m.dense(), agreement=options.agreement)
+            aligned = alignment(C_m, C_G, trust, marginal)
+            consistent = consistency(C_m, trust) if options.consistency else torch.zeros_like(aligned)
+        # A modality that nobody has, or whose embeddings all point the same way, has nothing to be aligned.
+        healthy = (C_m.scale > 0) & aligned.isfinite()
+        checks.settle(healthy)
+        kept = trust.kept.detach()
+        weighted = {"structure": options.alpha * aligned, "consistency": options.consistency * consistent}
+        value = torch.where(healthy, weighted["structure"] + weighted["consistency"], 0.0)
+        parts = {name: part.detach() for name, part in weighted.items()}
+        status = LocalStatus(trust.change.detach(), (kept * marginal).sum(1), healthy)
+        return _Found(value, kept, kept, parts, healthy, status)
+
+
+class TransportRegulariser(UFGWRegulariser):
+    """Mass may also move to other nodes."""
+
+    options_class = TransportOptions
+    options: TransportOptions
+
+    def __init__(self, options: TransportOptions = TransportOptions()) -> None:
+        super().__init__(options)
+
+    def _find(self, C_m: CosineCost, proximity: Tensor, present: Tensor, checks: DeferredChecks) -> _Found:
+        anyone = present.any(1)
+        problem, state, solution = self._solved(C_m, proximity, present, checks)
+        plan, fixed = _plan_of(state), CosineCost(C_m.directions.detach(), C_m.weights)
+
+        def again() -> tuple[UFGWProblem, Plan]:
+            problem, state, _ = self._solved(fixed, proximity, present, DeferredChecks())
+            return problem, _plan_of(state)
+
+        structure = structure_term(C_m, problem, plan, state.linearised, solution.status.healthy, again)
+        constant = solution.objective - solution.parts["quadratic"]
+        # What could not be solved is told by the status; as NaN it would end up in every weight.
+        value = torch.where(anyone & solution.status.healthy, self.options.alpha * structure + constant, 0.0)
+        return _Found(value, solution.kept_mass, solution.received_mass, solution.parts, anyone, solution.status)
+
+    def _solved(
+        self, C_m: CosineCost, proximity: Tensor, masks: Tensor, checks: DeferredChecks
+    ) -> tuple[UFGWProblem, SolverState, UFGWSolution]:
+        with torch.no_grad():
+            problem = self._problem(C_m, proximity, masks)
+            budget = Budget(self.options.n_outer, self.options.n_sinkhorn)
+            state = solve(problem, budget, checks)
+            return problem, state, report(problem, state, None)
+
+    def _problem(self, C_m: CosineCost, proximity: Tensor, masks: Tensor) -> UFGWProblem:
+        # A modality that nobody has is solved over everybody, and its value dropped: no branch on a device value.
+        weights = (masks | ~masks.any(1, keepdim=True)).to(C_m.dtype)
+        marginal = weights / weights.sum(1, keepdim=True)
+        options = self.options
+        C_G, M = graph_costs(proximity, delta=options.delta, tau=options.tau, anchor=options.anchor)
+        rho = torch.full_like(marginal[:1, :1], options.rho)
+        alpha, epsilon = options.alpha, options.epsilon
+        return UFGWProblem.build(C_m, C_G, M, marginal, marginal, rho, rho, alpha=alpha, epsilon=epsilon)
 
 
 def _plan_of(state: SolverState) -> Plan:

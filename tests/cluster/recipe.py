@@ -5,10 +5,11 @@ from typing import Any
 
 import yaml
 
+from optimag_dist.options import merge
 from optimag_dist.store import GraphStore
 
 
-def write_recipe(folder: Path, store: GraphStore, **train: Any) -> Path:
+def write_recipe(folder: Path, store: GraphStore, changes: dict[str, Any]) -> Path:
     """One fit by two workers with a CPU each, into ``folder / "runs"``; returns the configuration's file."""
     config = {
         "name": "openmoji",
@@ -18,9 +19,8 @@ def write_recipe(folder: Path, store: GraphStore, **train: Any) -> Path:
         "task": {"split": {"train": 0.05, "val": 0.1}},
         "sampling": {"groups": 2, "anchors": 32, "group_size": 64, "fanouts": [5, 5]},
         "model": {"hidden": 32, "embedding": 16},
-        "regulariser": {"n_outer": 2},
-        "train": {"workers": 2, "device": "cpu", **train},
+        "workers": {"device": "cpu"},
     }
     path = folder / "openmoji.yaml"
-    path.write_text(yaml.safe_dump(config))
+    path.write_text(yaml.safe_dump(merge(config, changes)))
     return path

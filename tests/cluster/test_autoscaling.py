@@ -93,7 +93,7 @@ def head(folder: Path) -> Iterator[Host]:
 def recipe(folder: Path) -> Path:
     """A run of one fit by two workers with a CPU each."""
     store = ingest(dataset_schema("openmoji"), folder / "store", say=lambda line: None)
-    return write_recipe(folder, store, epochs=3, kept_mass="none")
+    return write_recipe(folder, store, {"train": {"epochs": 3, "kept_mass": "none"}})
 
 
 def run_and_count(head: Host, folder: Path, *command: str) -> int:
@@ -120,7 +120,7 @@ def test_a_sweep_starts_without_workers_gets_them_in_whole_trials_and_leaves_non
 ) -> None:
     assert head.alive() == 1
     space = folder / "space.yaml"
-    space.write_text(yaml.safe_dump({"space": {"train.lr": {"grid": [0.001, 0.01]}}, "search": {"method": "grid"}}))
+    space.write_text(yaml.safe_dump({"space": {"optim.lr": {"grid": [0.001, 0.01]}}, "search": {"method": "grid"}}))
     most = run_and_count(head, folder, "tune", str(recipe), str(space), "name=sweep")
     assert 3 <= most <= 1 + MOST_WORKERS
     trials = pq.read_table(folder / "runs/sweep/trials.parquet").to_pylist()

@@ -50,7 +50,8 @@ def store(folder: Path) -> GraphStore:
 @pytest.fixture(scope="module")
 def recipe(folder: Path, store: GraphStore) -> Path:
     """A run of one fit by two workers, of which one fits on a host."""
-    return write_recipe(folder, store, epochs=40, patience=100, checkpoint_every=5, max_failures=3)
+    changes = {"train.epochs": 40, "train.patience": 100, "checkpoint.every": 5, "workers.max_failures": 3}
+    return write_recipe(folder, store, changes)
 
 
 @pytest.fixture(scope="module")

@@ -163,10 +163,10 @@ def test_labels_and_two_axes_are_kept_apart(summarised: Summarise) -> None:
         fit
         for size in ("small", "big")
         for lr in (0.1, 0.2)
-        for fit in _fits("plain", {0: 0.5 + lr + (size == "big") / 10}, **{"at/size": size, "at/train.lr": lr})
+        for fit in _fits("plain", {0: 0.5 + lr + (size == "big") / 10}, **{"at/size": size, "at/optim.lr": lr})
     ]
-    rows = summarised(fits, vary={"train.lr": [0.1, 0.2], "size": {"small": {}, "big": {}}})
-    assert [(row.at["size"], row.at["train.lr"], row.score.mean) for row in rows if row.score] == [
+    rows = summarised(fits, vary={"optim.lr": [0.1, 0.2], "size": {"small": {}, "big": {}}})
+    assert [(row.at["size"], row.at["optim.lr"], row.score.mean) for row in rows if row.score] == [
         ("small", 0.1, pytest.approx(0.6)),
         ("small", 0.2, pytest.approx(0.7)),
         ("big", 0.1, pytest.approx(0.7)),
@@ -183,9 +183,9 @@ def test_other_studies_are_not_read_and_an_unasked_one_is_left_out(tmp_path: Pat
 
 
 def test_tuned_values_are_those_of_the_arm(summarised: Summarise) -> None:
-    fits = [*_fits("plain", PLAIN, **{"tuned/train.lr": 0.5}), *_fits("new", NEW, **{"tuned/model.backbone": "gcn"})]
+    fits = [*_fits("plain", PLAIN, **{"tuned/optim.lr": 0.5}), *_fits("new", NEW, **{"tuned/model.backbone": "gcn"})]
     plain, new = summarised(fits)
-    assert (plain.tuned, new.tuned) == ({"train.lr": 0.5}, {"model.backbone": "gcn"})
+    assert (plain.tuned, new.tuned) == ({"optim.lr": 0.5}, {"model.backbone": "gcn"})
 
 
 # -- sentences ---------------------------------------------------------------------------------------------------------

@@ -281,7 +281,7 @@ def test_an_arm_is_tuned_by_what_its_task_goes_by(
         for i, cell in enumerate(cells):
             folder = tmp_path / f"{i}"
             folder.mkdir()
-            value = cell.changes.get("train.lr", 0.02)
+            value = cell.changes.get("optim.lr", 0.02)
             result = {f"val/{decisive or 'accuracy'}": value, "variant": "x", "advice": ""}
             result |= {} if decisive is None else {"decisive": decisive}
             (folder / "result.json").write_text(json.dumps(result))
@@ -289,8 +289,8 @@ def test_an_arm_is_tuned_by_what_its_task_goes_by(
         return folders
 
     monkeypatch.setattr(run_module, "_fit_cells", fit_cells)
-    monkeypatch.setattr(run_module, "random_points", lambda *asked: [{"train.lr": 0.03}, {"train.lr": 0.01}])
-    experiment = _experiment(tuning={"trials": 3, "space": {"train.lr": {"uniform": [0, 1]}}}, arms=["on"], compare={})
+    monkeypatch.setattr(run_module, "random_points", lambda *asked: [{"optim.lr": 0.03}, {"optim.lr": 0.01}])
+    experiment = _experiment(tuning={"trials": 3, "space": {"optim.lr": {"uniform": [0, 1]}}}, arms=["on"], compare={})
     study = experiment.studies["asked"]
     setting = next(iter(run_module.settings(experiment, study)))
     assert study.tuning is not None
@@ -298,7 +298,7 @@ def test_an_arm_is_tuned_by_what_its_task_goes_by(
     cells = [Cell(setting, "on", {})]
     (found,) = run_module._tuned(experiment, study, study.tuning, cells, tmp_path, tmp_path, place)
     assert len(tried) == 3
-    assert found.changes == {"train.lr": chosen}
+    assert found.changes == {"optim.lr": chosen}
 
 
 @pytest.mark.parametrize(

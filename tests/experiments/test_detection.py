@@ -24,7 +24,7 @@ from optimag_dist.ppr import PPRArtefact, PPROptions
 from optimag_dist.ppr.driver import compute_ppr
 from optimag_dist.store import GraphStore, ingest
 from optimag_dist.train.options import VariantConfig
-from optimag_dist.ufgw import UFGWRegulariser
+from optimag_dist.train.regularisers import make_regulariser
 
 
 @dataclass(frozen=True)
@@ -135,18 +135,18 @@ def test_the_neighbours_mean_is_that_of_unit_vectors(sparse: Graph) -> None:
 # -- kept mass ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("plan", ["local", "transport"])
-def test_one_group_of_all_nodes_keeps_what_the_regulariser_says_of_the_graph(sparse: Graph, plan: str) -> None:
+@pytest.mark.parametrize("kind", ["local", "transport"])
+def test_one_group_of_all_nodes_keeps_what_the_regulariser_says_of_the_graph(sparse: Graph, kind: str) -> None:
     n = sparse.store.num_nodes
     config = VariantConfig.model_validate(
         {
             "sampling": {"groups": 1, "anchors": n, "group_size": n},
-            "regulariser": {"plan": plan},
-            "train": {"workers": 1},
+            "regulariser": {"kind": kind},
+            "workers": {"count": 1},
         }
     )
     found = kept_mass(sparse.store, sparse.ppr, config, seed=4)
-    regulariser = UFGWRegulariser(plan=plan)
+    regulariser = make_regulariser(config.regulariser)
     nodes = np.arange(n)
     regulariser(
         {m: torch.tensor(sparse.store.gather(m, nodes)) for m in found},
@@ -166,7 +166,7 @@ def clear(plant: Plant) -> Graph:
 
 def test_every_node_is_judged_once_and_conflicts_are_found(clear: Graph) -> None:
     config = VariantConfig.model_validate({"sampling": {"groups": 3, "anchors": 16, "group_size": 256}})
-    assert config.regulariser.plan == "local"
+    assert config.regulariser.kind == "local"
     kept = kept_mass(clear.store, clear.ppr, config, seed=0)
     for m, values in kept.items():
         assert (np.isfinite(values) == clear.store.present(m)).all()

@@ -110,7 +110,7 @@ def test_infinity_stays_what_it_is(tmp_path: Path) -> None:
         ),
         (["graphs.real={}"], "needed exactly one of dataset, source and planted, got none of them"),
         (["graphs.made.planted.homophily=2"], "key 'graphs.made.planted.homophily'.*less than or equal to 1"),
-        (["studies.asked.tuning={space: {train.lr: {normal: [0, 1]}}}"], "unknown distribution 'normal'"),
+        (["studies.asked.tuning={space: {optim.lr: {normal: [0, 1]}}}"], "unknown distribution 'normal'"),
         (["seeds=[]"], "key 'seeds'"),
         (["name=../elsewhere"], "key 'name'"),
         (["studies=5"], "key 'studies'"),
@@ -130,7 +130,7 @@ def test_a_recipe_that_does_not_fit_together_is_refused(overrides: list[str], wo
         (["base={trian.epochs: 2}"], r"studies.asked, arm plain: unknown key 'trian'; did you mean 'train'"),
         (["arms.optimag={regulariser.alpha: 2}"], "studies.asked, arm optimag: key 'regulariser.alpha'.*got 2"),
         (["arms.optimag={planted.nodes: 5}"], "studies.asked, arm optimag: unknown key 'planted'"),
-        (["studies.asked.changes={train.lr: fast}"], "studies.asked, arm plain: key 'train.lr'.*got 'fast'"),
+        (["studies.asked.changes={optim.lr: fast}"], "studies.asked, arm plain: key 'optim.lr'.*got 'fast'"),
         (["studies.asked.vary={model.backbone: [sage, sag]}"], "studies.asked, arm plain: key 'model.backbone'"),
         (["studies.asked.vary={size: {big: {train.epoch: 9}}}"], "asked, arm plain: .*did you mean 'train.epochs'"),
         (["studies.asked.vary={planted.noise: [0.5, -1]}"], r"graphs.made: key 'noise'.*got -1"),
@@ -192,7 +192,7 @@ def test_a_file_that_is_no_recipe_is_refused(text: str | None, words: str, tmp_p
 
 def test_quick_takes_the_place_of_whole_values_and_leaves_the_others(tmp_path: Path) -> None:
     data = _data(vary={"planted.noise": [0.1, 0.2, 0.3], "planted.degree": [2, 4]}, seeds=[5, 6])
-    data["base"] = {"train": {"epochs": 50, "lr": 0.5}}
+    data["base"] = {"train": {"epochs": 50, "patience": 7}}
     data["quick"] = {
         "seeds": [0],
         "studies.asked.vary": {"planted.noise": [0.1]},
@@ -206,7 +206,7 @@ def test_quick_takes_the_place_of_whole_values_and_leaves_the_others(tmp_path: P
     # The value as a whole: what it does not name is gone, and the dots in its keys are theirs.
     assert quick.studies["asked"].vary == {"planted.noise": (0.1,)}
     assert quick.studies["asked"].seeds == (5, 6)
-    assert quick.base == {"train": {"epochs": 2, "lr": 0.5}}
+    assert quick.base == {"train": {"epochs": 2, "patience": 7}}
     assert quick.arms == {"plain": {"regulariser.weight": 0}, "optimag": {"regulariser.rho": 3}}
 
 
@@ -223,7 +223,7 @@ def test_overrides_come_after_quick(tmp_path: Path) -> None:
     [
         ({"studies.other.seeds": [0]}, "key 'studies.other.question' is missing"),
         ({"sedes": [0]}, "unknown key 'sedes'"),
-        ({"title.of": [0]}, "toy.yaml: quick: title.of: 'title' holds a value, not a section"),
+        ({"title.of": [0]}, "key 'title': .*valid string"),
         ([1], "key 'quick'"),
     ],
 )
@@ -233,16 +233,20 @@ def test_a_quick_that_does_not_fit_is_refused(quick: Any, words: str, tmp_path: 
 
 
 def test_later_changes_win_over_earlier_ones() -> None:
-    data = _data(changes={"train.lr": 0.2, "train.weight_decay": 0.2, "model.dropout": 0.2, "train.epochs": 20})
-    data["studies"]["asked"]["vary"] = {"train.weight_decay": [0.3], "of both": {"x": {"model.dropout": 0.3}}}
-    data["base"] = {"train": {"lr": 0.1, "weight_decay": 0.1, "epochs": 10, "patience": 4}, "model": {"dropout": 0.1}}
+    data = _data(changes={"optim.lr": 0.2, "optim.weight_decay": 0.2, "model.dropout": 0.2, "train.epochs": 20})
+    data["studies"]["asked"]["vary"] = {"optim.weight_decay": [0.3], "of both": {"x": {"model.dropout": 0.3}}}
+    data["base"] = {
+        "optim": {"lr": 0.1, "weight_decay": 0.1},
+        "train": {"epochs": 10, "patience": 4},
+        "model": {"dropout": 0.1},
+    }
     data["arms"]["optimag"] = {"model": {"dropout": 0.4}, "train.epochs": 40}
     experiment = validate_options(ExperimentOptions, data, "toy.yaml")
     study = experiment.studies["asked"]
     (setting,) = settings(experiment, study)
     arm = configure(experiment, study, setting, "optimag")
     # In turn: the base, the study, the arm, and what is varied, which would not be varied if an arm had the last word.
-    assert (arm.train.patience, arm.train.lr, arm.train.weight_decay, arm.model.dropout) == (4, 0.2, 0.3, 0.3)
+    assert (arm.train.patience, arm.optim.lr, arm.optim.weight_decay, arm.model.dropout) == (4, 0.2, 0.3, 0.3)
     assert arm.train.epochs == 40
     found = configure(experiment, study, setting, "optimag", {"train.epochs": 50, "model.hidden": 7})
     assert (found.train.epochs, found.model.hidden, found.model.dropout) == (50, 7, 0.3)
@@ -297,14 +301,14 @@ def test_keys_of_a_planted_graph_change_the_graph_and_not_the_run() -> None:
 
 
 def test_two_axes_give_every_combination_on_every_graph() -> None:
-    data = _data(vary={"regulariser.alpha": [0.3, 0.6], "which": {"a": {"train.lr": 0.1}, "b": {"train.lr": 0.2}}})
+    data = _data(vary={"regulariser.alpha": [0.3, 0.6], "which": {"a": {"optim.lr": 0.1}, "b": {"optim.lr": 0.2}}})
     data["studies"]["asked"]["graphs"] = ["real", "made"]
     experiment = validate_options(ExperimentOptions, data, "toy.yaml")
     found = list(settings(experiment, experiment.studies["asked"]))
     assert [(s.graph, s.at["regulariser.alpha"], s.at["which"]) for s in found] == [
         (graph, alpha, which) for graph in ("real", "made") for alpha in (0.3, 0.6) for which in ("a", "b")
     ]
-    assert found[1].changes == {"regulariser.alpha": 0.3, "train.lr": 0.2}
+    assert found[1].changes == {"regulariser.alpha": 0.3, "optim.lr": 0.2}
 
 
 # -- where recipes and graphs lie --------------------------------------------------------------------------------------

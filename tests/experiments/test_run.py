@@ -36,7 +36,9 @@ RECIPE: dict[str, Any] = {
         "task": {"split": {"train": 0.3, "val": 0.3}},
         "model": {"hidden": 16, "embedding": 8, "dropout": 0},
         # As it stands, an arm hardly learns.
-        "train": {"workers": 1, "epochs": 2, "lr": 1e-7, "device": "cpu"},
+        "optim": {"lr": 1e-7},
+        "train": {"epochs": 2},
+        "workers": {"count": 1, "device": "cpu"},
     },
     "arms": {PLAIN: {"regulariser.weight": 0}, "optimag": {}},
     "studies": {
@@ -54,7 +56,7 @@ RECIPE: dict[str, Any] = {
             "tuning": {
                 "trials": 2,
                 "seeds": [100],
-                "space": {"train.lr": {"loguniform": [0.02, 0.05]}, "sampling.fanouts": {"choice": [[2, 4]]}},
+                "space": {"optim.lr": {"loguniform": [0.02, 0.05]}, "sampling.fanouts": {"choice": [[2, 4]]}},
                 "arms": {"optimag": {"regulariser.weight": {"uniform": [0.1, 0.2]}}},
             },
         },
@@ -134,7 +136,7 @@ def test_every_fit_and_detection_is_a_row(ended: Ended) -> None:
     accuracies = {f"{part}/{metric}" for part in ("val", "test") for metric in ("accuracy", "macro_f1")}
     assert set(rows[0]) == {
         *("study", "graph", "arm", "at/regulariser.rho", "seed", "seconds", "epochs", "best_epoch", "decisive"),
-        *("tuned/train.lr", "tuned/sampling.fanouts", "tuned/regulariser.weight"),
+        *("tuned/optim.lr", "tuned/sampling.fanouts", "tuned/regulariser.weight"),
         *areas,
         *accuracies,
     }
@@ -169,7 +171,7 @@ def test_every_arm_is_tuned_by_validation_with_the_same_points(ended: Ended) -> 
     tuning = ended.directory / "studies" / "trained" / "made-01" / "tuning"
     trials = sorted((tuning / "trials").iterdir())
     assert [[fit.name for fit in trial.iterdir() if fit.is_dir()] for trial in trials] == [["seed-100"]] * 4
-    rates = [torch.load(trial / "seed-100" / "model.pt")["config"]["train"]["lr"] for trial in trials]
+    rates = [torch.load(trial / "seed-100" / "model.pt")["config"]["optim"]["lr"] for trial in trials]
     # Arm by arm; each as it stands, and then as was drawn for all.
     assert rates[0] == rates[2] == 1e-7
     assert 0.02 <= rates[1] == rates[3] <= 0.05
@@ -178,7 +180,7 @@ def test_every_arm_is_tuned_by_validation_with_the_same_points(ended: Ended) -> 
         assert drawn > as_it_stands
         for row in ended.table[TRAINED]:
             if row["arm"] == arm:
-                assert (row["tuned/train.lr"], row["tuned/sampling.fanouts"]) == (rates[1], "[2, 4]")
+                assert (row["tuned/optim.lr"], row["tuned/sampling.fanouts"]) == (rates[1], "[2, 4]")
                 weight = row["tuned/regulariser.weight"]
                 assert weight is None if arm == PLAIN else 0.1 <= weight <= 0.2
 
@@ -190,7 +192,7 @@ def test_what_was_tuned_is_what_is_compared(ended: Ended) -> None:
         for seed in (0, 1):
             row = next(rows)
             model = torch.load(comparison / trial / f"seed-{seed}" / "model.pt")
-            assert model["config"]["train"]["lr"] == row["tuned/train.lr"]
+            assert model["config"]["optim"]["lr"] == row["tuned/optim.lr"]
             assert model["config"]["sampling"]["fanouts"] == [2, 4]
             assert model["config"]["regulariser"]["weight"] == (row["tuned/regulariser.weight"] or 0)
             assert model["seed"] == row["seed"] == seed
@@ -294,7 +296,7 @@ def test_a_graph_that_has_to_be_there_is_missed_and_one_study_without_graphs_is_
 
 
 def test_what_no_sweep_can_do_is_told_in_words(ended: Ended, tmp_path: Path) -> None:
-    study = {"question": "?", "graphs": ["made"], "arms": ["optimag"], "vary": {"train.workers": [1, 2]}}
+    study = {"question": "?", "graphs": ["made"], "arms": ["optimag"], "vary": {"workers.count": [1, 2]}}
     experiment = ExperimentOptions.model_validate({**RECIPE, "studies": {"trained": study}})
     with pytest.raises(InputError, match="variants share one group of workers"):
         run_experiment(experiment, tmp_path, tmp_path, say=ended.said.append)

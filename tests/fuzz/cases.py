@@ -74,7 +74,9 @@ MASKS = {f"{part}_mask": part == PARTS for part in ("train", "val", "test")}
 VARIANT: dict[str, Any] = {
     "model": {"hidden": 8, "embedding": 4},
     "sampling": {"groups": 1, "anchors": 12, "group_size": 24, "fanouts": [3]},
-    "train": {"epochs": 1, "lr": 0.01, "workers": 1},
+    "optim": {"lr": 0.01},
+    "train": {"epochs": 1},
+    "workers": {"count": 1},
     "ppr": {"eps": 1e-3, "k": 16, "block_size": 25},
 }
 
@@ -579,7 +581,7 @@ def build_runs(folder: Path) -> None:
     }
     space = {
         "variant": "on",
-        "space": {"train.lr": {"loguniform": [1e-4, 1e-1]}, "model.hidden": {"choice": [8, 16]}},
+        "space": {"optim.lr": {"loguniform": [1e-4, 1e-1]}, "model.hidden": {"choice": [8, 16]}},
         "search": {"trials": 4},
     }
     job = {
@@ -606,7 +608,7 @@ _KEYS = [
         "features",
         "encoder",
         "split",
-        "train.lr",
+        "optim.lr",
         "train.epochs",
         "train",
         "model.hidden",

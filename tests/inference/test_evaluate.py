@@ -29,7 +29,9 @@ def _fit(store: GraphStore, directory: Path, **sections: dict) -> dict:
         "sampling": {"fanouts": [4, 3], "anchors": 8, "group_size": 16, "groups": 2},
         "task": {"split": {"train": 0.3, "val": 0.3}},
         "regulariser": {"weight": 0},
-        "train": {"epochs": 3, "lr": 0.05, "workers": 1},
+        "optim": {"lr": 0.05},
+        "train": {"epochs": 3},
+        "workers": {"count": 1},
         **sections,
     }
     config = validate_options(VariantConfig, data, "test")

@@ -14,7 +14,7 @@ ALPHA, RHO = "regulariser.alpha", "regulariser.rho"
 CONTINUOUS: Mapping[str, Mapping[str, Any]] = {
     ALPHA: {"uniform": [0.1, 0.9]},
     RHO: {"loguniform": [0.01, 1.0]},
-    "train.lr": {"loguniform": [0.0005, 0.05]},
+    "optim.lr": {"loguniform": [0.0005, 0.05]},
     "model.backbone": {"choice": ["sage", "gcn", "mlp"]},
     "regulariser.n_outer": {"randint": [1, 8]},
 }

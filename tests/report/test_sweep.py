@@ -92,14 +92,14 @@ def test_few_trials_are_said_to_say_little(make: Make) -> None:
 
 
 def test_one_trial_of_one_key(make: Make) -> None:
-    page = _page(make({"train.lr": {"loguniform": [1e-4, 1e-1]}}, 1))
+    page = _page(make({"optim.lr": {"loguniform": [1e-4, 1e-1]}}, 1))
     assert "Too few trials" in page
-    assert "train.lr" in _titles(page)
+    assert "optim.lr" in _titles(page)
     assert "best of 1" not in page
 
 
 def test_without_alpha_and_rho_the_two_most_important_keys_are_shown(make: Make) -> None:
-    space = {"model.dropout": {"uniform": [0.0, 0.5]}, ALPHA: {"uniform": [0.1, 0.9]}, "train.lr": {"choice": [1, 2]}}
+    space = {"model.dropout": {"uniform": [0.0, 0.5]}, ALPHA: {"uniform": [0.1, 0.9]}, "optim.lr": {"choice": [1, 2]}}
     page = _page(make(space, 30))
     (title,) = [title for title in _titles(page) if "×" in title]
     assert title.startswith(ALPHA)

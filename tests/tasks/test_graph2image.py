@@ -38,9 +38,9 @@ def _right(folder: Path) -> float:
 
 @pytest.mark.slow
 def test_it_draws_what_only_the_neighbours_tell(store: GraphStore, tmp_path: Path) -> None:
-    train = {"epochs": 100, "eval_every": 50, "lr": 0.003}
+    long = {"train": {"epochs": 100, "eval_every": 50}, "optim": {"lr": 0.003}}
     for backbone in ("sage", "mlp"):
-        config = configure(IMAGE, **{**SMALL, "model": {**SMALL["model"], "backbone": backbone}, "train": train})
+        config = configure(IMAGE, **{**SMALL, "model": {**SMALL["model"], "backbone": backbone}, **long})
         assert fit(config, store, tmp_path / backbone) is not None
     assert _right(tmp_path / "sage") >= 0.9
     assert _right(tmp_path / "mlp") <= 0.6

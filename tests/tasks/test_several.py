@@ -124,7 +124,8 @@ TIMES = ("seconds", "wait_s", "ufgw_s", "anchors_per_s", "seeds_per_s")
 def test_a_resumed_fit_ends_as_the_unbroken_one_and_figures_bear_their_tasks_names(
     store: GraphStore, ppr: PPRArtefact, tmp_path: Path
 ) -> None:
-    config = _config(model={"hidden": 16, "embedding": 8, "dropout": 0.3}, train={"epochs": 3, "checkpoint_every": 2})
+    model = {"hidden": 16, "embedding": 8, "dropout": 0.3}
+    config = _config(model=model, train={"epochs": 3}, checkpoint={"every": 2})
     whole = fit(config, store, tmp_path / "whole", ppr)
     assert whole is not None
     assert fit(config, store, tmp_path / "cut", ppr, Stopper(4)) is None

@@ -66,9 +66,10 @@ def configure(task: dict[str, Any], **sections: dict[str, Any]) -> VariantConfig
         "sampling": {"groups": 2, "anchors": 12, "group_size": 32, "fanouts": [-1, -1]},
         "model": {"hidden": 16, "embedding": 8, "dropout": 0.0},
         "regulariser": {"weight": 0},
-        "train": {"epochs": 2, "lr": 0.01, "patience": 1000},
+        "optim": {"lr": 0.01},
+        "train": {"epochs": 2, "patience": 1000},
     }
-    recipe |= {name: {**recipe[name], **section} for name, section in sections.items()}
+    recipe |= {name: {**recipe.get(name, {}), **section} for name, section in sections.items()}
     return validate_options(RunConfig, recipe, "recipe").resolve()["default"]
 
 

@@ -23,7 +23,9 @@ from optimag_dist.train.options import VariantConfig
 CONFIG = {
     "sampling": {"groups": 1, "anchors": 12, "group_size": 32, "fanouts": [5, 5]},
     "model": {"hidden": 32, "embedding": 16},
-    "train": {"workers": 1, "epochs": 3, "checkpoint_every": 1, "kept_mass": "none"},
+    "train": {"epochs": 3, "kept_mass": "none"},
+    "workers": {"count": 1},
+    "checkpoint": {"every": 1},
 }
 Samples = dict[str, list[tuple[dict[str, str], float]]]
 

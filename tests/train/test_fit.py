@@ -3,7 +3,9 @@
 import json
 import tempfile
 import threading
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -16,7 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from optimag_dist.files import sole_writer
-from optimag_dist.options import validate_options
+from optimag_dist.options import merge, validate_options
 from optimag_dist.ppr import PPRArtefact
 from optimag_dist.sampling import GroupLoader, LocalSource, SeedBatcher
 from optimag_dist.store import GraphStore
@@ -30,8 +32,8 @@ from optimag_dist.train.stalls import place
 from optimag_dist.types import InputError
 
 
-def _fit(recipe: dict, directory: Path, **train: object) -> Fit:
-    recipe = {**recipe, "train": {**recipe["train"], **train}}
+def _fit(recipe: dict, directory: Path, changes: Mapping[str, object] = MappingProxyType({}), **train: object) -> Fit:
+    recipe = merge(recipe, {**changes, "train": train})
     return Fit("default", 0, validate_options(RunConfig, recipe, "recipe").resolve()["default"], directory)
 
 
@@ -128,15 +130,17 @@ def whole(planted_store: GraphStore, planted_ppr: PPRArtefact, tmp_path_factory:
     return folder
 
 
-def _short(directory: Path, **train: object) -> Fit:
+def _short(directory: Path, changes: Mapping[str, object] = MappingProxyType({}), **train: object) -> Fit:
     recipe = {
         "name": "toy",
         "store": "none",
         "sampling": {"groups": 2, "anchors": 4, "group_size": 16, "fanouts": [3, 3]},
         "model": {"hidden": 16, "embedding": 8, "dropout": 0.2},
-        "train": {"epochs": 6, "lr": 0.01, "checkpoint_every": 4},
+        "optim": {"lr": 0.01},
+        "train": {"epochs": 6},
+        "checkpoint": {"every": 4},
     }
-    return _fit(recipe, directory, **train)
+    return _fit(recipe, directory, changes, **train)
 
 
 # Nodes of the planted graph's training part over two groups of four anchors.
@@ -207,7 +211,7 @@ def test_long_epochs_are_saved_by_the_clock(
     planted_store: GraphStore, planted_ppr: PPRArtefact, tmp_path: Path
 ) -> None:
     watcher = Watcher()
-    run_fit(_short(tmp_path, epochs=1, checkpoint_every_s=1e-9), planted_store, planted_ppr, Worker(), watcher)
+    run_fit(_short(tmp_path, {"checkpoint.every_s": 1e-9}, epochs=1), planted_store, planted_ppr, Worker(), watcher)
     # Due at every step; asked for after one step and complied with after the next, then asked for again.
     assert [step for phase, epoch, step in watcher.beats if phase == "save" and epoch == 0] == list(range(2, STEPS + 1))
 
@@ -275,7 +279,7 @@ def test_another_configuration_does_not_take_up_a_checkpoint(
     run_fit(fit, planted_store, planted_ppr, Worker())
     (fit.directory / "result.json").unlink()
     with pytest.raises(InputError, match="another configuration"):
-        run_fit(_fit(recipe, fit.directory, lr=0.02), planted_store, planted_ppr, Worker())
+        run_fit(_fit(recipe, fit.directory, {"optim.lr": 0.02}), planted_store, planted_ppr, Worker())
     (fit.directory / "checkpoint.pt").write_bytes(b"PK\x03\x04 torn")
     with pytest.raises(InputError, match="not a readable checkpoint"):
         run_fit(fit, planted_store, planted_ppr, Worker())

@@ -43,7 +43,7 @@ def test_two_workers_train_variants_and_a_cut_run_is_completed(recipe: dict, ray
     assert {m["alignment"] is None for m in metrics if m["variant"] == "plain"} == {True}
     assert {m["alignment"] is None for m in metrics if m["variant"] == "optimag"} == {False}
 
-    # As if killed in its last fit: that one alone is done again, and ends as before, now with rows from shard owners.
+    # As if killed in its last fit: that one alone is done again, and ends as before, now with rows from shard servers.
     untouched = run / "plain" / "seed-1" / "model.pt"
     stamp = untouched.stat().st_mtime_ns
     done = run / "optimag" / "seed-1"
@@ -51,7 +51,7 @@ def test_two_workers_train_variants_and_a_cut_run_is_completed(recipe: dict, ray
     for name in ("result.json", "checkpoint.pt", "model.pt"):
         (done / name).unlink()
     (run / "results.parquet").unlink()
-    recipe["train"] = {**recipe["train"], "placement": "sharded", "owners": 3}
+    recipe["workers"] = {"placement": "sharded", "shard_servers": 3}
     again = launch(_config(recipe, variants=variants, seeds=(1,)), resume=True)
     retrained = torch.load(done / "model.pt")["model"]
     assert all(torch.equal(retrained[name], weights[name]) for name in weights)
@@ -67,11 +67,12 @@ def test_two_workers_train_variants_and_a_cut_run_is_completed(recipe: dict, ray
 def test_a_fit_that_diverges_costs_no_other_and_is_none_that_has_ended(
     recipe: dict, ray_session: None, tmp_path: Path
 ) -> None:
-    recipe["train"] = {**recipe["train"], "epochs": 30, "checkpoint_every": 1}
+    recipe["train"] = {**recipe["train"], "epochs": 30}
+    recipe["checkpoint"] = {"every": 1}
     recipe["regulariser"] = {"weight": 0}
     variants = {"lost": lost(tmp_path), "plain": {"train.epochs": 2}}
     config = _config(recipe, variants=variants)
-    with pytest.raises(Diverged, match=r"1 of 2 fits diverged \(lost seed 0\), 1 finished.*lower train.lr"):
+    with pytest.raises(Diverged, match=r"1 of 2 fits diverged \(lost seed 0\), 1 finished.*lower optim.lr"):
         launch(config)
     table = pq.read_table(config.directory / "results.parquet").to_pylist()
     assert [(row["variant"], row["status"], row["test/accuracy"] is None) for row in table] == [
@@ -107,12 +108,12 @@ def test_one_driver_at_a_time(recipe: dict) -> None:
     [
         ("sampling", {"groups": 90}, "training nodes cannot fill sampling.groups=90"),
         (
-            "train",
-            {"cpus_per_worker": 64},
+            "workers",
+            {"cpus": 64},
             "needs 2 × {CPU: 64}, each whole on one node",
         ),
         (
-            "train",
+            "workers",
             {"device": "cuda"},
             "needs 2 × {CPU: 1, GPU: 1}, each whole on one node",
         ),
@@ -150,10 +151,10 @@ def test_workers_that_do_not_come_are_told_with_what_is_missing(recipe: dict, ra
     hog = ray.util.placement_group([{"CPU": 1}])
     ray.get(hog.ready())
     try:
-        recipe["train"] = {**recipe["train"], "start_timeout_s": 8}
+        recipe["workers"] = {"start_timeout_s": 8}
         with pytest.raises(RunError, match=r"not placed within 8 s: 2 of 1 CPUs each.*CPUs free now: 1") as told:
             launch(_config(recipe))
-        assert "Raise train.start_timeout_s" in str(told.value)
+        assert "Raise workers.start_timeout_s" in str(told.value)
     finally:
         ray.util.remove_placement_group(hog)
 
@@ -161,7 +162,7 @@ def test_workers_that_do_not_come_are_told_with_what_is_missing(recipe: dict, ra
 @pytest.mark.slow
 def test_input_that_a_worker_refuses_ends_the_run_at_once(recipe: dict, ray_session: None) -> None:
     """Although failures are allowed: started again, it would refuse again."""
-    recipe["train"] = {**recipe["train"], "epochs": 2, "max_failures": 100}
+    recipe["train"], recipe["workers"] = {**recipe["train"], "epochs": 2}, {"max_failures": 100}
     config = _config(recipe)
     damaged = config.directory / "default/seed-0/checkpoint.pt"
     launch(config)

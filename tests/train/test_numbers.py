@@ -29,7 +29,8 @@ def _fit(directory: Path, *, seed: int = 0, **sections: Mapping[str, object]) ->
         "model": {"backbone": "mlp", "hidden": 32, "embedding": 16, "dropout": 0},
         "regulariser": {"weight": 0},
         "task": {"split": {"train": 0.6, "val": 0.2}},
-        "train": {"epochs": 40, "lr": 0.02},
+        "optim": {"lr": 0.02},
+        "train": {"epochs": 40},
     }
     for name, changes in sections.items():
         recipe[name] = {**recipe.get(name, {}), **changes}
@@ -77,13 +78,13 @@ def _leavings(directory: Path) -> set[str]:
     [
         # Weights of 1e30 overflow once they are used: in the first evaluation or in the second epoch's first step.
         (
-            {"train": {"lr": 1e30}},
-            r"after epoch 1: the class scores of 40 of 40 nodes are not finite.*\(train.lr is 1e\+30",
+            {"optim": {"lr": 1e30}},
+            r"after epoch 1: the class scores of 40 of 40 nodes are not finite.*\(optim.lr is 1e\+30",
         ),
         (
-            {"train": {"lr": 1e30, "eval_every": 10}},
+            {"optim": {"lr": 1e30}, "train": {"eval_every": 10}},
             r"(modality 'facts'|the task's loss|the gradient) (are|is) not finite in epoch 2, step 1: "
-            r"training has diverged; lower train.lr \(now 1e\+30\) and train under another name",
+            r"training has diverged; lower optim.lr \(now 1e\+30\) and train under another name",
         ),
     ],
 )
@@ -130,7 +131,7 @@ def _diverge(rank: int, world_size: int, store: Path, folder: Path) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(MultimodalModel, "encode", breaking)
-        fit = _fit(folder / "fit", train={"checkpoint_every": 1, "workers": world_size})
+        fit = _fit(folder / "fit", checkpoint={"every": 1}, workers={"count": world_size})
         with pytest.raises(
             Diverged, match="the embeddings of modality 'facts' are not finite in epoch 1, step 2: train"
         ):
@@ -140,11 +141,11 @@ def _diverge(rank: int, world_size: int, store: Path, folder: Path) -> None:
 
 
 def test_a_loss_that_has_exploded_is_said(two_moods: GraphStore, tmp_path: Path) -> None:
-    result = run_fit(_fit(tmp_path / "fit", train={"lr": 1e4, "epochs": 3}), two_moods, None, Worker())
+    result = run_fit(_fit(tmp_path / "fit", optim={"lr": 1e4}, train={"epochs": 3}), two_moods, None, Worker())
     assert result is not None
     largest = max(record["loss"] for record in read_records(tmp_path / "fit/metrics.jsonl"))
     assert f"and {largest:.3g} in epoch" in result["advice"]
-    assert "lower train.lr (now 10000)" in result["advice"]
+    assert "lower optim.lr (now 10000)" in result["advice"]
     sound = run_fit(_fit(tmp_path / "sound", train={"epochs": 3}), two_moods, None, Worker())
     assert sound is not None
     assert sound["advice"] == ""
@@ -169,7 +170,8 @@ def test_a_class_that_cannot_be_learned_is_told_with_the_result(rng: np.random.G
     nodes = {"id": range(20), "facts": rng.normal(size=(20, 2)).tolist(), "y": labels, "part": part}
     schema = write_tables(tmp_path, nodes, [(0, 1)], ["facts"], label="y", split="part")
     store = ingest(schema, tmp_path / "store", say=lambda line: None)
-    fit = _fit(tmp_path / "fit", task={"split": "stored"}, sampling={"groups": 1}, train={"epochs": 1, "workers": 1})
+    one = {"sampling": {"groups": 1}, "train": {"epochs": 1}, "workers": {"count": 1}}
+    fit = _fit(tmp_path / "fit", task={"split": "stored"}, **one)
     result = run_fit(fit, store, None, Worker())
     assert result is not None
     assert (

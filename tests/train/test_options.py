@@ -1,6 +1,7 @@
 """Run configurations: variants, overrides, and what is said of a wrong one."""
 
 import math
+import pickle
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ def _load(tmp_path: Path, *overrides: str, **changes: object) -> RunConfig:
 
 
 def test_a_variant_changes_its_keys_and_keeps_the_rest(tmp_path: Path) -> None:
-    variants = _load(tmp_path, "train.lr=0.5").resolve()
+    variants = _load(tmp_path, "optim.lr=0.5").resolve()
     assert list(variants) == ["off", "on"]
     assert variants["off"].regulariser.weight == 0
     assert not variants["off"].needs_ppr
@@ -33,7 +34,7 @@ def test_a_variant_changes_its_keys_and_keeps_the_rest(tmp_path: Path) -> None:
     assert variants["on"].regulariser.weight > 0
     assert variants["on"].model.backbone == "gcn"
     assert {v.train.epochs for v in variants.values()} == {7}
-    assert {v.train.lr for v in variants.values()} == {0.5}
+    assert {v.optim.lr for v in variants.values()} == {0.5}
 
 
 def test_what_is_dumped_is_read_back(tmp_path: Path) -> None:
@@ -59,12 +60,12 @@ def test_infinity_is_dumped_and_read_back_also_where_a_value_may_be_anything(tmp
         (["epochs=5"], r"unknown key 'epochs'; did you mean 'train.epochs'"),
         (["train.epochs"], "needed key=value"),
         (["train.epochs=0"], r"'train.epochs'.*greater than or equal to 1; got 0"),
-        (["train.lr=1e31"], r"'train.lr'.*less than or equal to 10{30}; got '1e31'"),
-        (["train.lr=.inf"], r"'train.lr'.*less than or equal to 10{30}; got inf"),
-        (["train.lr=.nan"], r"'train.lr'.*got nan"),
-        (["train.lr=0"], r"'train.lr'.*greater than 0; got 0"),
-        (["name.x=1"], "holds a value, not a section"),
-        (["train.workers=50"], "train.workers=50 needs sampling.groups of at least as many, got 2"),
+        (["optim.lr=1e31"], r"'optim.lr'.*less than or equal to 10{30}; got '1e31'"),
+        (["optim.lr=.inf"], r"'optim.lr'.*less than or equal to 10{30}; got inf"),
+        (["optim.lr=.nan"], r"'optim.lr'.*got nan"),
+        (["optim.lr=0"], r"'optim.lr'.*greater than 0; got 0"),
+        (["name.x=1"], "key 'name': .*valid string"),
+        (["workers.count=50"], "workers.count=50 needs sampling.groups of at least as many, got 2"),
         (["seeds=[1, 1]"], "seeds must be distinct"),
         (["name=../up"], r"key 'name': it names a folder: needed letters, digits and .* got '../up'"),
         (["name=''"], "key 'name': it names a folder"),
@@ -75,17 +76,17 @@ def test_infinity_is_dumped_and_read_back_also_where_a_value_may_be_anything(tmp
         (["task.split={trian: 0.7, val: 0.3}"], r"unknown key 'task.split.trian'; did you mean 'task.split.train'"),
         (["compare_to={'on': of}"], r"compare_to names 'of', which is none of the variants \['off', 'on'\]"),
         (["variants.on={model.backbon: gcn}"], r"unknown key 'model.backbon'; did you mean 'model.backbone'"),
-        (["variants.on={train.workers: 1}"], "variants share one group of workers"),
+        (["variants.on={workers.count: 1}"], "variants share one group of workers"),
         (["variants={a/b: {}}"], "key 'variants.a/b': it names a folder"),
         (["variants={results.parquet: {}}"], "variants.results.parquet: a run has a file or folder of that name"),
         (["variants.on={regulariser: {1: 2}}"], "variants.on: unknown key 'regulariser.1'"),
         (["variants={1: {}}"], "key 'variants.1': Input should be a valid string; got 1"),
-        (["train.lr=.inf"], "'train.lr'.*less than or equal"),
-        (["train.stall_timeout_s=.inf"], "'train.stall_timeout_s'"),
+        (["optim.lr=.inf"], "'optim.lr'.*less than or equal"),
+        (["workers.stall_timeout_s=.inf"], "'workers.stall_timeout_s'"),
         (["store=''"], "key 'store': needed a path, got an empty text"),
         ([f"seeds=[{2**63}]"], r"below 2\*\*63"),
         (["train: {"], "needed key=value"),
-        (["train.lr={"], "not valid YAML"),
+        (["optim.lr={"], "not valid YAML"),
     ],
 )
 def test_wrong_options_are_named(overrides: list[str], words: str, tmp_path: Path) -> None:
@@ -108,5 +109,85 @@ def test_the_fingerprint_tells_what_decides_the_weights(tmp_path: Path) -> None:
     def of(*overrides: str, seed: int = 0) -> str:
         return fingerprint(_load(tmp_path, *overrides).resolve()["on"], seed)
 
-    assert of() == of("train.epochs=50", "train.workers=2", "train.checkpoint_every=3")
-    assert len({of(), of(seed=1), of("train.lr=0.5"), of("sampling.groups=3"), of("ppr.k=8")}) == 5
+    assert of() == of("train.epochs=50", "workers.count=2", "checkpoint.every=3")
+    # Of options that there were in all versions it stays, and so do the fits that are named by it.
+    assert of() == "9363adc46ebe59ea"
+    assert len({of(), of(seed=1), of("optim.lr=0.5"), of("sampling.groups=3"), of("ppr.k=8")}) == 5
+
+
+def test_a_section_whose_kind_changes_starts_anew(tmp_path: Path) -> None:
+    config = _load(
+        tmp_path, regulariser={"agreement": 2, "weight": 7}, variants={"sent": {"regulariser.kind": "transport"}}
+    )
+    assert (config.regulariser.kind, config.regulariser.agreement, config.regulariser.weight) == ("local", 2, 7)
+    sent = config.resolve()["sent"].regulariser
+    assert (sent.kind, sent.weight, sent.tau) == ("transport", 50, 0.5)
+    assert pickle.loads(pickle.dumps(sent)) == sent
+    message = r"variants.sent: unknown key 'regulariser.agreement'; .*known here: alpha, anchor, delta, epsilon, kind"
+    with pytest.raises(InputError, match=message):
+        _load(tmp_path, variants={"sent": {"regulariser.kind": "transport", "regulariser.agreement": 1}})
+
+
+def test_keys_that_have_moved_are_all_named(tmp_path: Path) -> None:
+    old = {"train": {"workers": 1, "epochs": 3}, "regulariser": {"plan": "transport", "tau": 1}}
+    with pytest.raises(InputError) as told:
+        _load(tmp_path, "train.checkpoint_every_s=5", **old, variants={"on": {"regulariser.prior": "identity"}})
+    for line in (
+        "key 'train.workers' is now 'workers.count'",
+        "key 'regulariser.plan' is now 'regulariser.kind'",
+        "key 'variants.on.regulariser.prior' is now 'variants.on.regulariser.anchor'",
+        "key 'train.checkpoint_every_s' is now 'checkpoint.every_s'",
+    ):
+        assert line in str(told.value)
+    with pytest.raises(InputError, match="kind=ufgw is now local or transport"):
+        _load(tmp_path, "regulariser.kind=ufgw")
+
+
+# What a run of earlier versions began its config.yaml with, every key written out.
+OF_BEFORE = """
+ppr: {teleport: 0.15, eps: 0.0001, k: 32}
+sampling: {groups: 4}
+model: {hidden: 64}
+regulariser: {kind: ufgw, weight: 7.0, plan: local, alpha: 0.5, rho: 0.2, agreement: 0.6, consistency: 0.0,
+  delta: 1.0e-05, differentiate: false, tau: 0.5, epsilon: 0.01, prior: ppr, n_outer: 5, n_sinkhorn: 20}
+task: {kind: node_classification}
+train: {workers: 3, cpus_per_worker: 2, device: cpu, epochs: 9, lr: 0.02, weight_decay: 0.1, patience: 4, eval_every: 2,
+  checkpoint_every: 5, checkpoint_every_s: 60.0, max_failures: 2, start_timeout_s: 90.0, stall_timeout_s: 70.0,
+  placement: sharded, owners: 5, kept_mass: none}
+name: before
+store: /stores/x
+out: /runs
+seeds: [0]
+tracking: {}
+variants:
+  as it is: {}
+  sent: {regulariser.plan: transport, regulariser.prior: identity, train.lr: 0.5}
+  off: {regulariser: {weight: 0}}
+compare_to: {}
+"""
+
+
+def test_a_run_of_before_is_read_as_it_was_written(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(OF_BEFORE.replace("as it is", "same"))
+    config = load_options(RunConfig, tmp_path / "config.yaml", ["optim.weight_decay=0.3"])
+    assert config.workers.model_dump() == {
+        "count": 3,
+        "cpus": 2,
+        "device": "cpu",
+        "placement": "sharded",
+        "shard_servers": 5,
+        "max_failures": 2,
+        "start_timeout_s": 90,
+        "stall_timeout_s": 70,
+    }
+    assert config.train.model_dump() == {"epochs": 9, "patience": 4, "eval_every": 2, "kept_mass": "none"}
+    assert (config.checkpoint.every, config.checkpoint.every_s, config.optim.weight_decay) == (5, 60, 0.3)
+    variants = config.resolve()
+    assert (variants["same"].regulariser.kind, variants["same"].regulariser.rho) == ("local", 0.2)
+    # What both kinds have was not said anew with the kind.
+    sent = {"kind": "transport", "weight": 7, "alpha": 0.5, "rho": 0.2, "anchor": "identity"}
+    assert sent.items() <= variants["sent"].regulariser.model_dump().items()
+    assert [v.optim.lr for v in variants.values()] == [0.02, 0.5, 0.02]
+    assert (variants["off"].regulariser.weight, variants["off"].regulariser.rho) == (0, 0.2)
+    dump_options(config, tmp_path / "saved.yaml")
+    assert load_options(RunConfig, tmp_path / "saved.yaml") == config

@@ -15,7 +15,7 @@ from optimag_dist.tune.view import SweepView
 OPTIONS = validate_options(
     SweepOptions,
     {
-        "space": {"train.lr": {"choice": [1, 0.5]}, "model.backbone": {"choice": ["mlp", 1]}},
+        "space": {"optim.lr": {"choice": [1, 0.5]}, "model.backbone": {"choice": ["mlp", 1]}},
         "metrics": {"val/accuracy": "max", "seconds": "min"},
     },
     "space",
@@ -70,14 +70,14 @@ def test_a_score_is_of_the_epochs_that_the_task_goes_by() -> None:
 
 
 def _row(trial: str, status: str, accuracy: float | None, seconds: float, **values: object) -> TrialRow:
-    point = {"train.lr": 1, "model.backbone": "mlp", **{k.replace("_", "."): v for k, v in values.items()}}
+    point = {"optim.lr": 1, "model.backbone": "mlp", **{k.replace("_", "."): v for k, v in values.items()}}
     metrics = {} if accuracy is None else {"val/accuracy": accuracy, "seconds": seconds}
     return TrialRow(trial, status, 3, seconds, point, point, metrics, "it broke" if status == "failed" else None)
 
 
 ROWS = [
     _row("000", "finished", 0.5, 3.0),
-    _row("001", "finished", 0.7, 9.0, train_lr=0.5),
+    _row("001", "finished", 0.7, 9.0, optim_lr=0.5),
     _row("002", "finished", 0.5, 4.0, model_backbone=1),
     _row("003", "stopped", 0.9, 1.0),
     _row("004", "failed", math.nan, 0.0),
@@ -102,12 +102,12 @@ def test_the_table_has_a_row_per_trial_whatever_became_of_it(tmp_path: Path) -> 
         "status",
         "epochs",
         "seconds",
-        "train.lr",
+        "optim.lr",
         "model.backbone",
         "val/accuracy",
         "error",
     ]
-    assert [row["train.lr"] for row in table[:3]] == [1.0, 0.5, 1.0]
+    assert [row["optim.lr"] for row in table[:3]] == [1.0, 0.5, 1.0]
     assert [row["model.backbone"] for row in table[:3]] == ["mlp", "mlp", "1"]
     assert (table[4]["error"], table[5]["val/accuracy"], table[5]["error"]) == ("it broke", None, None)
 

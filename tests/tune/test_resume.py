@@ -12,7 +12,7 @@ import torch
 import yaml
 
 SPACE = {
-    "space": {"regulariser.alpha": {"uniform": [0.1, 0.9]}, "train.lr": {"loguniform": [0.001, 0.1]}},
+    "space": {"regulariser.alpha": {"uniform": [0.1, 0.9]}, "optim.lr": {"loguniform": [0.001, 0.1]}},
     "search": {"trials": 3, "seed": 1},
 }
 # Whatever else the machine is doing.
@@ -36,7 +36,7 @@ def _kill_with_all_it_started(driver: subprocess.Popen) -> None:
 @pytest.mark.cluster
 @pytest.mark.slow
 def test_a_killed_sweep_is_resumed_to_the_table_of_an_unbroken_one(recipe: dict, tmp_path: Path) -> None:
-    recipe["train"] = {**recipe["train"], "epochs": 40, "workers": 2}
+    recipe["train"] = {**recipe["train"], "epochs": 40}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(recipe))
     (tmp_path / "space.yaml").write_text(yaml.safe_dump(SPACE))
     out = Path(recipe["out"])

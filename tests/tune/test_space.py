@@ -29,27 +29,27 @@ def config() -> RunConfig:
 @pytest.mark.parametrize(
     ("space", "others", "words"),
     [
-        ({"train.lr": {"uniform": [0.1]}}, {}, r"uniform needs \[low, high\], low below high"),
-        ({"train.lr": {"uniform": [0.9, 0.1]}}, {}, "low below high"),
-        ({"train.lr": {"loguniform": [0, 1]}}, {}, "both above 0"),
-        ({"train.lr": {"normal": [0, 1]}}, {}, "unknown distribution 'normal'; known: uniform"),
-        ({"train.lr": 0.1}, {}, "needed one of uniform"),
+        ({"optim.lr": {"uniform": [0.1]}}, {}, r"uniform needs \[low, high\], low below high"),
+        ({"optim.lr": {"uniform": [0.9, 0.1]}}, {}, "low below high"),
+        ({"optim.lr": {"loguniform": [0, 1]}}, {}, "both above 0"),
+        ({"optim.lr": {"normal": [0, 1]}}, {}, "unknown distribution 'normal'; known: uniform"),
+        ({"optim.lr": 0.1}, {}, "needed one of uniform"),
         ({"model.backbone": {"choice": []}}, {}, "choice needs a list of values"),
         ({"model.hidden": {"randint": ["a", "b"]}}, {}, "randint needs"),
         ({"model.hidden": {"randint": [1.5, 4]}}, {}, "whole numbers"),
-        ({"train.lr": {"uniform": [0, float("inf")]}}, {}, "finite"),
-        ({"train.lr": {"grid": [1, 1]}}, {"search": {"method": "grid"}}, "lists a value twice"),
-        ({"train.lr": {"choice": [1]}}, {"search": {"trials": 0}}, "search.trials"),
-        ({"train.lr": {"choice": [1]}}, {"search": {"concurrency": -1}}, "search.concurrency"),
-        ({"train.lr": {"choice": [1]}}, {"search": {"time_budget_s": 0}}, "search.time_budget_s"),
-        ({"train.lr": {"choice": [1]}}, {"search": {"time_budget_s": float("inf")}}, "search.time_budget_s"),
+        ({"optim.lr": {"uniform": [0, float("inf")]}}, {}, "finite"),
+        ({"optim.lr": {"grid": [1, 1]}}, {"search": {"method": "grid"}}, "lists a value twice"),
+        ({"optim.lr": {"choice": [1]}}, {"search": {"trials": 0}}, "search.trials"),
+        ({"optim.lr": {"choice": [1]}}, {"search": {"concurrency": -1}}, "search.concurrency"),
+        ({"optim.lr": {"choice": [1]}}, {"search": {"time_budget_s": 0}}, "search.time_budget_s"),
+        ({"optim.lr": {"choice": [1]}}, {"search": {"time_budget_s": float("inf")}}, "search.time_budget_s"),
         ({"ppr.teleport": {"uniform": [0.1, 0.5]}}, {}, "ppr.teleport is searched by uniform; every value is an artef"),
-        ({"train.lr": {"uniform": [0, 1]}}, {"search": {"method": "grid"}}, "needs lists, and train.lr is uniform"),
-        ({"train.lr": {"grid": [0.1]}}, {}, "train.lr: grid needs search.method=grid"),
-        ({"train.lr": {"grid": [1]}}, {"search": {"method": "grid", "trials": 3}}, "leave search.trials out"),
+        ({"optim.lr": {"uniform": [0, 1]}}, {"search": {"method": "grid"}}, "needs lists, and optim.lr is uniform"),
+        ({"optim.lr": {"grid": [0.1]}}, {}, "optim.lr: grid needs search.method=grid"),
+        ({"optim.lr": {"grid": [1]}}, {"search": {"method": "grid", "trials": 3}}, "leave search.trials out"),
         ({}, {}, "space"),
-        ({"train.lr": {"choice": [1]}}, {"metrics": {"val/accuracy": "most"}}, "metrics.val/accuracy"),
-        ({"train.lr": {"choice": [1]}}, {"sheduler": {}}, "did you mean 'scheduler'"),
+        ({"optim.lr": {"choice": [1]}}, {"metrics": {"val/accuracy": "most"}}, "metrics.val/accuracy"),
+        ({"optim.lr": {"choice": [1]}}, {"sheduler": {}}, "did you mean 'scheduler'"),
         ({"variant": {"uniform": [0, 1]}}, {}, "variant is searched by name: list the names with choice or grid"),
         ({"variant": {"randint": [0, 2]}}, {}, "variant is searched by name: list the names with choice or grid"),
         ({"variant": {"choice": ["a", "b"]}}, {"variant": "a"}, "space searches variant, so variant=a cannot be set"),
@@ -66,7 +66,7 @@ def test_a_space_that_cannot_be_searched_is_refused(space: dict, others: dict, w
         ({"regulariser.alpah": 0.1}, "did you mean 'regulariser.alpha'"),
         ({"seeds": [1]}, "unknown key 'seeds'"),
         ({"regulariser.alpha": 1.5}, "key 'regulariser.alpha'.*less than or equal to 1"),
-        ({"train.workers": 1}, "train.workers cannot be searched: all trials ask for the same places"),
+        ({"workers.count": 1}, "workers.count cannot be searched: all trials ask for the same places"),
         ({"regulariser": 1}, "regulariser"),
     ],
 )
@@ -133,7 +133,7 @@ def test_a_search_that_is_written_down_keeps_the_secrets_of_a_place_to_itself(tm
     secret = "hunter2"
     data = {"name": "a", "store": f"s3://me:{secret}@bucket/store", "out": str(tmp_path)}
     run = validate_options(RunConfig, data, "test")
-    search = ParzenSearch(run, _options({"train.lr": {"choice": [0.1, 0.2]}}, search={"method": "tpe", "trials": 2}))
+    search = ParzenSearch(run, _options({"optim.lr": {"choice": [0.1, 0.2]}}, search={"method": "tpe", "trials": 2}))
     search.suggest("a")
     search.save(str(tmp_path / "searcher-state.pkl"))
     written = [file for file in tmp_path.rglob("*") if file.is_file()]
@@ -157,7 +157,7 @@ def test_milestones_of_successive_halving() -> None:
 
 
 def test_a_sweep_is_read_with_its_overrides_and_around_one_variant(tmp_path: Path) -> None:
-    run = {"name": "toy", "store": "nowhere", "variants": {"a": {"train.lr": 0.5}, "b": {}}, "compare_to": {"a": "b"}}
+    run = {"name": "toy", "store": "nowhere", "variants": {"a": {"optim.lr": 0.5}, "b": {}}, "compare_to": {"a": "b"}}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(run))
     options = _options({"regulariser.alpha": {"uniform": [0, 1]}, "train.epochs": {"choice": [3]}})
     dump_options(options, tmp_path / "space.yaml")
@@ -168,7 +168,7 @@ def test_a_sweep_is_read_with_its_overrides_and_around_one_variant(tmp_path: Pat
 
     files = tmp_path / "run.yaml", tmp_path / "space.yaml"
     config, sweep = load_sweep(*files, ["search.trials=4", "variant=a", "train.patience=2", "seeds=[1, 2]"])
-    assert (config.train.lr, config.train.patience, config.seeds, config.variants) == (0.5, 2, (1, 2), {})
+    assert (config.optim.lr, config.train.patience, config.seeds, config.variants) == (0.5, 2, (1, 2), {})
     assert sweep.search.trials == 4
     with pytest.raises(InputError, match="add variant=NAME, one of a, b"):
         load_sweep(*files, [])
@@ -197,7 +197,7 @@ def test_variants_are_listed_as_they_are_spelt(tmp_path: Path) -> None:
 def varied() -> RunConfig:
     """Variants that change a backbone, a section at once, and nothing."""
     variants = {
-        "gcn": {"model.backbone": "gcn", "train.lr": 0.5},
+        "gcn": {"model.backbone": "gcn", "optim.lr": 0.5},
         "plain": {"regulariser": {"weight": 0.0, "alpha": 0.2}},
         "base": {},
     }
@@ -205,14 +205,14 @@ def varied() -> RunConfig:
 
 
 def test_a_grid_has_every_variant_by_name_with_every_other_value(varied: RunConfig) -> None:
-    space = {"variant": {"grid": ["gcn", "plain", "base"]}, "train.lr": {"grid": [0.1, 0.2]}}
+    space = {"variant": {"grid": ["gcn", "plain", "base"]}, "optim.lr": {"grid": [0.1, 0.2]}}
     options = _options(space, search={"method": "grid"})
     points = known_points(options)
-    assert points == [{"variant": v, "train.lr": lr} for v in ("gcn", "plain", "base") for lr in (0.1, 0.2)]
+    assert points == [{"variant": v, "optim.lr": lr} for v in ("gcn", "plain", "base") for lr in (0.1, 0.2)]
     found = [configure(varied, point, "space") for point in points]
     weight = varied.regulariser.weight
     assert weight > 0
-    assert [(c.model.backbone, c.regulariser.weight, c.train.lr) for c in found] == [
+    assert [(c.model.backbone, c.regulariser.weight, c.optim.lr) for c in found] == [
         ("gcn", weight, 0.1),
         ("gcn", weight, 0.2),
         ("sage", 0.0, 0.1),
@@ -240,21 +240,21 @@ def test_a_trial_takes_its_variant_and_then_the_other_keys(varied: RunConfig) ->
     assert configure(varied, {"variant": "gcn"}, "space") == varied.resolve()["gcn"]
     assert configure(varied, {"variant": "base"}, "space") == varied.resolve()["base"]
     # The point's own keys win, in whatever order, and leave the variant's others.
-    for point in ({"variant": "gcn", "train.lr": 0.01}, {"train.lr": 0.01, "variant": "gcn"}):
+    for point in ({"variant": "gcn", "optim.lr": 0.01}, {"optim.lr": 0.01, "variant": "gcn"}):
         trial = configure(varied, point, "space")
-        assert (trial.train.lr, trial.model.backbone) == (0.01, "gcn")
+        assert (trial.optim.lr, trial.model.backbone) == (0.01, "gcn")
     assert configure(varied, {"variant": "gcn", "regulariser.rho": math.inf}, "space").regulariser.rho == math.inf
     trial = configure(varied, {"variant": "plain", "regulariser.rho": 0.7}, "space")
     assert (trial.regulariser.weight, trial.regulariser.alpha, trial.regulariser.rho) == (0.0, 0.2, 0.7)
-    assert trial.regulariser.tau == varied.regulariser.tau
-    with pytest.raises(InputError, match=r"did you mean 'train\.lr'"):
-        configure(varied, {"variant": "gcn", "train.lrr": 0.01}, "space")
+    assert trial.regulariser.agreement == varied.regulariser.agreement
+    with pytest.raises(InputError, match=r"did you mean 'optim\.lr'"):
+        configure(varied, {"variant": "gcn", "optim.lrr": 0.01}, "space")
 
 
 def test_the_values_of_a_trial_leave_its_variant_out(varied: RunConfig) -> None:
     point = {"variant": "gcn", "train.epochs": 3}
     trial = configure(varied, point, "space")
-    assert values_of(trial, [*point, "train.lr"]) == {"train.epochs": 3, "train.lr": 0.5}
+    assert values_of(trial, [*point, "optim.lr"]) == {"train.epochs": 3, "optim.lr": 0.5}
     assert values_of(trial, ["variant"]) == {}
 
 
@@ -269,7 +269,7 @@ def test_priors_are_those_of_the_variants_that_need_one(varied: RunConfig) -> No
 def test_a_search_that_learns_has_the_priors_of_every_variant(varied: RunConfig) -> None:
     variants = {**varied.variants, "far": {"ppr.teleport": 0.05}}
     config = varied.model_copy(update={"variants": variants})
-    names = {"variant": {"choice": ["gcn", "plain", "far"]}, "train.lr": {"uniform": [0.1, 0.2]}}
+    names = {"variant": {"choice": ["gcn", "plain", "far"]}, "optim.lr": {"uniform": [0.1, 0.2]}}
     found = priors_needed(config, _options(names, search={"method": "tpe"}), None)
     assert [ppr.teleport for ppr in found] == [config.ppr.teleport, 0.05]
     assert priors_needed(config, _options({"variant": {"choice": ["plain"]}}, search={"method": "tpe"}), None) == []
@@ -286,7 +286,7 @@ def test_a_search_that_learns_has_the_priors_of_every_variant(varied: RunConfig)
 def test_a_sweep_among_variants_keeps_them_and_refuses_unknown_ones(tmp_path: Path, varied: RunConfig) -> None:
     files = tmp_path / "run.yaml", tmp_path / "space.yaml"
     dump_options(varied, files[0])
-    space = {"variant": {"grid": ["gcn", "plain"]}, "train.lr": {"grid": [0.1, 0.2]}}
+    space = {"variant": {"grid": ["gcn", "plain"]}, "optim.lr": {"grid": [0.1, 0.2]}}
     dump_options(_options(space, search={"method": "grid"}), files[1])
     config, options = load_sweep(*files, ["train.patience=2"])
     assert list(config.variants) == ["gcn", "plain", "base"]
@@ -310,7 +310,7 @@ def test_a_sweep_among_variants_keeps_them_and_refuses_unknown_ones(tmp_path: Pa
 
 def test_without_metrics_a_sweep_goes_by_what_its_task_goes_by(tmp_path: Path, varied: RunConfig) -> None:
     files = tmp_path / "run.yaml", tmp_path / "space.yaml"
-    files[1].write_text("space: {train.lr: {choice: [0.1]}}")
+    files[1].write_text("space: {optim.lr: {choice: [0.1]}}")
 
     def metrics(task: dict, *overrides: str) -> dict[str, str]:
         dump_options(varied.model_copy(update={"variants": {}, "compare_to": {}}), files[0])
@@ -326,7 +326,7 @@ def test_without_metrics_a_sweep_goes_by_what_its_task_goes_by(tmp_path: Path, v
     }
     # What is named is taken as it is.
     assert metrics(links, "metrics={seconds: min}") == {"seconds": "min"}
-    files[1].write_text("{space: {train.lr: {choice: [0.1]}}, metrics: {val/accuracy: max}}")
+    files[1].write_text("{space: {optim.lr: {choice: [0.1]}}, metrics: {val/accuracy: max}}")
     assert metrics({}) == {"val/accuracy": "max"}
 
 
@@ -337,7 +337,7 @@ def test_a_sweep_among_variants_goes_by_what_they_all_go_by(tmp_path: Path, vari
     for names, expected in ((["links"], "val/mrr"), (["gcn", "plain"], "val/accuracy")):
         files[1].write_text(f"space: {{variant: {{choice: {names}}}}}")
         assert load_sweep(*files, [])[1].metrics == {expected: "max"}
-    files[1].write_text("space: {train.lr: {choice: [0.1]}}\nvariant: links")
+    files[1].write_text("space: {optim.lr: {choice: [0.1]}}\nvariant: links")
     assert load_sweep(*files, [])[1].metrics == {"val/mrr": "max"}
     files[1].write_text("space: {variant: {choice: [gcn, links]}}")
     with pytest.raises(InputError, match=r"space.yaml: the variants searched have .* accuracy, mrr; say under metrics"):

@@ -16,7 +16,7 @@ import ray
 import torch
 from ray.util.state import list_actors
 
-from optimag_dist.options import dump_options, load_options, validate_options
+from optimag_dist.options import dump_options, load_options, merge, validate_options
 from optimag_dist.train.launch import launch
 from optimag_dist.train.options import RunConfig
 from optimag_dist.tune.options import SweepOptions
@@ -28,8 +28,9 @@ from ..diverging import lost
 SPACE = {"regulariser.alpha": {"uniform": [0.1, 0.9]}, "ppr.teleport": {"choice": [0.15, 0.3]}}
 
 
-def _config(recipe: dict, **train: object) -> RunConfig:
-    return validate_options(RunConfig, {**recipe, "train": {**recipe["train"], "epochs": 4, **train}}, "recipe")
+def _config(recipe: dict, *, workers: int = 2, changes: dict | None = None, **train: object) -> RunConfig:
+    sections = {"train": {"epochs": 4, **train}, "workers": {"count": workers}}
+    return validate_options(RunConfig, merge(merge(recipe, sections), changes or {}), "recipe")
 
 
 def _options(space: dict | None = None, **others: object) -> SweepOptions:
@@ -82,7 +83,7 @@ def test_trials_of_two_workers_take_turns_and_share_priors(recipe: dict, ray_ses
     with pytest.raises(InputError, match="started with another space"):
         run_sweep(config, _options(search={"trials": 4}), resume=True)
     with pytest.raises(InputError, match="started with another configuration"):
-        run_sweep(_config(recipe, lr=0.5), options, resume=True)
+        run_sweep(_config(recipe, changes={"optim.lr": 0.5}), options, resume=True)
     (config.directory / "tune").chmod(0o770)
     with pytest.raises(InputError, match="others can write to this directory"):
         run_sweep(config, options, resume=True)
@@ -97,7 +98,7 @@ def test_a_trial_that_diverges_is_never_the_best_and_every_fit_is_told(
     options = _options({"variant": {"grid": ["lost", "plain"]}}, search={"method": "grid"}, metrics={"seconds": "min"})
     rows = run_sweep(_config(recipe, workers=1, epochs=30), options)
     assert [row.status for row in rows] == ["diverged", "finished"]
-    assert rows[0].error == "loss nan at step 2; lower train.lr"
+    assert rows[0].error == "loss nan at step 2; lower optim.lr"
     summary = json.loads((Path(recipe["out"]) / "toy" / "best" / "result.json").read_text())
     assert (summary["trial"], len(summary["fits"])) == ("001", 2)
     said = capsys.readouterr().out
@@ -108,7 +109,7 @@ def test_a_trial_that_diverges_is_never_the_best_and_every_fit_is_told(
 
 def test_what_is_over_time_is_stopped_and_the_rest_goes_on_later(recipe: dict, ray_session: None) -> None:
     config = _config(recipe, workers=1, epochs=20)
-    options = _options({"train.lr": {"grid": [0.01, 0.02]}}, search={"method": "grid", "concurrency": 1})
+    options = _options({"optim.lr": {"grid": [0.01, 0.02]}}, search={"method": "grid", "concurrency": 1})
     brief = options.model_copy(update={"search": options.search.model_copy(update={"time_budget_s": 1})})
     assert {row.status for row in run_sweep(config, brief)} <= {"running", "pending"}
     assert not (config.directory / "best").exists()
@@ -139,25 +140,25 @@ def test_an_interrupt_leaves_the_best_so_far(recipe: dict, ray_session: None) ->
 
 
 @pytest.mark.parametrize(
-    ("train", "others", "words"),
+    ("changes", "others", "words"),
     [
-        ({"cpus_per_worker": 64}, {}, "each whole on one node"),
+        ({"workers.cpus": 64}, {}, "each whole on one node"),
         (
             {},
             {"metrics": {"test/accuracy": "max"}},
             "unknown metric 'test/accuracy'; known: val/accuracy, val/macro_f1",
         ),
         ({}, {"scheduler": {"method": "asha", "grace": 4}}, "is not below the 4 epochs of a trial"),
-        ({"eval_every": 3}, {"scheduler": {"method": "asha", "grace": 2}}, "is before the first validation"),
+        ({"train.eval_every": 3}, {"scheduler": {"method": "asha", "grace": 2}}, "is before the first validation"),
         ({}, {"space": {"sampling.groups": {"choice": [2, 90]}}}, "training nodes cannot fill sampling.groups=90"),
         ({}, {"space": {"train.epochs": {"choice": [8]}}, "scheduler": {"method": "asha"}}, "train.epochs cannot be"),
     ],
 )
 def test_what_cannot_run_is_refused_before_it_starts(
-    train: dict, others: dict, words: str, recipe: dict, ray_session: None
+    changes: dict, others: dict, words: str, recipe: dict, ray_session: None
 ) -> None:
     with pytest.raises(InputError, match=words):
-        run_sweep(_config(recipe, **train), _options(**others))
+        run_sweep(_config(recipe, changes=changes), _options(**others))
     assert not Path(recipe["out"]).exists()
 
 
@@ -179,7 +180,7 @@ def test_the_best_configuration_trains_to_the_same_weights(recipe: dict, ray_ses
 def test_halving_stops_trials_and_their_workers_take_the_next(recipe: dict, ray_session: None) -> None:
     config = _config(recipe, workers=1, epochs=40)
     options = _options(
-        {"train.lr": {"choice": [1e-7, 1e-2]}, "model.dropout": {"uniform": [0, 0.5]}},
+        {"optim.lr": {"choice": [1e-7, 1e-2]}, "model.dropout": {"uniform": [0, 0.5]}},
         search={"method": "tpe", "trials": 8},
         metrics={"val/accuracy": "max", "seconds": "min"},
         scheduler={"method": "asha", "grace": 4, "reduction": 2},
@@ -218,7 +219,7 @@ def test_a_killed_worker_costs_its_trial_a_retry_or_the_trial_never_the_sweep(re
     options = _options({"regulariser.alpha": {"choice": [0.2]}}, search={"trials": 2})
     trials = {}
     for name, failures in (("retried", 1), ("lost", 0)):
-        config = _config({**recipe, "name": name}, epochs=30, max_failures=failures)
+        config = _config(recipe, epochs=30, changes={"name": name, "workers.max_failures": failures})
         thread = _signal_a_worker_when(_in_its_sixth_epoch(config), signal.SIGKILL)
         trials[name] = run_sweep(config, options)
         thread.join(timeout=10)
@@ -236,7 +237,8 @@ def test_a_killed_worker_costs_its_trial_a_retry_or_the_trial_never_the_sweep(re
 
 @pytest.mark.cluster
 def test_a_worker_that_hangs_is_named_and_ended(recipe: dict, ray_session: None) -> None:
-    config = _config(recipe, epochs=5000, patience=5000, max_failures=0, stall_timeout_s=15)
+    impatient = {"workers": {"max_failures": 0, "stall_timeout_s": 15}}
+    config = _config(recipe, epochs=5000, patience=5000, changes=impatient)
     ready = _in_its_sixth_epoch(config)
 
     def steady() -> bool:

@@ -11,11 +11,13 @@ import sys
 import pytest
 import torch
 
-from optimag_dist.ufgw import CosineCost, DenseCost, UFGWRegulariser, anchor_cost, graph_cost, solve_ufgw
+from optimag_dist.ufgw import CosineCost, DenseCost, anchor_cost, graph_cost, solve_ufgw
 from optimag_dist.ufgw.capture import map_tensors, tensors
 from optimag_dist.ufgw.problem import UFGWProblem
 from optimag_dist.ufgw.sinkhorn import sinkhorn_exp
 from optimag_dist.ufgw.solver import Budget, outer_steps
+
+from .ufgw_oracle import make_regulariser
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -128,9 +130,9 @@ def test_the_steps_never_wait_for_the_device():
 @pytest.mark.parametrize(
     "options",
     [
-        {"plan": "transport", "rho": 0.1, "tau": 1.0, "epsilon": 0.05},
-        {"plan": "local", "consistency": 0.5},
-        {"plan": "local", "consistency": 0.5, "differentiate": True},
+        {"kind": "transport", "rho": 0.1, "tau": 1.0, "epsilon": 0.05},
+        {"kind": "local", "consistency": 0.5},
+        {"kind": "local", "consistency": 0.5, "differentiate": True},
     ],
 )
 def test_the_regularisers_gradient_on_a_gpu_is_that_on_the_cpu(options):
@@ -138,6 +140,6 @@ def test_the_regularisers_gradient_on_a_gpu_is_that_on_the_cpu(options):
     gradients = []
     for device in ("cpu", "cuda"):
         leaf = z.to(device).requires_grad_()
-        UFGWRegulariser(**options)({"text": leaf[0], "image": leaf[1]}, proximity.to(device)).backward()
+        make_regulariser(**options)({"text": leaf[0], "image": leaf[1]}, proximity.to(device)).backward()
         gradients.append(leaf.grad.cpu())
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-7, atol=1e-12)

@@ -15,7 +15,7 @@ class Forbid:
 
 sys.meta_path.insert(0, Forbid())
 import torch
-from optimag_dist.ufgw import CosineCost, SparseCost, UFGWRegulariser, solve_ufgw
+from optimag_dist.ufgw import CosineCost, LocalRegulariser, SparseCost, solve_ufgw
 
 z = torch.randn(12, 3, generator=torch.Generator().manual_seed(0), requires_grad=True)
 proximity = 0.7 * torch.eye(12) + 0.3 * torch.eye(12).roll(1, 0)
@@ -23,7 +23,7 @@ C_m, C_G = CosineCost.from_embeddings(z), SparseCost.from_proximity(proximity)
 for marginal in ("kl", "kl_tensor"):
     solution = solve_ufgw(C_m, C_G, C_G.anchor_cost(), marginal=marginal)
     assert solution.status.healthy.all() and solution.objective.isfinite()
-loss = UFGWRegulariser()({"text": z}, proximity)
+loss = LocalRegulariser()({"text": z}, proximity)
 loss.backward()
 assert loss.isfinite() and z.grad.isfinite().all() and (z.grad != 0).any()
 

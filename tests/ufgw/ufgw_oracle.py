@@ -7,7 +7,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from optimag_dist.ufgw import LocalRegulariser, TransportRegulariser
+
 Costs = tuple[Tensor, Tensor, Tensor]
+
+
+def make_regulariser(kind: str = "local", **options: Any) -> LocalRegulariser | TransportRegulariser:
+    """The regulariser of this kind with these options."""
+    cls: Any = {"local": LocalRegulariser, "transport": TransportRegulariser}[kind]
+    made: LocalRegulariser | TransportRegulariser = cls(cls.options_class(**options))
+    return made
 
 
 def random_costs(nodes: int, seed: int, *, dim: int = 3, dtype: torch.dtype = torch.float64) -> Costs:
