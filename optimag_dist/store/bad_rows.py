@@ -75,9 +75,15 @@ class BadRows:
         return f"{file}{column}, row {row + 1}: {problem.text}{more}"
 
 
+# Letters of what a library says.
+_SAID = 300
+
+
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
     """Turn what Arrow and the system say about an unreadable file into an ``InputError`` that names it."""
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path}: is no regular file; needed one that can be read more than once")
     try:
         yield
     except (pa.ArrowException, OSError, UnicodeError, EOFError, zlib.error, csv.Error) as error:
@@ -85,7 +91,10 @@ def reading(path: Path) -> Iterator[None]:
         # pyarrow before 26, where rows are missing.
         if "Expected all lists to be of size" in str(error):
             remedy = "write its lists of fixed size as pa.list_(type), without the size, or read them with pyarrow 26"
-        raise InputError(f"{path}: cannot be read: {error}; {remedy}") from error
+        # Arrow repeats cells of any length and content.
+        said = str(error)[:_SAID]
+        plain = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in said) + "…" * (len(str(error)) > _SAID)
+        raise InputError(f"{path}: cannot be read: {plain}; {remedy}") from error
 
 
 def shown(value: object, length: int = 60) -> str:

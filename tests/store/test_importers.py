@@ -288,6 +288,21 @@ def ogb_with(file, text):
     return write
 
 
+def write_ogb_with_a_pipe(folder: Path) -> Path:
+    write_ogb(folder)
+    (folder / "split/time/train.csv.gz").unlink()
+    os.mkfifo(folder / "split/time/train.csv.gz")
+    return folder
+
+
+def pipe(name: str):
+    def write(folder: Path) -> Path:
+        os.mkfifo(folder / name)
+        return folder / name
+
+    return write
+
+
 def write_ogb_of_kinds(folder: Path) -> Path:
     write_csv(folder / "raw" / "num-node-dict.csv.gz", np.array([3]))
     return folder
@@ -329,6 +344,14 @@ BAD = {
     "gap in a split": (ogb_with("split/time/valid.csv.gz", "1\nnan\n"), [], "valid.csv.gz, row 2: cell 1 of 1"),
     "gap in a count": (ogb_with("raw/num-node-list.csv.gz", "nan\n"), [], "num-node-list.csv.gz, row 1: cell 1"),
     "many OGB graphs": (ogb_with("raw/num-node-list.csv.gz", "3\n4\n"), [], "size of one graph, got 2.*ogbg"),
+    "a pipe in OGB": (write_ogb_with_a_pipe, [], r"train\.csv\.gz: is no regular file"),
+    **{f"a pipe for {end}": (pipe(f"g.{end}"), [], rf"g\.{end}: is a pipe") for end in ("npz", "pt", "bin")},
+    # What is no table at all has cells of any length, full of control characters.
+    "another encoding": (
+        ogb_with("raw/num-edge-list.csv.gz", "a\x01" * 9000 + "\n"),
+        [],
+        r"num-edge-list\.csv\.gz: cannot be read: [^\x01]{,300}…; write the file again",
+    ),
     "OGB of kinds": (write_ogb_of_kinds, [], "several kinds of nodes"),
     "x twice": (pyg_with(x_x=torch.ones(N, 2)), [], "'x' and 'x_x' would both be the modality 'x'"),
     "sparse x": (pyg_with(x=torch.ones(N, 2).to_sparse()), [], "'x': needed a dense tensor, got a sparse.*to_dense"),

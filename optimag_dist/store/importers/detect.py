@@ -35,6 +35,8 @@ def open_source(path: Path, overrides: Sequence[str] = ()) -> GraphSource:
     options = parse_options(ImportOptions, overrides, str(path))
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
+    if not (path.is_file() or path.is_dir()):
+        raise InputError(f"{path}: is a pipe or a device; needed a file or a folder")
     layout = options.importer or _layout_of(path)
     source: Any = load(path_of(layout, IMPORTERS, "importer"))(path, options)
     if not isinstance(source, GraphSource):
