@@ -92,8 +92,8 @@ def reading(path: Path) -> Iterator[None]:
         if "Expected all lists to be of size" in str(error):
             remedy = "write its lists of fixed size as pa.list_(type), without the size, or read them with pyarrow 26"
         # Arrow repeats cells of any length and content.
-        said = str(error)[:_SAID]
-        plain = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in said) + "…" * (len(str(error)) > _SAID)
+        said = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(error))
+        plain = said if len(said) <= _SAID else f"{said[:_SAID]}…"
         raise InputError(f"{path}: cannot be read: {plain}; {remedy}") from error
 
 
