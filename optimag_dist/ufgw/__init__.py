@@ -5,15 +5,7 @@ faster. Training takes :class:`LocalRegulariser` or :class:`TransportRegulariser
 one problem (or a batch of them) by itself, with tensors or with costs that know their structure.
 """
 
-from optimag_dist.ufgw.costs import (
-    CosineCost,
-    DenseCost,
-    SparseCost,
-    anchor_cost,
-    cosine_cost,
-    graph_cost,
-    graph_costs,
-)
+from optimag_dist.ufgw.costs import CosineCost, DenseCost, SparseCost, anchor_cost, cosine_cost, graph_cost, graph_costs
 from optimag_dist.ufgw.options import LocalOptions, TransportOptions, UFGWOptions
 from optimag_dist.ufgw.regulariser import LocalRegulariser, TransportRegulariser, UFGWDiagnostics, UFGWRegulariser
 from optimag_dist.ufgw.solution import REMEDIES, SolverStatus, UFGWSolution

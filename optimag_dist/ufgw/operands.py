@@ -138,7 +138,7 @@ def _as_rho(rho: Rho, reference: Cost, marginal: str) -> dict[str, Tensor]:
 def check_cost(checks: DeferredChecks, name: str, cost: Cost, *, symmetric: bool) -> None:
     if isinstance(cost, DenseCost):
         values = cost.values
-        high = checks.refuse_outside(name, values, low=0, what="costs", tolerance=_rounding(values))
+        high = checks.refuse_negative(name, values, what="costs", tolerance=_rounding(values))
         if symmetric:
             vector = _no_pattern(cost.nodes, values)[None, None, :]
             across = (vector @ values)[:, 0] - (vector @ values.mT)[:, 0]
@@ -178,8 +178,8 @@ def _check_sparse(checks: DeferredChecks, name: str, cost: SparseCost) -> None:
         low, high = (int(x) for x in indices.aminmax()) if stored else (0, 0)
         if low < 0 or high >= cost.nodes:
             raise ValueError(f"{name}: indices from {low} to {high}; needed columns from 0 to {cost.nodes - 1}")
-    checks.refuse_outside(f"the constant of {name}", constant, low=0, what="costs")
-    highest = checks.refuse_outside(f"S of {name}", values, low=0, what="entries")
+    checks.refuse_negative(f"the constant of {name}", constant, what="costs")
+    highest = checks.refuse_negative(f"S of {name}", values, what="entries")
     checks.refuse_if(
         (values > cost.constant_of_entries * (1 + 1e-3)).any(),
         lambda: f"{name} = constant − S is negative where S is above its constant; needed costs of at least 0",
@@ -213,7 +213,7 @@ def _rounding(x: Tensor) -> float:
 
 
 def _check_masses(checks: DeferredChecks, name: str, masses: Tensor) -> None:
-    checks.refuse_outside(name, masses, low=0, what="masses", note=" (0: node absent)")
+    checks.refuse_negative(name, masses, what="masses", note=" (0: node absent)")
     empty = masses.amax(1) <= 0
     checks.refuse_if(
         empty.any(),

@@ -24,10 +24,10 @@ from optimag_dist.ufgw.local import LocalStatus, alignment, by_autograd, consist
 from optimag_dist.ufgw.objective import structure_term
 from optimag_dist.ufgw.options import LocalOptions, TransportOptions, UFGWOptions
 from optimag_dist.ufgw.plan import Plan
-from optimag_dist.ufgw.problem import UFGWProblem
+from optimag_dist.ufgw.problem import Linearised, UFGWProblem
 from optimag_dist.ufgw.solution import SolverStatus, UFGWSolution
 from optimag_dist.ufgw.solver import Budget, solve
-from optimag_dist.ufgw.state import SolverState, report
+from optimag_dist.ufgw.state import report
 from optimag_dist.ufgw.validation import DeferredChecks, check_tensor
 
 
@@ -65,7 +65,8 @@ class UFGWRegulariser(nn.Module, ABC):
     def forward(
         self, embeddings: Mapping[str, Tensor], proximity: Tensor, present: Mapping[str, Tensor] | None = None
     ) -> Tensor:
-        """The weighted sum over modalities, all solved as one batch.
+        """The weighted sum over modalities, all solved as one batch: 0-dim float32 (float64 if an embedding is). It can
+        be differentiated twice, plans and what is kept held fixed (a transport plan is then found once more).
 
         Args:
             embeddings: modality → (N, d_m), floating point, row i = node i; lengths of rows do not matter. A row of
@@ -74,10 +75,6 @@ class UFGWRegulariser(nn.Module, ABC):
             proximity: (N, N) PPR among the same nodes, ≥ 0, same device.
             present: modality → (N,) bool; a modality without an entry is present everywhere. One that no node of the
                 group has adds 0.
-
-        Returns:
-            0-dim float32 (float64 if an embedding is). It can be differentiated twice, plans and what is kept held
-            fixed (a transport plan is then found once more).
 
         Raises:
             ValueError: shapes do not fit, NaN or infinite values, or negative proximity. On a GPU this and the solver's
@@ -88,9 +85,10 @@ class UFGWRegulariser(nn.Module, ABC):
         dtype = torch.float32
         for z in embeddings.values():
             dtype = torch.promote_types(dtype, z.dtype)
-        masks = torch.stack([_mask(embeddings[name], present, name) for name in names])
+        everyone = torch.ones(len(proximity), dtype=torch.bool, device=proximity.device)
+        masks = torch.stack([(present or {}).get(name, everyone) for name in names])
         checks = DeferredChecks()
-        checks.refuse_outside("proximity", proximity, low=0, what="PPR")
+        checks.refuse_negative("proximity", proximity, what="PPR")
 
         with torch.autocast(proximity.device.type, enabled=False):
             # A column of zeros changes no cosine, so one tensor holds modalities of any width.
@@ -113,18 +111,13 @@ class UFGWRegulariser(nn.Module, ABC):
         return self.options.weight * found.value.sum()
 
     def diagnostics(self) -> UFGWDiagnostics:
-        """What the last call of the module found.
-
-        Raises:
-            RuntimeError: it has not been called yet.
-        """
+        """What the last call of the module found; a RuntimeError where it has not been called yet."""
         if self._last is None:
             raise RuntimeError("no diagnostics yet: call the regulariser on a group of nodes first")
         return self._last
 
     @abstractmethod
-    def _find(self, C_m: CosineCost, proximity: Tensor, present: Tensor, checks: DeferredChecks) -> "_Found":
-        """The value of each modality, and what is told of it."""
+    def _find(self, C_m: CosineCost, proximity: Tensor, present: Tensor, checks: DeferredChecks) -> "_Found": ...
 
 
 class _Found(NamedTuple):
@@ -186,29 +179,22 @@ class TransportRegulariser(UFGWRegulariser):
 
     def _find(self, C_m: CosineCost, proximity: Tensor, present: Tensor, checks: DeferredChecks) -> _Found:
         anyone = present.any(1)
-        problem, state, solution = self._solved(C_m, proximity, present, checks)
-        plan, fixed = _plan_of(state), CosineCost(C_m.directions.detach(), C_m.weights)
+        problem, plan, linearised, solution = self._solved(C_m, proximity, present, checks)
+        fixed, healthy = CosineCost(C_m.directions.detach(), C_m.weights), solution.status.healthy
 
         def again() -> tuple[UFGWProblem, Plan]:
-            problem, state, _ = self._solved(fixed, proximity, present, DeferredChecks())
-            return problem, _plan_of(state)
+            return self._solved(fixed, proximity, present, DeferredChecks())[:2]
 
-        structure = structure_term(C_m, problem, plan, state.linearised, solution.status.healthy, again)
+        structure = structure_term(C_m, problem, plan, linearised, healthy, again)
         constant = solution.objective - solution.parts["quadratic"]
         # What could not be solved is told by the status; as NaN it would end up in every weight.
-        value = torch.where(anyone & solution.status.healthy, self.options.alpha * structure + constant, 0.0)
+        value = torch.where(anyone & healthy, self.options.alpha * structure + constant, 0.0)
         return _Found(value, solution.kept_mass, solution.received_mass, solution.parts, anyone, solution.status)
 
+    @torch.no_grad()
     def _solved(
         self, C_m: CosineCost, proximity: Tensor, masks: Tensor, checks: DeferredChecks
-    ) -> tuple[UFGWProblem, SolverState, UFGWSolution]:
-        with torch.no_grad():
-            problem = self._problem(C_m, proximity, masks)
-            budget = Budget(self.options.n_outer, self.options.n_sinkhorn)
-            state = solve(problem, budget, checks)
-            return problem, state, report(problem, state, None)
-
-    def _problem(self, C_m: CosineCost, proximity: Tensor, masks: Tensor) -> UFGWProblem:
+    ) -> tuple[UFGWProblem, Plan, Linearised, UFGWSolution]:
         # A modality that nobody has is solved over everybody, and its value dropped: no branch on a device value.
         weights = (masks | ~masks.any(1, keepdim=True)).to(C_m.dtype)
         marginal = weights / weights.sum(1, keepdim=True)
@@ -216,18 +202,11 @@ class TransportRegulariser(UFGWRegulariser):
         C_G, M = graph_costs(proximity, delta=options.delta, tau=options.tau, anchor=options.anchor)
         rho = torch.full_like(marginal[:1, :1], options.rho)
         alpha, epsilon = options.alpha, options.epsilon
-        return UFGWProblem.build(C_m, C_G, M, marginal, marginal, rho, rho, alpha=alpha, epsilon=epsilon)
-
-
-def _plan_of(state: SolverState) -> Plan:
-    assert state.plan is not None  # at least one step was taken
-    return state.plan
-
-
-def _mask(z: Tensor, present: Mapping[str, Tensor] | None, name: str) -> Tensor:
-    if present is None or name not in present:
-        return torch.ones(len(z), dtype=torch.bool, device=z.device)
-    return present[name]
+        problem = UFGWProblem.build(C_m, C_G, M, marginal, marginal, rho, rho, alpha=alpha, epsilon=epsilon)
+        state = solve(problem, Budget(options.n_outer, options.n_sinkhorn), checks)
+        solution = report(problem, state, None)
+        assert state.plan is not None  # at least one step was taken
+        return problem, state.plan, state.linearised, solution
 
 
 def _check_shapes(embeddings: Mapping[str, Tensor], proximity: Tensor, present: Mapping[str, Tensor] | None) -> None:
@@ -240,27 +219,27 @@ def _check_shapes(embeddings: Mapping[str, Tensor], proximity: Tensor, present: 
         raise ValueError(f"proximity: got shape {tuple(proximity.shape)}, needed (N, N) with N ≥ 1")
     nodes = len(proximity)
     for name, z in embeddings.items():
-        check_tensor(f"embeddings[{name!r}]", z)
+        name = f"embeddings[{name!r}]"
+        check_tensor(name, z)
         if z.ndim != 2 or len(z) != nodes or z.shape[1] == 0:
-            raise ValueError(f"embeddings[{name!r}]: got shape {tuple(z.shape)}, needed ({nodes}, d) as proximity has")
-        if z.device != proximity.device:
-            raise ValueError(
-                f"embeddings[{name!r}] is on {z.device}, proximity on {proximity.device}; needed one device"
-            )
+            raise ValueError(f"{name}: got shape {tuple(z.shape)}, needed ({nodes}, d) as proximity has")
+        _check_device(name, z, proximity)
     if present is not None and not isinstance(present, Mapping):
-        raise ValueError(
-            f"present: got {type(present).__name__}, needed a mapping of modality names to (N,) bool tensors"
-        )
-    for name, mask in (present or {}).items():
-        if name not in embeddings:
-            raise ValueError(f"present[{name!r}]: no such modality; embeddings has {', '.join(map(repr, embeddings))}")
-        check_tensor(f"present[{name!r}]", mask, what="bool")
+        what = type(present).__name__
+        raise ValueError(f"present: got {what}, needed a mapping of modality names to (N,) bool tensors")
+    for modality, mask in (present or {}).items():
+        name = f"present[{modality!r}]"
+        if modality not in embeddings:
+            raise ValueError(f"{name}: no such modality; embeddings has {', '.join(map(repr, embeddings))}")
+        check_tensor(name, mask, what="bool")
         if mask.shape != (nodes,):
-            raise ValueError(f"present[{name!r}]: got shape {tuple(mask.shape)}, needed ({nodes},)")
-        if mask.device != proximity.device:
-            raise ValueError(
-                f"present[{name!r}] is on {mask.device}, proximity on {proximity.device}; needed one device"
-            )
+            raise ValueError(f"{name}: got shape {tuple(mask.shape)}, needed ({nodes},)")
+        _check_device(name, mask, proximity)
+
+
+def _check_device(name: str, x: Tensor, proximity: Tensor) -> None:
+    if x.device != proximity.device:
+        raise ValueError(f"{name} is on {x.device}, proximity on {proximity.device}; needed one device")
 
 
 def _check_values(checks: DeferredChecks, names: list[str], C_m: CosineCost, there: Tensor) -> None:

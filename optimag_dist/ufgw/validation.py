@@ -24,22 +24,20 @@ class DeferredChecks:
         self._bad.append(bad)
         self._explain.append(explain)
 
-    def refuse_outside(
-        self, name: str, x: Tensor, *, low: float, what: str, note: str = "", tolerance: float = 0.0
-    ) -> Tensor:
-        """Note values that are NaN, infinite or below ``low``, by one sweep; returns the largest (0-dim).
+    def refuse_negative(self, name: str, x: Tensor, *, what: str, note: str = "", tolerance: float = 0.0) -> Tensor:
+        """Note values that are NaN, infinite or below 0, by one sweep; returns the largest (0-dim).
 
-        Values below ``low`` by up to the share ``tolerance`` of the largest count as rounding.
+        Values below 0 by up to the share ``tolerance`` of the largest count as rounding.
         """
         smallest, largest = torch.aminmax(x) if x.numel() else (x.new_zeros(()), x.new_zeros(()))
 
         def explain() -> str:
             if count := int((~x.isfinite()).sum()):
                 return f"{name} holds {count} NaN or infinite values; needed finite numbers"
-            return f"{name} has a minimum of {float(smallest):.3g}; needed {what} of at least {low:g}{note}"
+            return f"{name} has a minimum of {float(smallest):.3g}; needed {what} of at least 0{note}"
 
         # NaN passes no comparison.
-        fine = (smallest >= low - tolerance * largest) & (largest < math.inf)
+        fine = (smallest >= -tolerance * largest) & (largest < math.inf)
         self.refuse_if(~fine, explain)
         return largest
 
