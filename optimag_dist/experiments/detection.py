@@ -18,7 +18,7 @@ from optimag_dist.train.options import VariantConfig
 from optimag_dist.train.regularisers import has_diagnostics, kept_mass_of, make_regulariser
 from optimag_dist.types import InputError
 
-# The ways to judge, as in the tables' columns.
+# The ways to find conflicts, as in the tables' columns.
 KEPT, MISMATCH, NEIGHBOURS = "kept mass", "PPR-weighted mismatch", "neighbours' mean"
 
 
@@ -33,8 +33,8 @@ def area_under_curve(trust: np.ndarray, conflict: np.ndarray) -> float:
 
 
 def kept_mass(store: GraphStore, ppr: PPRArtefact, config: VariantConfig, seed: int) -> dict[str, np.ndarray]:
-    """Modality → (n,) what each node keeps of its stored features' mass, judged in the group it is an anchor of, as at
-    the end of a fit but for the configuration's own number of anchors."""
+    """Modality → (n,) what each node keeps of its stored features' mass, measured in the group it is an anchor of,
+    as at the end of a fit but for the configuration's own number of anchors."""
     regulariser = make_regulariser(config.regulariser)
     if not has_diagnostics(regulariser):
         raise InputError(
@@ -90,10 +90,10 @@ def areas(
     for way, by_modality in ways.items():
         values = []
         for m, trust in by_modality.items():
-            judged = store.present(m) & (np.diff(store.topology.indptr) > 0) & np.isfinite(trust)
-            value = area_under_curve(trust[judged], truth[m][judged])
+            known = store.present(m) & (np.diff(store.topology.indptr) > 0) & np.isfinite(trust)
+            value = area_under_curve(trust[known], truth[m][known])
             found[f"auc/{way}/{m}"] = value
             values.append(value)
-        known = [value for value in values if value == value]
-        found[f"auc/{way}"] = float(np.mean(known)) if known else float("nan")
+        values = [value for value in values if value == value]
+        found[f"auc/{way}"] = float(np.mean(values)) if values else float("nan")
     return found

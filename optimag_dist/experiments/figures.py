@@ -1,25 +1,26 @@
-"""The drawings of an experiment's report, a study each."""
+"""The plots of an experiment's report, a study each."""
 
+import itertools
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from optimag_dist.experiments.analysis import Row, area, measures_of
+from optimag_dist.experiments.analysis import Row, area
 from optimag_dist.experiments.detection import KEPT
 from optimag_dist.experiments.recipe import StudyOptions
-from optimag_dist.report.drawing import PALETTE, Drawing, drawing, legend, panels
-from optimag_dist.report.measure import Measure
-from optimag_dist.report.statistics import Interval
+from optimag_dist.report.comparison import measures_of
+from optimag_dist.report.measure import Interval, Measure
+from optimag_dist.report.plotting import PALETTE, Plot, legend, panels, plot
 
 # So many stand beside a plot.
 _LETTERS = 30
-# What one line of a plot shows: a name, and the interval at every value of the axis (None where there is none).
-Line = tuple[str, list[Interval | None]]
+# Graph → name of a line → its interval at every value of the axis, None where there is none.
+Lines = Mapping[str, Mapping[str, list[Interval | None]]]
 
 
 @dataclass(frozen=True)
@@ -51,84 +52,58 @@ def _scale_of_difference(measure: Measure) -> _Scale:
     return _Scale(measure.axis_of_difference, measure.factor, measure.digits + 1, measure.show_difference)
 
 
-def draw_study(study: StudyOptions, rows: Sequence[Row]) -> list[tuple[Drawing, str]]:
-    """As many drawings, each with its caption, as the study asks for: lines for one varied thing, maps for two, dots
-    for none. What is judged by different figures is drawn apart."""
+def draw_study(study: StudyOptions, rows: Sequence[Row]) -> list[tuple[Plot, str]]:
+    """As many plots, each with its caption, as the study asks for: lines for one varied thing, maps for two, dots for
+    none. What is compared by different metrics is drawn apart."""
     shown = measures_of(rows)
-    figures = dict.fromkeys(row.judged_by for row in rows)
-    drawings = []
-    for figure in figures:
-        mine = [row for row in rows if row.judged_by == figure]
-        # A task may be one of what is varied; of one task's figure there is one value of it.
-        varied = [key for key in study.vary if len(figures) == 1 or len({row.at[key] for row in mine}) > 1]
+    metrics = dict.fromkeys(row.compared_by for row in rows)
+    plots = []
+    for metric in metrics:
+        mine = [row for row in rows if row.compared_by == metric]
+        # A task may be one of what is varied; of one task's metric there is one value of it.
+        varied = [key for key in study.vary if len(metrics) == 1 or len({row.at[key] for row in mine}) > 1]
         if len(varied) == 2:
             drawn, caption = _maps(mine, varied[0], varied[1], shown), "Means over seeds in every cell."
         elif len(varied) == 1:
-            drawn, caption = _lines(mine, varied[0], shown), "Means over seeds; bands are 95 % intervals."
+            drawn = _lines(mine, varied[0], shown.get(metric or ""))
+            caption = "Means over seeds; bands are 95 % intervals."
         else:
-            drawn, caption = _bars(mine, shown), "Dots are means over seeds, bars 95 % intervals."
-        drawings += [(each, caption) for each in drawn]
-    return drawings
+            drawn = _bars(mine, shown.get(metric or ""))
+            caption = "Dots are means over seeds, bars 95 % intervals."
+        plots += [(each, caption) for each in drawn]
+    return plots
 
 
-def _graphs(rows: Sequence[Row]) -> list[str]:
-    return list(dict.fromkeys(row.graph for row in rows))
-
-
-def _arms(rows: Sequence[Row]) -> list[str]:
-    return list(dict.fromkeys(row.arm for row in rows))
-
-
-def _lines(rows: Sequence[Row], key: str, shown: Mapping[str, Measure]) -> list[Drawing]:
+def _lines(rows: Sequence[Row], key: str, measure: Measure | None) -> list[Plot]:
     values = list(dict.fromkeys(row.at[key] for row in rows))
-    drawings = []
-    if rows[0].judged_by is not None:
-        measure = shown[rows[0].judged_by]
-        drawings.append(_line_panels(rows, key, values, "score", _scale(measure)))
+    # The ways that need no transport are the same whatever the arm.
+    first = {row.graph: row.arm for row in reversed(rows)}
+
+    def collected(of: Callable[[Row], Mapping[str, Interval | None]]) -> Lines:
+        lines: dict[str, dict[str, list[Interval | None]]] = {row.graph: {} for row in rows}
+        for row in rows:
+            for name, interval in of(row).items():
+                if interval is not None:
+                    intervals = lines[row.graph].setdefault(name, [None] * len(values))
+                    intervals[values.index(row.at[key])] = interval
+        return lines
+
+    plots = []
+    if measure is not None:
+        plots.append(_draw_lines(collected(lambda row: {row.arm: row.score}), key, values, _scale(measure)))
         if any(row.difference for row in rows):
-            drawings.append(_line_panels(rows, key, values, "difference", _scale_of_difference(measure)))
+            lines = collected(lambda row: {row.arm: row.difference})
+            plots.append(_draw_lines(lines, key, values, _scale_of_difference(measure), zero=True))
     if any(row.areas for row in rows):
-        drawings.append(_area_panels(rows, key, values))
-    return drawings
+        kept = collected(lambda row: {f"{KEPT}: {row.arm}": row.areas.get(KEPT)})
+        ways = sorted({way for row in rows for way in row.areas} - {KEPT})
+        others = collected(lambda row: {way: row.areas.get(way) for way in ways if row.arm == first[row.graph]})
+        plots.append(_draw_lines({graph: {**kept[graph], **others[graph]} for graph in kept}, key, values, _AREA))
+    return plots
 
 
-def _line_panels(
-    rows: Sequence[Row], key: str, values: list[Any], what: Literal["score", "difference"], scale: _Scale
-) -> Drawing:
-    graphs = _graphs(rows)
-    by_graph: dict[str, list[Line]] = {}
-    for graph in graphs:
-        found = {(row.arm, row.at[key]): getattr(row, what) for row in rows if row.graph == graph}
-        lines = [(arm, [found.get((arm, value)) for value in values]) for arm in _arms(rows)]
-        by_graph[graph] = [line for line in lines if any(x is not None for x in line[1])]
-    return _draw_lines(by_graph, key, values, scale, zero=what == "difference")
-
-
-def _area_panels(rows: Sequence[Row], key: str, values: list[Any]) -> Drawing:
-    by_graph: dict[str, list[Line]] = {}
-    for graph in _graphs(rows):
-        mine = [row for row in rows if row.graph == graph]
-        found = {(row.arm, row.at[key]): row.areas for row in mine}
-        lines: list[Line] = [
-            (f"{KEPT}: {arm}", [found.get((arm, value), {}).get(KEPT) for value in values]) for arm in _arms(mine)
-        ]
-        # The other ways are the same whatever the arm.
-        first = _arms(mine)[0]
-        others = {way for row in mine for way in row.areas} - {KEPT}
-        lines += [(way, [found.get((first, value), {}).get(way) for value in values]) for way in sorted(others)]
-        by_graph[graph] = [line for line in lines if any(x is not None for x in line[1])]
-    return _draw_lines(by_graph, key, values, _AREA)
-
-
-def _draw_lines(
-    by_graph: dict[str, list[Line]],
-    key: str,
-    values: list[Any],
-    scale: _Scale,
-    *,
-    zero: bool = False,
-) -> Drawing:
-    names = list(dict.fromkeys(name for lines in by_graph.values() for name, _ in lines))
+def _draw_lines(by_graph: Lines, key: str, values: list[Any], scale: _Scale, *, zero: bool = False) -> Plot:
+    names = list(dict.fromkeys(name for lines in by_graph.values() for name in lines))
     colours = {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(names)}
     places, logarithmic = _places(values)
 
@@ -139,7 +114,7 @@ def _draw_lines(
                 axis.set_xscale("log")
             if zero:
                 axis.axhline(0, color=PALETTE[3], linewidth=1, linestyle=":")
-            for name, intervals in lines:
+            for name, intervals in lines.items():
                 known = [(x, i) for x, i in zip(places, intervals, strict=True) if i is not None]
                 x = [place for place, _ in known]
                 mean = scale.factor * np.array([i.mean for _, i in known])
@@ -154,9 +129,9 @@ def _draw_lines(
     words = "; ".join(
         f"{graph}, {name}: " + ", ".join(f"{v}: {scale.say(i)}" for v, i in zip(values, intervals, strict=True) if i)
         for graph, lines in by_graph.items()
-        for name, intervals in lines
+        for name, intervals in lines.items()
     )
-    return drawing(draw, f"{scale.label} by {key}, mean and 95 % interval. {words}.")
+    return plot(draw, f"{scale.label} by {key}, mean and 95 % interval. {words}.")
 
 
 def _places(values: list[Any]) -> tuple[list[float], bool]:
@@ -172,81 +147,71 @@ def _short(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _maps(rows: Sequence[Row], first: str, second: str, shown: Mapping[str, Measure]) -> list[Drawing]:
+def _maps(rows: Sequence[Row], first: str, second: str, shown: Mapping[str, Measure]) -> list[Plot]:
     across, down = (list(dict.fromkeys(row.at[key] for row in rows)) for key in (first, second))
-    drawings = []
-    for graph in _graphs(rows):
-        for arm in _arms(rows):
-            mine = [row for row in rows if row.graph == graph and row.arm == arm]
-            found = {(row.at[first], row.at[second]): row for row in mine}
-            if len(found) < 2:
-                continue
-            # What was chosen by, and what that is worth.
-            columns = dict.fromkeys(
-                column for column in (mine[0].validated_by, mine[0].judged_by) if column is not None
-            )
-            tables = [
-                (_scale(shown[key]), {at: row.figures[key] for at, row in found.items() if key in row.figures})
-                for key in columns
-            ]
-            if not tables:
-                tables = [(_AREA, {at: row.areas[KEPT] for at, row in found.items() if KEPT in row.areas})]
-            if any(table for _, table in tables):
-                grids = [(scale, _grid(scale, table, across, down)) for scale, table in tables]
-                drawings.append(_map(grids, f"{graph}, {arm}", first, second, across, down))
-    return drawings
+    graphs, arms = dict.fromkeys(row.graph for row in rows), dict.fromkeys(row.arm for row in rows)
+    plots = []
+    for graph, arm in itertools.product(graphs, arms):
+        found = {(row.at[first], row.at[second]): row for row in rows if row.graph == graph and row.arm == arm}
+        if len(found) < 2:
+            continue
+        row = next(iter(found.values()))
+        # What was chosen by, and what that is worth.
+        columns = dict.fromkeys(column for column in (row.validated_by, row.compared_by) if column is not None)
+        tables = [(_scale(shown[c]), {at: r.metrics[c] for at, r in found.items() if c in r.metrics}) for c in columns]
+        tables = tables or [(_AREA, {at: r.areas[KEPT] for at, r in found.items() if KEPT in r.areas})]
+        if any(table for _, table in tables):
+            grids = [(scale, _grid(scale, table, across, down)) for scale, table in tables]
+            plots.append(_map(grids, f"{graph}, {arm}", first, second, across, down))
+    return plots
 
 
-def _grid(scale: _Scale, found: dict[Any, Interval], across: list[Any], down: list[Any]) -> np.ndarray:
+def _grid(scale: _Scale, found: Mapping[Any, Interval], across: list[Any], down: list[Any]) -> np.ndarray:
     places = [[(a, d) for a in across] for d in down]
     return scale.factor * np.array([[found[at].mean if at in found else np.nan for at in row] for row in places])
 
 
 def _map(
-    tables: Sequence[tuple[_Scale, np.ndarray]], title: str, first: str, second: str, across: list[Any], down: list[Any]
-) -> Drawing:
+    grids: Sequence[tuple[_Scale, np.ndarray]], title: str, first: str, second: str, across: list[Any], down: list[Any]
+) -> Plot:
     def draw() -> Figure:
-        figure, axes = panels([f"{title}: {scale.label}" for scale, _ in tables], xlabel=first, ylabel=second)
-        for axis, (scale, table) in zip(axes, tables, strict=True):
-            _shade(axis, scale, table)
+        figure, axes = panels([f"{title}: {scale.label}" for scale, _ in grids], xlabel=first, ylabel=second)
+        for axis, (scale, grid) in zip(axes, grids, strict=True):
+            _shade(axis, scale, grid)
             axis.set_xticks(range(len(across)), [_short(v) for v in across])
             axis.set_yticks(range(len(down)), [_short(v) for v in down])
         return figure
 
     said = []
-    for scale, table in tables:
-        i, j = np.unravel_index((np.nanargmin if scale.down else np.nanargmax)(table), table.shape)
+    for scale, grid in grids:
+        i, j = np.unravel_index((np.nanargmin if scale.down else np.nanargmax)(grid), grid.shape)
         best = "lowest" if scale.down else "highest"
-        said.append(f"{scale.label}: {best} {table[i, j]:.3g} at {first}={across[j]}, {second}={down[i]}")
-    return drawing(draw, f"{title} by {first} and {second}. {'; '.join(said)}.")
+        said.append(f"{scale.label}: {best} {grid[i, j]:.3g} at {first}={across[j]}, {second}={down[i]}")
+    return plot(draw, f"{title} by {first} and {second}. {'; '.join(said)}.")
 
 
-def _shade(axis: Axes, scale: _Scale, table: np.ndarray) -> None:
+def _shade(axis: Axes, scale: _Scale, grid: np.ndarray) -> None:
     """Brighter is better."""
     axis.grid(False)
-    axis.imshow(table, cmap="viridis_r" if scale.down else "viridis", origin="lower", aspect="auto")
-    middle = (np.nanmin(table) + np.nanmax(table)) / 2
-    for (i, j), value in np.ndenumerate(table):
+    axis.imshow(grid, cmap="viridis_r" if scale.down else "viridis", origin="lower", aspect="auto")
+    middle = (np.nanmin(grid) + np.nanmax(grid)) / 2
+    for (i, j), value in np.ndenumerate(grid):
         if np.isfinite(value):
             dark = value > middle if scale.down else value < middle
             text = f"{value:.{scale.digits}f}"
             axis.text(j, i, text, ha="center", va="center", fontsize=8, color="white" if dark else "black")
 
 
-def _bars(rows: Sequence[Row], shown: Mapping[str, Measure]) -> list[Drawing]:
+def _bars(rows: Sequence[Row], measure: Measure | None) -> list[Plot]:
     """Differences of the arms that are compared, and areas."""
-    drawings = []
     compared = [(row, row.difference) for row in rows if row.difference is not None]
-    if compared and rows[0].judged_by is not None:
-        drawings.append(_dots(compared, _scale_of_difference(shown[rows[0].judged_by])))
-    judged = [(row, row.areas[KEPT]) for row in rows if KEPT in row.areas]
-    if judged:
-        drawings.append(_dots(judged, _AREA))
-    return drawings
+    plots = [_dots(compared, _scale_of_difference(measure))] if compared and measure is not None else []
+    known = [(row, row.areas[KEPT]) for row in rows if KEPT in row.areas]
+    return [*plots, _dots(known, _AREA)] if known else plots
 
 
-def _dots(found: Sequence[tuple[Row, Interval]], scale: _Scale) -> Drawing:
-    graphs = _graphs([row for row, _ in found])
+def _dots(found: Sequence[tuple[Row, Interval]], scale: _Scale) -> Plot:
+    graphs = list(dict.fromkeys(row.graph for row, _ in found))
 
     def draw() -> Figure:
         figure, axes = panels(graphs, xlabel=scale.label)
@@ -255,16 +220,8 @@ def _dots(found: Sequence[tuple[Row, Interval]], scale: _Scale) -> Drawing:
             if scale is not _AREA:
                 axis.axvline(0, color=PALETTE[3], linewidth=1, linestyle=":")
             for place, (_, interval) in enumerate(mine):
-                half = np.nan_to_num(interval.half_width)
-                axis.errorbar(
-                    scale.factor * interval.mean,
-                    place,
-                    xerr=scale.factor * half,
-                    fmt="o",
-                    color=PALETTE[0],
-                    capsize=3,
-                    markersize=4,
-                )
+                mean, half = scale.factor * interval.mean, scale.factor * np.nan_to_num(interval.half_width)
+                axis.errorbar(mean, place, xerr=half, fmt="o", color=PALETTE[0], capsize=3, markersize=4)
             if scale is _AREA:
                 # The other ways do not depend on the arm.
                 others = {way: value for way, value in mine[0][0].areas.items() if way != KEPT}
@@ -278,4 +235,4 @@ def _dots(found: Sequence[tuple[Row, Interval]], scale: _Scale) -> Drawing:
         return figure
 
     words = "; ".join(f"{row.graph}, {row.arm}: {scale.say(interval)}" for row, interval in found)
-    return drawing(draw, f"{scale.label}, mean and 95 % interval. {words}.")
+    return plot(draw, f"{scale.label}, mean and 95 % interval. {words}.")

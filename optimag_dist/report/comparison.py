@@ -1,57 +1,82 @@
-"""The comparison of a run's variants over seeds: by the figure that decides in each, paired by seed."""
+"""The comparison of a run's variants over seeds: by the metric that each is chosen by, paired by seed."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from optimag_dist.report.measure import Measure, columns_of, measures
+from optimag_dist.report.measure import Interval, Measure, columns_of, mean_interval, measures
 from optimag_dist.report.run import Run, read_run
-from optimag_dist.report.statistics import Interval, mean_interval
 from optimag_dist.tasks import named
 
 
-@dataclass(frozen=True)
-class ComparisonRow:
-    """One variant.
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """Fits that differ by their seed, and how they differ from others.
 
     Attributes:
-        finished, planned: fits.
-        metrics: column → over the finished seeds: what was tested, first that by which it is compared, and what
-            validation went by.
-        epochs: trained, not the best.
+        metrics: column → over the finished seeds: what was tested, first that by which they are compared, and what
+            validation went by; empty where nothing is trained.
         seconds: of training per fit, evaluation left out.
-        baseline: the variant it is compared with; None for one that the others are compared with.
-        difference: in ``judged_by``, this variant minus the baseline over the seeds that both have finished; None
-            without a baseline, or where that has another task.
+        compared_with: the name of the others; None without any.
+        difference: in ``compared_by``, these minus the others over the seeds that both have finished; None without
+            others, or where they have another task.
     """
 
-    variant: str
-    finished: int
-    planned: int
     metrics: Mapping[str, Interval]
-    epochs: Interval
     seconds: Interval
-    baseline: str | None
+    compared_with: str | None
     difference: Interval | None
 
     @property
-    def judged_by(self) -> str | None:
-        """The column by which it is compared; None while no fit is finished."""
+    def compared_by(self) -> str | None:
+        """The column by which they are compared; None while no fit is finished."""
         return next(iter(self.metrics), None)
 
 
 @dataclass(frozen=True)
-class ComparisonTable:
-    """All variants in the order of the configuration, and what may be said about them.
+class Cells:
+    """Rows as text, empty where there is nothing; ``measures`` are of all the columns that rows have."""
 
-    Attributes:
-        measures: column → how it is shown; those by which variants are compared come first, validation last.
-        sentences: the findings in plain words.
-    """
+    rows: Sequence[Compared]
+    measures: Mapping[str, Measure]
+
+    @property
+    def compared_by(self) -> list[Measure]:
+        """Those by which rows are compared, more than one where rows have different tasks."""
+        return [self.measures[column] for column in dict.fromkeys(row.compared_by for row in self.rows) if column]
+
+    def measure(self, row: Compared) -> Measure | None:
+        """That by which ``row`` is compared."""
+        return self.measures.get(row.compared_by or "")
+
+    def value(self, row: Compared, column: str | None) -> str:
+        return self.measures[column].show(row.metrics[column]) if column and column in row.metrics else ""
+
+    def difference(self, row: Compared) -> str:
+        measure = self.measure(row)
+        return measure.show_difference(row.difference) if measure and row.difference else ""
+
+    def verdict(self, row: Compared) -> Literal["better", "worse", ""]:
+        measure = self.measure(row)
+        return measure.verdict(row.difference) if measure and row.difference else ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparisonRow(Compared):
+    """One variant; ``finished`` and ``planned`` are numbers of fits, ``epochs`` those trained, not the best."""
+
+    variant: str
+    finished: int
+    planned: int
+    epochs: Interval
+
+
+@dataclass(frozen=True)
+class ComparisonTable(Cells):
+    """All variants in the order of the configuration, and what may be said about them in plain words."""
 
     rows: tuple[ComparisonRow, ...]
-    measures: Mapping[str, Measure]
     sentences: tuple[str, ...]
 
     @property
@@ -61,16 +86,6 @@ class ComparisonTable:
     @property
     def planned(self) -> int:
         return sum(row.planned for row in self.rows)
-
-    @property
-    def tested(self) -> list[Measure]:
-        """Those of the test set."""
-        return [measure for column, measure in self.measures.items() if column.startswith("test/")]
-
-    @property
-    def judged_by(self) -> list[Measure]:
-        """Those by which variants are compared, more than one where variants have different tasks."""
-        return list({row.judged_by: self.measures[row.judged_by] for row in self.rows if row.judged_by}.values())
 
 
 def comparison_table(run_dir: Path) -> ComparisonTable:
@@ -85,16 +100,20 @@ def comparison_table(run_dir: Path) -> ComparisonTable:
 def compare(run: Run) -> ComparisonTable:
     """The comparison of the variants of ``run``."""
     rows = tuple(_row(run, variant) for variant in run.variants)
-    columns = dict.fromkeys(column for row in rows for column in row.metrics)
-    first = dict.fromkeys(row.judged_by for row in rows)
-    ordered = sorted(columns, key=lambda column: (column not in first, column.startswith("val/")))
-    means = {column: [row.metrics[column].mean for row in rows if column in row.metrics] for column in ordered}
-    table = measures(means)
+    table = measures_of(rows)
     diverged = [
         f"{fit.variant} seed {fit.seed} diverged, and is in no mean or difference: {fit.diverged}"
         for fit in run.diverged
     ]
     return ComparisonTable(rows, table, (*diverged, *_sentences(rows, table)))
+
+
+def measures_of(rows: Sequence[Compared]) -> dict[str, Measure]:
+    """Column → how it is shown; those by which rows are compared come first, validation last."""
+    first = {row.compared_by for row in rows}
+    columns = dict.fromkeys(column for row in rows for column in row.metrics)
+    ordered = sorted(columns, key=lambda column: (column not in first, column.startswith("val/")))
+    return measures({key: [row.metrics[key].mean for row in rows if key in row.metrics] for key in ordered})
 
 
 def _row(run: Run, variant: str) -> ComparisonRow:
@@ -108,22 +127,23 @@ def _row(run: Run, variant: str) -> ComparisonRow:
         metrics={key: mean_interval([r[key] for r in results.values() if r.get(key) is not None]) for key in columns},
         epochs=mean_interval([result["epochs"] for result in results.values()]),
         seconds=mean_interval([fit.seconds for fit in fits]),
-        baseline=baseline,
+        compared_with=baseline,
         difference=None if baseline is None else _difference(run, variant, baseline),
     )
 
 
 def _difference(run: Run, variant: str, baseline: str) -> Interval | None:
-    """Over the seeds that both have finished; None where they have different tasks."""
     mine, theirs = _results(run, variant), _results(run, baseline)
-    judged_by = {next(iter(columns_of(results.values()))) for results in (mine, theirs) if results}
-    # The same figure of another task says something else.
+    compared_by = {columns_of(results.values())[0] for results in (mine, theirs) if results}
+    # The same metric of another task says something else.
     tasks = {
         next((name, type(task)) for name, task in named(run.variants[v].task).items()) for v in (variant, baseline)
     }
-    if max(len(judged_by), len(tasks)) > 1:
+    if max(len(compared_by), len(tasks)) > 1:
         return None
-    return mean_interval([mine[seed][key] - theirs[seed][key] for key in judged_by for seed in mine if seed in theirs])
+    return mean_interval(
+        [mine[seed][key] - theirs[seed][key] for key in compared_by for seed in mine if seed in theirs]
+    )
 
 
 def _results(run: Run, variant: str) -> dict[int, Mapping[str, Any]]:
@@ -131,7 +151,7 @@ def _results(run: Run, variant: str) -> dict[int, Mapping[str, Any]]:
 
 
 def _sentences(rows: Sequence[ComparisonRow], measures: Mapping[str, Measure]) -> list[str]:
-    compared = [row for row in rows if row.baseline is not None]
+    compared = [row for row in rows if row.compared_with is not None]
     if not compared:
         return ["One variant: there is nothing to compare it with."]
     sentences = [_finding(row, measures) for row in compared]
@@ -143,13 +163,13 @@ def _sentences(rows: Sequence[ComparisonRow], measures: Mapping[str, Measure]) -
 
 
 def _finding(row: ComparisonRow, measures: Mapping[str, Measure]) -> str:
-    gap, start = row.difference, f"{row.variant} against {row.baseline}:"
+    gap, start = row.difference, f"{row.variant} against {row.compared_with}:"
     if gap is None:
         return f"{start} they have different tasks, so they are not compared."
     if gap.n == 0:
         return f"{start} no seed is finished for both, so they cannot be compared yet."
-    assert row.judged_by is not None
-    measure = measures[row.judged_by]
+    assert row.compared_by is not None
+    measure = measures[row.compared_by]
     start = f"{start} {measure.words} {measure.signed(gap.mean)}{' points' if measure.metric.is_share else ''}"
     if gap.n == 1:
         return f"{start} with one seed: no interval, so this may well be chance."

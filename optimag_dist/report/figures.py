@@ -1,4 +1,4 @@
-"""The drawings of a run's report."""
+"""The plots of a run's report."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,9 +7,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from optimag_dist.report.drawing import PALETTE, Drawing, drawing, legend, panels
 from optimag_dist.report.kept_mass import KeptMass
-from optimag_dist.report.measure import Measure, decisive_figure
+from optimag_dist.report.measure import Measure, monitored
+from optimag_dist.report.plotting import PALETTE, Plot, legend, panels, plot
 from optimag_dist.report.run import FitRecord, Run
 
 _BINS = 50
@@ -20,61 +20,54 @@ def variant_colours(variants: Sequence[str]) -> dict[str, str]:
     return {variant: PALETTE[i % len(PALETTE)] for i, variant in enumerate(variants)}
 
 
-def learning_curves(run: Run, colours: Mapping[str, str]) -> Drawing | None:
+def learning_curves(run: Run, colours: Mapping[str, str]) -> Plot | None:
     """What validation goes by, and loss, by epoch; None before the first epoch is recorded."""
-    decisive = dict.fromkeys(f"val/{decisive_figure(fit.result)}" for fit in run.finished if fit.result is not None)
-    columns = {column: Measure(column).words for column in decisive} | {"task_loss": "training loss of the task"}
+    monitors = dict.fromkeys(monitored(fit.result) for fit in run.finished if fit.result is not None)
+    columns = {column: Measure(column).words for column in monitors} | {"task_loss": "training loss of the task"}
     return _curves(run, columns, colours)
 
 
-def regulariser_curves(run: Run, colours: Mapping[str, str]) -> Drawing | None:
+def regulariser_curves(run: Run, colours: Mapping[str, str]) -> Plot | None:
     """Alignment loss and share of PPR mass inside the groups by epoch; None when no variant is regularised."""
     columns = {"alignment": "alignment loss λ Σ UFGW", "kept_ppr": "PPR mass inside the groups"}
     return _curves(run, columns, colours)
 
 
-def kept_mass_histograms(masses: Sequence[KeptMass], colours: Mapping[str, str]) -> Drawing | None:
+def kept_mass_histograms(masses: Sequence[KeptMass], colours: Mapping[str, str]) -> Plot | None:
     """Kept mass of all nodes and seeds, a panel per modality on one axis, medians marked; None without any."""
-    histograms = {name: [mass for mass in masses if name in mass.values] for mass in masses for name in mass.values}
-    finite = {
-        (mass.variant, name): mass.values[name][np.isfinite(mass.values[name])]
-        for name, members in histograms.items()
-        for mass in members
-    }
-    finite = {key: values for key, values in finite.items() if len(values)}
-    if not finite:
+    names = dict.fromkeys(name for mass in masses for name in mass.values)
+    found = {(m.variant, n): m.values[n][np.isfinite(m.values[n])] for n in names for m in masses if n in m.values}
+    found = {key: values for key, values in found.items() if len(values)}
+    if not found:
         return None
-    low, high = (float(f([f(values) for values in finite.values()])) for f in (min, max))
+    low, high = (float(f([f(values) for values in found.values()])) for f in (min, max))
     margin = 0.02 * (high - low) or 0.05
     edges = np.linspace(low - margin, high + margin, _BINS + 1)
-    names = [name for name in histograms if any(key[1] == name for key in finite)]
+    shown = list(dict.fromkeys(name for _, name in found))
 
     def draw() -> Figure:
-        figure, axes = panels(names, ylabel="share of nodes", xlabel="kept mass  r / μ")
-        for name, axis in zip(names, axes, strict=True):
+        figure, axes = panels(shown, ylabel="share of nodes", xlabel="kept mass  r / μ")
+        for axis in axes:
             axis.set_xlim(edges[0], edges[-1])
-            for (variant, modality), values in finite.items():
-                if modality != name:
-                    continue
-                share = np.histogram(values, edges)[0] / len(values)
-                axis.stairs(share, edges, fill=True, alpha=0.35, color=colours[variant])
-                axis.stairs(share, edges, color=colours[variant], label=variant)
-                median = float(np.median(values))
-                axis.axvline(median, color=colours[variant], linestyle="--", linewidth=1.2)
+        for (variant, name), values in found.items():
+            axis, colour = axes[shown.index(name)], colours[variant]
+            share = np.histogram(values, edges)[0] / len(values)
+            axis.stairs(share, edges, fill=True, alpha=0.35, color=colour)
+            axis.stairs(share, edges, color=colour, label=variant)
+            axis.axvline(float(np.median(values)), color=colour, linestyle="--", linewidth=1.2)
         legend(figure, axes)
         return figure
 
-    medians = "; ".join(f"{variant}, {name}: {np.median(values):.3f}" for (variant, name), values in finite.items())
-    return drawing(draw, f"Histograms of kept mass over all nodes and seeds. Medians: {medians}.")
+    medians = "; ".join(f"{variant}, {name}: {np.median(values):.3f}" for (variant, name), values in found.items())
+    return plot(draw, f"Histograms of kept mass over all nodes and seeds. Medians: {medians}.")
 
 
-def _curves(run: Run, columns: Mapping[str, str], colours: Mapping[str, str]) -> Drawing | None:
+def _curves(run: Run, columns: Mapping[str, str], colours: Mapping[str, str]) -> Plot | None:
     series = {
-        (variant, column): [_series(fit, column) for fit in run.of(variant, finished=False)]
+        (variant, column): [s for fit in run.of(variant, finished=False) if (s := _series(fit, column))]
         for variant in run.variants
         for column in columns
     }
-    series = {key: [each for each in fits if each] for key, fits in series.items()}
     shown = [column for column in columns if any(series[variant, column] for variant in run.variants)]
     if not shown:
         return None
@@ -83,10 +76,11 @@ def _curves(run: Run, columns: Mapping[str, str], colours: Mapping[str, str]) ->
         figure, axes = panels([columns[column] for column in shown], xlabel="epoch")
         for column, axis in zip(shown, axes, strict=True):
             for variant in run.variants:
-                _draw_variant(axis, series[variant, column], variant, colours[variant])
+                if series[variant, column]:
+                    _draw_variant(axis, series[variant, column], variant, colours[variant])
             for fit in run.finished:
                 assert fit.result is not None
-                if column == f"val/{decisive_figure(fit.result)}":
+                if column == monitored(fit.result):
                     place = (fit.result["best_epoch"] + 1, fit.result[column])
                     axis.plot(*place, "o", markersize=3.5, color=colours[fit.variant], zorder=4)
             axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
@@ -98,7 +92,7 @@ def _curves(run: Run, columns: Mapping[str, str], colours: Mapping[str, str]) ->
         for (variant, column), fits in series.items()
         if fits
     )
-    return drawing(draw, f"Curves by epoch of {' and '.join(columns[c] for c in shown)}. Mean at the end: {last}.")
+    return plot(draw, f"Curves by epoch of {' and '.join(columns[c] for c in shown)}. Mean at the end: {last}.")
 
 
 def _series(fit: FitRecord, column: str) -> dict[int, float]:
@@ -109,9 +103,7 @@ def _series(fit: FitRecord, column: str) -> dict[int, float]:
 def _draw_variant(axis: Axes, fits: Sequence[Mapping[int, float]], variant: str, colour: str) -> None:
     """Mean and range as far as every seed was trained, seeds on their own after that: seeds that stop early must not
     bend the mean."""
-    if not fits:
-        return
-    common = sorted(set.intersection(*(set(fit) for fit in fits)))
+    common = sorted(set.intersection(*map(set, fits)))
     values = np.array([[fit[epoch] for epoch in common] for fit in fits])
     axis.plot(common, values.mean(axis=0), color=colour, linewidth=1.8, label=variant, zorder=3)
     axis.fill_between(common, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.18, linewidth=0)

@@ -1,4 +1,4 @@
-"""Kept mass of a run's nodes, and the nodes that lie at its two ends, with their neighbours, for a person to judge."""
+"""Kept mass of a run's nodes, and the nodes that lie at its two ends, with their neighbours, for people to look at."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from optimag_dist.report.pictures import picture_uri
+from optimag_dist.report.html import shortened, spread
+from optimag_dist.report.images import image_uri
 from optimag_dist.report.run import Run
 from optimag_dist.store import GraphStore
 from optimag_dist.train import checkpoint
@@ -34,19 +35,15 @@ class KeptMass:
     seeds: tuple[int, ...]
     values: Mapping[str, np.ndarray]
 
-    @property
-    def num_nodes(self) -> int:
-        return next(iter(self.values.values())).shape[1]
-
 
 @dataclass(frozen=True)
 class NodeView:
-    """What a person sees of a node: ``id`` always, the rest where the store has it; ``picture`` is a data URI."""
+    """What a person sees of a node: ``id`` always, the rest where the store has it; ``image`` is a data URI."""
 
     id: str
     name: str | None
     label: str | None
-    picture: str | None
+    image: str | None
 
 
 @dataclass(frozen=True)
@@ -65,10 +62,8 @@ class Card:
     """A node among its neighbours.
 
     Attributes:
-        neighbours: some of them.
-        degree: how many there are.
-        same_label: how many of the labelled neighbours share the node's label; None when it has none.
-        labelled: how many neighbours have a label.
+        neighbours: some of them; there are ``degree``, of which ``labelled`` have a label.
+        same_label: how many share the node's label; None when it has none.
     """
 
     node: NodeView
@@ -108,19 +103,17 @@ def read_kept_mass(run: Run) -> list[KeptMass]:
     masses = []
     for variant in run.variants:
         paths = {fit.seed: fit.directory / "kept_mass.parquet" for fit in run.of(variant)}
-        paths = {seed: path for seed, path in paths.items() if path.exists()}
-        if not paths:
-            continue
-        tables = [_read(path) for path in paths.values()]
-        names = tables[0].column_names
-        sizes = {table.num_rows for table in tables}
+        tables = {seed: _read(path) for seed, path in paths.items() if path.exists()}
+        sizes = {table.num_rows for table in tables.values()}
         if len(sizes) > 1:
             raise InputError(
                 f"{run.directory / variant}: the kept_mass.parquet files of its seeds have {sorted(sizes)} rows, so "
                 "the store changed between them; train all seeds again under another name"
             )
-        values = {name: np.stack([table.column(name).to_numpy() for table in tables]) for name in names}
-        masses.append(KeptMass(variant, tuple(paths), values))
+        if tables:
+            names = next(iter(tables.values())).column_names
+            values = {name: np.stack([table.column(name).to_numpy() for table in tables.values()]) for name in names}
+            masses.append(KeptMass(variant, tuple(tables), values))
     return masses
 
 
@@ -134,11 +127,7 @@ def _read(path: Path) -> pa.Table:
 
 
 def check_store(store: GraphStore, run: Run) -> None:
-    """Make sure that ``store`` is the one that the fits with kept mass were trained on.
-
-    Raises:
-        InputError: it has changed since.
-    """
+    """Raise ``InputError`` unless ``store`` is the one that the fits with kept mass were trained on."""
     for fit in run.finished:
         path = fit.directory / "model.pt"
         exported = (fit.directory / "kept_mass.parquet").exists()
@@ -152,19 +141,22 @@ def gallery(mass: KeptMass, store: GraphStore) -> Gallery:
     Raises:
         InputError: ``store`` has another number of nodes.
     """
-    if mass.num_nodes != store.num_nodes:
+    num_nodes = next(iter(mass.values.values())).shape[1]
+    if num_nodes != store.num_nodes:
         raise InputError(
             f"{store.path}: the store has {store.num_nodes:,} nodes and the kept mass of {mass.variant} "
-            f"{mass.num_nodes:,}; it has changed since the training"
+            f"{num_nodes:,}; it has changed since the training"
         )
-    linked = _linked(store)
+    # Has a neighbour, along or against an arc.
+    linked = np.diff(store.topology.indptr) > 0
+    if store.directed:
+        linked[store.topology.indices] = True
     means = {name: values.mean(axis=0, dtype=np.float64) for name, values in mass.values.items()}
     chosen: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for name, mean in means.items():
         candidates = np.flatnonzero(linked & np.isfinite(mean))
         order = candidates[np.argsort(mean[candidates], kind="stable")]
-        low = order[:_DISTRUSTED]
-        chosen[name] = low, order[len(low) :][::-1][:_TRUSTED]
+        chosen[name] = order[:_DISTRUSTED], order[_DISTRUSTED:][::-1][:_TRUSTED]
     nodes = np.unique(np.concatenate([part for parts in chosen.values() for part in parts]))
     cards = dict(zip(nodes.tolist(), _cards(nodes, mass, means, store), strict=True))
     ends = tuple(
@@ -175,32 +167,21 @@ def gallery(mass: KeptMass, store: GraphStore) -> Gallery:
     return Gallery(mass.variant, mass.seeds, int(np.count_nonzero(~linked)), ends)
 
 
-def _linked(store: GraphStore) -> np.ndarray:
-    """(n,) bool: has a neighbour, along or against an arc."""
-    linked = np.diff(store.topology.indptr) > 0
-    if store.directed:
-        linked[store.topology.indices] = True
-    return linked
-
-
 def _cards(nodes: np.ndarray, mass: KeptMass, means: Mapping[str, np.ndarray], store: GraphStore) -> Iterator[Card]:
     neighbours = _neighbours(store, nodes)
-    # Spread over the whole list, for the first few ids may be all of one kind.
-    shown = [
-        all_[np.linspace(0, len(all_) - 1, min(len(all_), _NEIGHBOURS)).round().astype(np.int64)] for all_ in neighbours
-    ]
-    seen = np.unique(np.concatenate([nodes, *shown]))
-    views = dict(zip(seen.tolist(), _views(store, seen), strict=True))
+    shown = [spread(every, _NEIGHBOURS) for every in neighbours]
+    views = _views(store, np.unique(np.concatenate([nodes, *shown]).astype(np.int64)))
     ranks = {name: np.sort(mean[np.isfinite(mean)]) for name, mean in means.items()}
+    labels = np.full(store.num_nodes, -1) if store.labels is None else store.labels
     for node, some, every in zip(nodes.tolist(), shown, neighbours, strict=True):
-        same_label, labelled = _label_agreement(store, node, every)
+        theirs, own = labels[every], labels[node]
         yield Card(
             node=views[node],
             masses=tuple(_node_mass(name, mass.values[name][:, node], ranks[name]) for name in mass.values),
-            neighbours=tuple(views[v] for v in some.tolist()),
+            neighbours=tuple(views[v] for v in some),
             degree=len(every),
-            same_label=same_label,
-            labelled=labelled,
+            same_label=int(np.count_nonzero(theirs == own)) if own >= 0 else None,
+            labelled=int(np.count_nonzero(theirs >= 0)),
         )
 
 
@@ -221,28 +202,16 @@ def _neighbours(store: GraphStore, nodes: np.ndarray) -> list[np.ndarray]:
     return [np.union1d(own, targets[sources == v]) for v, own in zip(nodes, into, strict=True)]
 
 
-def _label_agreement(store: GraphStore, node: int, neighbours: np.ndarray) -> tuple[int | None, int]:
-    if store.labels is None:
-        return None, 0
-    theirs, own = store.labels[neighbours], store.labels[node]
-    labelled = int(np.count_nonzero(theirs >= 0))
-    return (int(np.count_nonzero(theirs == own)) if own >= 0 else None), labelled
-
-
-def _views(store: GraphStore, nodes: np.ndarray) -> Iterator[NodeView]:
+def _views(store: GraphStore, nodes: np.ndarray) -> dict[int, NodeView]:
     texts = [name for name, kind in store.attributes.items() if kind == "text"]
     images = [name for name, kind in store.attributes.items() if kind == "image"]
     text = "name" if "name" in texts else texts[0] if texts else None
     names: Sequence[str | None] = store.attribute(text, nodes) if text else [None] * len(nodes)
-    pictures: Sequence[bytes | None] = store.attribute(images[0], nodes) if images else [None] * len(nodes)
-    labels = store.labels[nodes] if store.labels is not None else np.full(len(nodes), -1)
-    for user_id, name, picture, label in zip(store.ids(nodes), names, pictures, labels.tolist(), strict=True):
-        yield NodeView(
-            str(user_id), _shortened(name), store.classes[label] if label >= 0 else None, picture_uri(picture)
+    contents: Sequence[bytes | None] = store.attribute(images[0], nodes) if images else [None] * len(nodes)
+    labels = [store.classes[i] if i >= 0 else None for i in store.labels[nodes]] if store.labels is not None else None
+    return {
+        node: NodeView(str(user_id), shortened(name or "", _LONGEST_NAME) or None, label, image_uri(content))
+        for node, user_id, name, label, content in zip(
+            nodes.tolist(), store.ids(nodes), names, labels or [None] * len(nodes), contents, strict=True
         )
-
-
-def _shortened(text: str | None) -> str | None:
-    if text is None or len(text) <= _LONGEST_NAME:
-        return text or None
-    return text[: _LONGEST_NAME - 1].rstrip() + "…"
+    }

@@ -1,15 +1,21 @@
-"""How the figures of results are named and shown, whatever the task.
+"""How the metrics of results are averaged over seeds, named and shown, whatever the task.
 
-Results have columns ``val/NAME`` and ``test/NAME`` (``test/TASK/NAME`` where a run has several tasks), and
-``decisive``, the name of the figure that early stopping went by; results without it are of node classification.
+Results have columns ``val/NAME`` and ``test/NAME`` (``test/TASK/NAME`` where a run has several tasks), and under
+``decisive`` the name of the metric that early stopping monitored; results without it are of node classification.
+
+A mean over n seeds comes with the 95 % interval of Student's t, mean ± t(0.975; n − 1) · s / √n. The differences of
+fits with the same seed, which share split and initial weights' seed, are such values too: the interval of their mean is
+that of a paired t test.
 """
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from optimag_dist.report.statistics import Interval
+import numpy as np
+from scipy.special import stdtrit
+
 from optimag_dist.tasks import metric_of
 from optimag_dist.tasks.metrics import Metric
 
@@ -17,6 +23,36 @@ _PARTS = {"test": "test", "val": "validation"}
 # Of a plain number, in the largest of a column.
 _SIGNIFICANT = 3
 _MOST_DIGITS = 4
+
+
+@dataclass(frozen=True)
+class Interval:
+    """The mean of n values and its 95 % interval ``mean ± half_width``; NaN where there is none: below two values no
+    interval, without any no mean."""
+
+    mean: float
+    half_width: float
+    n: int
+
+    @property
+    def low(self) -> float:
+        return self.mean - self.half_width
+
+    @property
+    def high(self) -> float:
+        return self.mean + self.half_width
+
+    @property
+    def excludes_zero(self) -> bool:
+        return self.n >= 2 and abs(self.mean) > self.half_width
+
+
+def mean_interval(values: Sequence[float]) -> Interval:
+    """Mean and 95 % interval of Student's t of independent ``values``."""
+    n = len(values)
+    mean = float(np.mean(values)) if n else math.nan
+    half = float(stdtrit(n - 1, 0.975) * np.std(values, ddof=1) / math.sqrt(n)) if n > 1 else math.nan
+    return Interval(mean, half, n)
 
 
 @dataclass(frozen=True)
@@ -49,16 +85,12 @@ class Measure:
     @property
     def words(self) -> str:
         """``test accuracy``."""
-        return f"{self._part} {self.title}"
+        return f"{_PARTS[self.column.partition('/')[0]]} {self.title}"
 
     @property
     def heading(self) -> str:
         """``test accuracy, %``."""
-        return f"{self._part} {self.title_and_unit}"
-
-    @property
-    def _part(self) -> str:
-        return _PARTS[self.column.partition("/")[0]]
+        return self.words + ", %" * self.metric.is_share
 
     @property
     def axis(self) -> str:
@@ -126,20 +158,20 @@ def show(mean: float, half_width: float = math.nan, *, digits: int = 1) -> str:
     return f"{mean:.{digits}f}" + ("" if math.isnan(half_width) else f" ± {half_width:.{digits}f}")
 
 
-def decisive_figure(result: Mapping[str, Any]) -> str:
-    """The name of the figure that a fit's early stopping went by."""
-    return result.get("decisive") or "accuracy"
+def monitored(result: Mapping[str, Any]) -> str:
+    """The column of the metric that a fit's early stopping monitored."""
+    return f"val/{result.get('decisive') or 'accuracy'}"
 
 
 def columns_of(results: Collection[Mapping[str, Any]]) -> list[str]:
     """Of fits that differ by their seed: what was tested, and what validation went by, as far as there are values.
 
-    The first is the one to compare by: the decisive figure, unless another was tested in its place.
+    The first is the one to compare by: the monitored metric, unless another was tested in its place.
     """
     columns: dict[str, None] = {}
     for result in results:
-        decisive = decisive_figure(result)
-        tested = [key for key in result if key.startswith("test/")]
-        ordered = [*sorted(tested, key=lambda key: key != f"test/{decisive}"), f"val/{decisive}"]
-        columns |= dict.fromkeys(key for key in ordered if result.get(key) is not None)
+        validated = monitored(result)
+        first = f"test/{validated.removeprefix('val/')}"
+        tested = sorted((key for key in result if key.startswith("test/")), key=lambda key: key != first)
+        columns |= dict.fromkeys(key for key in (*tested, validated) if result.get(key) is not None)
     return sorted(columns, key=lambda column: column.startswith("val/"))

@@ -1,7 +1,7 @@
-"""What fits generated for their test nodes, beside the references: some nodes of a run, for a person to judge.
+"""What fits generated for their test nodes, beside the references: some nodes of a run, for people to look at.
 
 A fit of such a task leaves ``outputs.parquet``, of several tasks ``outputs-TASK.parquet``: ``id``, ``reference`` and
-``output``, texts or pictures, and where pictures were compared with those trained on, the ``nearest`` of them.
+``output``, texts or images, and where images were compared with those trained on, the ``nearest`` of them.
 """
 
 from collections.abc import Mapping
@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from optimag_dist.report.pictures import picture_uri
+from optimag_dist.report.html import shortened, spread
+from optimag_dist.report.images import image_uri
 from optimag_dist.report.run import Run
 
 _ROWS = 12
@@ -22,10 +22,10 @@ _LONGEST_TEXT = 500
 
 @dataclass(frozen=True)
 class Sample:
-    """A text, or a picture as a data URI."""
+    """A text, or an image as a data URI."""
 
     text: str = ""
-    picture: str | None = None
+    image: str | None = None
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class Samples:
 
     Attributes:
         task: its name; empty where runs have one.
+        nearest: those of ``variants`` that name the nearest training image.
         total: nodes that there are outputs for.
-        nearest: those of ``variants`` that name the nearest training picture.
     """
 
     task: str
@@ -63,26 +63,24 @@ def read_samples(run: Run) -> list[Samples]:
         for fit in run.finished:
             for path in sorted(fit.directory.glob("outputs*.parquet")) if fit.seed == seed else ():
                 schema = pq.read_schema(path)
-                # Texts and pictures of one name are of different tasks.
-                pictures = [_holds_bytes(schema.field(name).type) for name in ("reference", "output")]
-                key = (path.stem.removeprefix("outputs").removeprefix("-"), *pictures)
+                # Texts and images of one name are of different tasks.
+                kinds = [schema.field(name).type for name in ("reference", "output")]
+                images = [pa.types.is_binary(kind) or pa.types.is_large_binary(kind) for kind in kinds]
+                key = (path.stem.removeprefix("outputs").removeprefix("-"), *images)
                 groups.setdefault(key, {}).setdefault(seed, {})[fit.variant] = path
     return [_samples(key[0], *next(iter(by_seed.items()))) for key, by_seed in groups.items()]
-
-
-def _holds_bytes(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
 def _samples(task: str, seed: int, paths: Mapping[str, Path]) -> Samples:
     ids = {variant: pq.read_table(path, columns=["id"])["id"].to_pylist() for variant, path in paths.items()}
     first = next(iter(ids.values()))
     everywhere = set(first).intersection(*ids.values())
-    candidates = [each for each in first if each in everywhere] or first
-    chosen = [
-        candidates[i] for i in np.linspace(0, len(candidates) - 1, min(len(candidates), _ROWS)).round().astype(int)
-    ]
-    found = {variant: _rows_of(path, chosen) for variant, path in paths.items()}
+    chosen = spread([each for each in first if each in everywhere] or first, _ROWS)
+    found = {
+        variant: {row["id"]: row for row in pq.read_table(path, filters=[("id", "in", chosen)]).to_pylist()}
+        for variant, path in paths.items()
+        if chosen
+    }
     nearest = tuple(variant for variant, path in paths.items() if "nearest" in pq.read_schema(path).names)
     rows = []
     for each in chosen:
@@ -98,15 +96,8 @@ def _samples(task: str, seed: int, paths: Mapping[str, Path]) -> Samples:
     return Samples(task, seed, tuple(paths), nearest, len(first), tuple(rows))
 
 
-def _rows_of(path: Path, ids: list[Any]) -> dict[Any, dict[str, Any]]:
-    """Id → the row, of those of ``ids`` that there are."""
-    return {row["id"]: row for row in pq.read_table(path, filters=[("id", "in", ids)]).to_pylist()} if ids else {}
-
-
 def _sample(value: str | bytes | None) -> Sample | None:
     if isinstance(value, bytes):
-        picture = picture_uri(value)
-        return Sample(picture=picture) if picture else Sample("not a readable picture")
-    if value is None or len(value) <= _LONGEST_TEXT:
-        return None if value is None else Sample(value)
-    return Sample(value[: _LONGEST_TEXT - 1].rstrip() + "…")
+        uri = image_uri(value)
+        return Sample(image=uri) if uri else Sample("not a readable image")
+    return None if value is None else Sample(shortened(value, _LONGEST_TEXT))

@@ -1,6 +1,5 @@
 """The report: one HTML file that needs no other file, no network and no script."""
 
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -8,10 +7,9 @@ from typing import Any
 import numpy as np
 import yaml
 
-from optimag_dist.files import atomic
 from optimag_dist.report import figures
 from optimag_dist.report.comparison import compare
-from optimag_dist.report.html import render
+from optimag_dist.report.html import write_page
 from optimag_dist.report.kept_mass import Gallery, check_store, gallery, read_kept_mass
 from optimag_dist.report.measure import show
 from optimag_dist.report.outputs import read_samples
@@ -31,24 +29,11 @@ _FIT_FILES = {
 }
 
 
-@dataclass(frozen=True)
-class _Graph:
-    """The trained graph in words, or why there are none."""
-
-    facts: dict[str, str]
-    store: GraphStore | None
-    trouble: str | None
-
-
 def write_report(run_dir: Path, out: Path | None = None) -> Path:
-    """Write the report of the run in ``run_dir``.
+    """Write the report of the run in ``run_dir``, which may be unfinished, and return the file.
 
     Args:
-        run_dir: as written by :func:`optimag_dist.train.launch`; may be unfinished.
         out: the file to write; default is ``report.html`` in the run directory. An older one is replaced.
-
-    Returns:
-        The file written.
 
     Raises:
         InputError: there is no run, none of its fits is finished, or ``out`` is a directory.
@@ -57,27 +42,25 @@ def write_report(run_dir: Path, out: Path | None = None) -> Path:
     out = run.directory / "report.html" if out is None else Path(out)
     if out.is_dir():
         raise InputError(f"{out}: is a directory; name a file, for example {out / 'report.html'}")
-    with atomic(out) as temporary:
-        temporary.write_text(_render(run), encoding="utf-8")
-    return out
-
-
-def _render(run: Run) -> str:
     colours = figures.variant_colours(list(run.variants))
     masses = read_kept_mass(run)
-    graph = _describe_graph(run)
     galleries: list[Gallery] = []
-    trouble = graph.trouble
-    if graph.store is not None and masses:
-        try:
-            check_store(graph.store, run)
-            galleries = [gallery(mass, graph.store) for mass in masses]
-        except InputError as error:
-            trouble = str(error)
-    return render(
+    # A store that is gone costs the report its nodes, not the numbers.
+    trouble = None
+    graph = {"Graph": f"{run.config.store} (the store cannot be opened)"}
+    try:
+        store = GraphStore.open(run.config.store)
+        graph = _graph_facts(run, store)
+        if masses:
+            check_store(store, run)
+            galleries = [gallery(mass, store) for mass in masses]
+    except InputError as error:
+        trouble = str(error)
+    return write_page(
+        out,
         "run.html.j2",
         run=run,
-        facts=graph.facts | _training_facts(run),
+        facts=graph | _training_facts(run),
         table=compare(run),
         colours=colours,
         learning=figures.learning_curves(run, colours),
@@ -96,32 +79,26 @@ def _render(run: Run) -> str:
     )
 
 
-def _describe_graph(run: Run) -> _Graph:
-    """What the store says of itself; a store that is gone costs the report its nodes, not the numbers."""
-    try:
-        store = GraphStore.open(run.config.store)
-    except InputError as error:
-        return _Graph({"Graph": f"{run.config.store} (the store cannot be opened)"}, None, str(error))
-    edges = f"{store.num_arcs:,} directed" if store.directed else f"{store.num_arcs // 2:,}"
+def _graph_facts(run: Run, store: GraphStore) -> dict[str, str]:
     facts = {
         "Graph": store.name,
         "Nodes": f"{store.num_nodes:,}",
-        "Edges": edges,
+        "Edges": f"{store.num_arcs:,} directed" if store.directed else f"{store.num_arcs // 2:,}",
         "Modalities": ", ".join(
             f"{m.name} ({m.width} numbers{_missing(store, m.name)})" for m in store.modalities.values()
         ),
     }
-    classified = [task for task in _tasks(run) if isinstance(task, NodeClassificationOptions)]
-    if not classified:
-        return _Graph(facts, store, None)
+    options = next((task for task in _tasks(run) if isinstance(task, NodeClassificationOptions)), None)
+    if options is None:
+        return facts
     facts["Classes"] = f"{len(store.classes)}"
     try:
-        task: Any = make_task(classified[0], store, seed=run.config.seeds[0])
+        task: Any = make_task(options, store, seed=run.config.seeds[0])
     except InputError:  # the store has changed so much that the task is gone: no sizes to show
-        return _Graph(facts, store, None)
+        return facts
     facts["Split"] = f"{len(task.train):,} train, {len(task.val):,} validation, {len(task.test):,} test"
-    facts["Split"] += ", the store's own" if classified[0].split == "stored" else ", drawn anew for every seed"
-    return _Graph(facts, store, None)
+    facts["Split"] += ", the store's own" if options.split == "stored" else ", drawn anew for every seed"
+    return facts
 
 
 def _tasks(run: Run) -> list[TaskOptions]:

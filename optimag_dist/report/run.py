@@ -17,13 +17,8 @@ from optimag_dist.types import InputError
 
 @dataclass(frozen=True)
 class FitRecord:
-    """One variant with one seed.
-
-    Attributes:
-        epochs: one record per epoch, as in ``metrics.jsonl``.
-        result: as in ``result.json``; None while the fit is not finished.
-        diverged: what happened, if it is the last that is known of the fit; there is no result then.
-    """
+    """One variant with one seed: the records of ``metrics.jsonl``, that of ``result.json``, None while the fit is not
+    finished, and what happened where it ``diverged`` and has no result."""
 
     variant: str
     seed: int
@@ -40,12 +35,7 @@ class FitRecord:
 
 @dataclass(frozen=True)
 class Run:
-    """What was to be trained and what there is of it.
-
-    Attributes:
-        variants: name → full configuration, in the order of the configuration.
-        fits: every planned one, finished or not.
-    """
+    """What was to be trained, and every planned fit, finished or not."""
 
     directory: Path
     config: RunConfig
@@ -81,22 +71,22 @@ def read_run(directory: Path) -> Run:
     variants = config.resolve()
     fits = tuple(_read_fit(directory, variant, seed) for variant in variants for seed in config.seeds)
     run = Run(directory, config, variants, fits)
-    if not run.finished:
-        if run.diverged:
-            raise InputError(
-                f"{directory}: {len(run.diverged)} of the {len(fits)} fits of this run diverged and none is finished, "
-                f"so there is nothing to report; the first one said: {run.diverged[0].diverged}"
-            )
+    if run.finished:
+        return run
+    if run.diverged:
         raise InputError(
-            f"{directory}: none of the {len(fits)} fits of this run is finished, so there is nothing to report; "
-            f"go on with: optimag train {directory / 'config.yaml'} --resume"
+            f"{directory}: {len(run.diverged)} of the {len(fits)} fits of this run diverged and none is finished, "
+            f"so there is nothing to report; the first one said: {run.diverged[0].diverged}"
         )
-    return run
+    raise InputError(
+        f"{directory}: none of the {len(fits)} fits of this run is finished, so there is nothing to report; "
+        f"go on with: optimag train {directory / 'config.yaml'} --resume"
+    )
 
 
 def _read_fit(directory: Path, variant: str, seed: int) -> FitRecord:
     folder = directory / variant / f"seed-{seed}"
     result = read_result(folder) or {}
     diverged = result.get("diverged")
-    known = None if diverged is not None or not result else result
-    return FitRecord(variant, seed, folder, tuple(read_records(folder / "metrics.jsonl")), known, diverged)
+    epochs = tuple(read_records(folder / "metrics.jsonl"))
+    return FitRecord(variant, seed, folder, epochs, result if result and diverged is None else None, diverged)

@@ -20,23 +20,14 @@ FILES = ("space.yaml", "trials.parquet")
 
 @dataclass(frozen=True)
 class Axis:
-    """One searched key.
-
-    Attributes:
-        scale: ``levels`` are the values of a choice, evenly spaced in the order given; the others lie between ``low``
-            and ``high``, integers where only integers are drawn.
-    """
+    """One searched key: ``levels`` are the values of a choice, evenly spaced in the order given; other values lie
+    between ``low`` and ``high``, integers where only integers are drawn."""
 
     key: str
     scale: Literal["linear", "log", "levels"]
     low: float
     high: float
     levels: tuple[str, ...] = ()
-
-    @property
-    def label(self) -> str:
-        """The key in two lines: section and name."""
-        return self.key.replace(".", ".\n")
 
     def place(self, value: Any) -> float:
         """Where to draw ``value``: the number of its level, or the value itself."""
@@ -49,16 +40,19 @@ class Axis:
             low, high, place = math.log(low), math.log(high), math.log(place)
         return (place - low) / (high - low) if high > low else 0.5
 
+    def along(self, shares: np.ndarray) -> np.ndarray:
+        """The places at ``shares`` of the axis: the inverse of :meth:`unit`."""
+        if self.scale == "log":
+            return np.asarray(self.low * (self.high / self.low) ** shares)
+        # A single level has no width of its own.
+        low, high = (self.low, self.high) if self.high > self.low else (self.low - 0.5, self.low + 0.5)
+        return low + (high - low) * shares
+
 
 @dataclass(frozen=True)
 class Sweep:
-    """What was searched, for what, and what came of it.
-
-    Attributes:
-        metrics: metric → ``max`` or ``min``; the first one decides.
-        trials: their metrics are NaN where there is no value (yet).
-        config, space: the files as they are.
-    """
+    """What was searched, for what, and what came of it; a trial's metrics are NaN where there is no value (yet),
+    ``config`` and ``space`` the files as they are."""
 
     directory: Path
     options: SweepOptions
@@ -69,10 +63,11 @@ class Sweep:
 
     @property
     def metrics(self) -> Mapping[str, str]:
+        """Metric → ``max`` or ``min``; trials are ranked by the first one."""
         return self.options.metrics
 
     @property
-    def decisive(self) -> str:
+    def monitor(self) -> str:
         return next(iter(self.metrics))
 
     def valued(self, metric: str) -> list[TrialRow]:
@@ -83,7 +78,7 @@ class Sweep:
     @property
     def best(self) -> TrialRow | None:
         """The best finished trial; the best so far while none is finished."""
-        so_far = self.valued(self.decisive)
+        so_far = self.valued(self.monitor)
         return best(list(self.trials), self.options) or (so_far[0] if so_far else None)
 
     def count(self, status: str) -> int:
@@ -92,7 +87,7 @@ class Sweep:
     def front(self) -> list[TrialRow]:
         """The Pareto front in the order of the first metric."""
         front = pareto_front(list(self.trials), self.options)
-        return [trial for trial in self.valued(self.decisive) if trial in front]
+        return [trial for trial in self.valued(self.monitor) if trial in front]
 
     def curve(self, trial: TrialRow, metric: str) -> dict[int, float]:
         """Epoch, counted from 1 → the metric's mean over seeds, where all seeds have it; empty if none is recorded."""
@@ -125,14 +120,13 @@ def read_sweep(directory: Path) -> Sweep:
     Raises:
         InputError: there is no sweep, or its table lacks a column.
     """
-    missing = [name for name in FILES if not (directory / name).is_file()]
-    if missing:
-        raise InputError(
-            f"{directory}: no sweep here to report (no {missing[0]}); name a directory that optimag tune has written"
-        )
-    path = directory / "trials.parquet"
-    options = load_options(SweepOptions, directory / "space.yaml")
-    axes = tuple(_axis(key, distribution) for key, distribution in options.space.items())
+    space, path = (directory / name for name in FILES)
+    for file in (space, path):
+        if not file.is_file():
+            raise InputError(
+                f"{directory}: no sweep here to report (no {file.name}); name a directory that optimag tune has written"
+            )
+    options = load_options(SweepOptions, space)
     rows = pq.read_table(path).to_pylist()
     for column in ("trial", "status", "epochs", "seconds", "error", *options.space, *options.metrics):
         if rows and column not in rows[0]:
@@ -144,10 +138,10 @@ def read_sweep(directory: Path) -> Sweep:
     return Sweep(
         directory,
         options,
-        axes,
+        tuple(_axis(key, distribution) for key, distribution in options.space.items()),
         tuple(_trial(row, options) for row in rows),
         config.read_text(encoding="utf-8") if config.is_file() else "",
-        (directory / "space.yaml").read_text(encoding="utf-8"),
+        space.read_text(encoding="utf-8"),
     )
 
 
@@ -162,13 +156,6 @@ def _axis(key: str, distribution: Distribution) -> Axis:
 
 def _trial(row: Mapping[str, Any], options: SweepOptions) -> TrialRow:
     values = {key: row[key] for key in options.space}
-    return TrialRow(
-        trial=row["trial"],
-        status=row["status"],
-        epochs=row["epochs"],
-        seconds=row["seconds"],
-        point=values,
-        values=values,
-        metrics={name: math.nan if row[name] is None else row[name] for name in options.metrics},
-        error=row["error"],
-    )
+    metrics = {name: math.nan if row[name] is None else row[name] for name in options.metrics}
+    known = {name: row[name] for name in ("trial", "status", "epochs", "seconds", "error")}
+    return TrialRow(**known, point=values, values=values, metrics=metrics)

@@ -6,7 +6,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
-from optimag_dist.report.comparison import ComparisonRow, ComparisonTable, comparison_table
+from optimag_dist.report.comparison import ComparisonTable, comparison_table
 from optimag_dist.report.measure import Measure, show
 
 # Letters between columns.
@@ -15,29 +15,38 @@ Column = tuple[str, list[str]]
 
 
 def render_comparison(run_dir: Path, console: Console) -> None:
-    """Print the table of the variants, with as many test figures as fit, and what may be said about them.
+    """Print the table of the variants, with as many test metrics as fit, and what may be said about them.
 
     Raises:
         InputError: there is no run, or none of its fits is finished.
     """
     comparison = comparison_table(run_dir)
-    variants = "variant", [row.variant for row in comparison.rows]
-    scores, rest = _scores(comparison), _rest(comparison)
-    room = console.width + _GAP - sum(_width(column) + _GAP for column in (variants, *scores, *rest))
+    rows, shown = comparison.rows, list(comparison.compared_by)
+    left: list[Column] = [("variant", [row.variant for row in rows])]
+    titles = [measure.title if (measure := comparison.measure(row)) else "" for row in rows]
+    scores = [comparison.value(row, row.compared_by) for row in rows]
+    left += [("metric", titles), ("test", scores)] if len(shown) > 1 else [(shown[0].title, scores)]
+    right: list[Column] = [
+        ("s per fit", [show(row.seconds.mean, row.seconds.half_width) for row in rows]),
+        ("seeds", [str(r.finished) if r.finished == r.planned else f"{r.finished} of {r.planned}" for r in rows]),
+    ]
+    if len(rows) > 1:
+        right.append(("difference", [comparison.difference(row) for row in rows]))
+        right.append(("from", [row.compared_with if row.compared_with and row.difference else "" for row in rows]))
+    room = console.width + _GAP - sum(map(_width, (*left, *right)))
     # The page has all that was tested.
-    shown, figures = list(comparison.judged_by), list[Column]()
-    for measure in (measure for measure in comparison.tested if measure not in comparison.judged_by):
-        figure = measure.title, [_score(comparison, row, measure.column) for row in comparison.rows]
-        room -= _width(figure) + _GAP
-        if room < 0:
-            break
-        shown.append(measure)
-        figures.append(figure)
-    columns = [variants, *scores, *figures, *rest]
+    for column, measure in comparison.measures.items():
+        if column.startswith("test/") and measure not in shown:
+            added = measure.title, [comparison.value(row, column) for row in rows]
+            room -= _width(added)
+            if room < 0:
+                break
+            shown.append(measure)
+            left.append(added)
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for number, (heading, _) in enumerate(columns):
+    for number, (heading, _) in enumerate((*left, *right)):
         table.add_column(heading, justify="right" if number else "left", overflow="fold")
-    for cells in zip(*(cells for _, cells in columns), strict=True):
+    for cells in zip(*(cells for _, cells in (*left, *right)), strict=True):
         table.add_row(*cells)
     console.print(table)
     console.print(_legend(comparison, shown))
@@ -49,37 +58,7 @@ def render_comparison(run_dir: Path, console: Console) -> None:
 
 def _width(column: Column) -> int:
     heading, cells = column
-    return max(map(cell_len, (heading, *cells)))
-
-
-def _scores(comparison: ComparisonTable) -> list[Column]:
-    """What variants are compared by, which is named beside where that is not the same for all."""
-    judges = [comparison.measures[row.judged_by].title if row.judged_by else "" for row in comparison.rows]
-    scores = [_score(comparison, row, row.judged_by) for row in comparison.rows]
-    several = len(comparison.judged_by) > 1
-    return [("figure", judges), ("test", scores)] if several else [(comparison.judged_by[0].title, scores)]
-
-
-def _score(comparison: ComparisonTable, row: ComparisonRow, column: str | None) -> str:
-    return comparison.measures[column].show(row.metrics[column]) if column and column in row.metrics else ""
-
-
-def _rest(comparison: ComparisonTable) -> list[Column]:
-    rows = comparison.rows
-    columns = [
-        ("s per fit", [show(row.seconds.mean, row.seconds.half_width) for row in rows]),
-        ("seeds", [str(r.finished) if r.finished == r.planned else f"{r.finished} of {r.planned}" for r in rows]),
-    ]
-    if len(rows) > 1:
-        columns.append(("difference", [_difference(comparison, row) for row in rows]))
-        columns.append(("from", [row.baseline if row.baseline and row.difference else "" for row in rows]))
-    return columns
-
-
-def _difference(comparison: ComparisonTable, row: ComparisonRow) -> str:
-    if row.difference is None or row.judged_by is None:
-        return ""
-    return comparison.measures[row.judged_by].show_difference(row.difference)
+    return max(map(cell_len, (heading, *cells))) + _GAP
 
 
 def _legend(comparison: ComparisonTable, shown: list[Measure]) -> str:
@@ -92,6 +71,6 @@ def _legend(comparison: ComparisonTable, shown: list[Measure]) -> str:
     if down:
         said.append(f"of {', '.join(down)} less is better")
     if len(comparison.rows) > 1:
-        judges = [measure.title for measure in comparison.judged_by]
-        said.append(f"differences in {judges[0] if len(judges) == 1 else 'the figure named'}, paired by seed")
+        by = [measure.title for measure in comparison.compared_by]
+        said.append(f"differences in {by[0] if len(by) == 1 else 'the metric named'}, paired by seed")
     return "; ".join(said) + "."

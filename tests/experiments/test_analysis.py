@@ -57,7 +57,7 @@ def _fits(arm: str, test: dict[int, float], val: float = 0.5, graph: str = "g", 
     ]
 
 
-def _judged(arm: str, seed: int, kept: float, mismatch: float, neighbours: float, **others: Any) -> dict[str, Any]:
+def _detected(arm: str, seed: int, kept: float, mismatch: float, neighbours: float, **others: Any) -> dict[str, Any]:
     ways = {KEPT: kept, MISMATCH: mismatch, NEIGHBOURS: neighbours}
     row = {"study": "asked", "graph": "g", "arm": arm, "seed": seed, "seconds": 1.0}
     return row | {f"auc/{way}": value for way, value in ways.items()} | others
@@ -75,8 +75,8 @@ def test_means_come_with_students_interval(summarised: Summarise) -> None:
     assert row.score.mean == pytest.approx(np.mean(values))
     assert (row.score.low, row.score.high) == pytest.approx((expected.low, expected.high))
     assert row.score.n == 5
-    assert list(row.figures) == ["test/accuracy", "val/accuracy"]
-    validation = row.figures["val/accuracy"]
+    assert list(row.metrics) == ["test/accuracy", "val/accuracy"]
+    validation = row.metrics["val/accuracy"]
     assert (validation.mean, validation.half_width) == pytest.approx((0.7, 0))
     assert row.seconds.mean == 3
     assert (row.study, row.graph, row.arm, dict(row.at), row.tuned) == ("asked", "g", "plain", {}, {})
@@ -269,7 +269,7 @@ def test_the_best_is_chosen_by_validation_and_not_by_test(summarised: Summarise)
 
 
 def test_nothing_is_chosen_where_nothing_was_trained(summarised: Summarise) -> None:
-    assert chosen_by_validation(summarised([_judged("new", 0, 0.9, 0.8, 0.7)], detect=True)) == []
+    assert chosen_by_validation(summarised([_detected("new", 0, 0.9, 0.8, 0.7)], detect=True)) == []
 
 
 # -- areas -------------------------------------------------------------------------------------------------------------
@@ -277,12 +277,12 @@ def test_nothing_is_chosen_where_nothing_was_trained(summarised: Summarise) -> N
 
 def test_kept_mass_is_compared_with_the_better_other_way_seed_by_seed(summarised: Summarise) -> None:
     fits = [
-        _judged("new", 0, 0.9, 0.8, 0.7),
-        _judged("new", 1, 0.8, 0.6, 0.75),
-        _judged("new", 2, 0.95, 0.8, 0.8),
+        _detected("new", 0, 0.9, 0.8, 0.7),
+        _detected("new", 1, 0.8, 0.6, 0.75),
+        _detected("new", 2, 0.95, 0.8, 0.8),
     ]
     (row,) = summarised(fits, detect=True)
-    assert (row.score, row.figures, row.difference) == (None, {}, None)
+    assert (row.score, row.metrics, row.difference) == (None, {}, None)
     assert {way: interval.mean for way, interval in row.areas.items()} == pytest.approx(
         {KEPT: 2.65 / 3, MISMATCH: 2.2 / 3, NEIGHBOURS: 0.75}
     )
@@ -306,8 +306,8 @@ def test_an_arm_without_kept_mass_has_the_other_ways_and_no_advantage(summarised
 def test_a_draw_without_a_conflict_has_no_area_and_does_not_spoil_the_others(summarised: Summarise) -> None:
     nan = float("nan")
     key = {"at/planted.conflicts": 0.1}
-    fits = [_judged("new", 0, 0.9, 0.8, 0.7, **key), _judged("new", 1, nan, nan, nan, **key)]
-    fits += [_judged("new", seed, nan, nan, nan, **{"at/planted.conflicts": 0.0}) for seed in (0, 1)]
+    fits = [_detected("new", 0, 0.9, 0.8, 0.7, **key), _detected("new", 1, nan, nan, nan, **key)]
+    fits += [_detected("new", seed, nan, nan, nan, **{"at/planted.conflicts": 0.0}) for seed in (0, 1)]
     few, none = summarised(fits, detect=True, vary={"planted.conflicts": [0.1, 0.0]})
     assert {way: (interval.mean, interval.n) for way, interval in few.areas.items()} == {
         KEPT: (0.9, 1),
@@ -326,7 +326,7 @@ def test_a_draw_without_a_conflict_has_no_area_and_does_not_spoil_the_others(sum
 def test_a_map_leaves_cells_without_an_area_empty(summarised: Summarise) -> None:
     vary = {"planted.conflicts": [0.0, 0.2], "regulariser.rho": [0.1, 1.0]}
     fits = [
-        _judged(arm, 0, *[conflicts + rho / 10 if arm == "new" and conflicts else float("nan")] * 3)
+        _detected(arm, 0, *[conflicts + rho / 10 if arm == "new" and conflicts else float("nan")] * 3)
         | {"at/planted.conflicts": conflicts, "at/regulariser.rho": rho}
         for arm in ("plain", "new")
         for conflicts in (0.0, 0.2)

@@ -1,4 +1,4 @@
-"""Experiments whose fits are judged by other figures than accuracy, on results and directories written by hand."""
+"""Experiments whose fits have other metrics than accuracy, on results and directories written by hand."""
 
 import json
 import re
@@ -16,7 +16,7 @@ from optimag_dist.experiments.analysis import Row, chosen_by_validation, finding
 from optimag_dist.experiments.figures import draw_study
 from optimag_dist.experiments.recipe import ExperimentOptions
 from optimag_dist.experiments.report import write_experiment_report
-from optimag_dist.experiments.run import Cell, Place
+from optimag_dist.experiments.run import Asked, Cell
 from optimag_dist.options import dump_options, validate_options
 from optimag_dist.tune.options import SweepOptions
 
@@ -39,9 +39,9 @@ def _experiment(**study: Any) -> ExperimentOptions:
     return validate_options(ExperimentOptions, data, "toy.yaml")
 
 
-def _fits(arm: str, figures: Callable[[int], Mapping[str, Any]], **others: Any) -> Fits:
+def _fits(arm: str, metrics: Callable[[int], Mapping[str, Any]], **others: Any) -> Fits:
     base = {"study": "asked", "graph": "g", "arm": arm}
-    return [{**base, "seed": seed, "seconds": 1.0, **figures(seed), **others} for seed in SEEDS]
+    return [{**base, "seed": seed, "seconds": 1.0, **metrics(seed), **others} for seed in SEEDS]
 
 
 def captions(nll: float, val: float = 3.0) -> Callable[[int], dict[str, Any]]:
@@ -94,28 +94,28 @@ MIXED: Fits = [
         ("links", links(0.2), links(0.25)),
         ("captions", captions(3.0), captions(2.9)),
     )
-    for arm, figures in (("off", off), ("on", on))
-    for fit in _fits(arm, figures, **{"at/what": name})
+    for arm, metrics in (("off", off), ("on", on))
+    for fit in _fits(arm, metrics, **{"at/what": name})
 ]
 
 
 # -- analysis ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_row_has_the_decisive_figure_first_and_all_that_was_tested(summarised: Callable[..., list[Row]]) -> None:
+def test_a_row_has_the_monitored_metric_first_and_all_that_was_tested(summarised: Callable[..., list[Row]]) -> None:
     off, on = summarised([*_fits("off", captions(3.0)), *_fits("on", captions(2.8, val=2.7))])
-    assert list(on.figures) == ["test/nll", "test/bleu4", "test/rouge_l", "val/nll"]
-    assert (on.judged_by, on.validated_by) == ("test/nll", "val/nll")
+    assert list(on.metrics) == ["test/nll", "test/bleu4", "test/rouge_l", "val/nll"]
+    assert (on.compared_by, on.validated_by) == ("test/nll", "val/nll")
     assert on.score is not None
     assert (on.score.mean, on.score.half_width) == pytest.approx((2.81, 4.302653 * 0.01 / 3**0.5))
-    assert on.figures["test/rouge_l"].mean == 0.25
-    assert on.figures["val/nll"].mean == pytest.approx(2.71)
+    assert on.metrics["test/rouge_l"].mean == 0.25
+    assert on.metrics["val/nll"].mean == pytest.approx(2.71)
     assert on.difference is not None
     assert (on.difference.mean, on.compared_with) == (pytest.approx(-0.2), "off")
     assert off.difference is None
 
 
-def test_less_is_better_where_the_figure_says_so(summarised: Callable[..., list[Row]]) -> None:
+def test_less_is_better_where_the_metric_says_so(summarised: Callable[..., list[Row]]) -> None:
     rows = summarised([*_fits("off", captions(3.0)), *_fits("on", captions(2.8))])
     assert findings(rows)[0] == "on is better than off on g: −0.200 ± 0.000 in test nats per token, 3 seeds."
     rows = summarised([*_fits("off", captions(3.0)), *_fits("on", captions(3.5))])
@@ -134,7 +134,7 @@ def test_what_is_chosen_on_validation_has_the_least_where_less_is_better(summari
 
 def test_arms_of_different_tasks_are_not_compared(summarised: Callable[..., list[Row]]) -> None:
     off, on = summarised([*_fits("off", classes(0.5)), *_fits("on", links(0.2))])
-    assert (off.judged_by, on.judged_by) == ("test/accuracy", "test/mrr")
+    assert (off.compared_by, on.compared_by) == ("test/accuracy", "test/mrr")
     assert (on.difference, on.compared_with) == (None, None)
     assert findings([off, on]) == []
 
@@ -159,9 +159,9 @@ def _drawn(rows: list[Row], **study: Any) -> list[tuple[str, str]]:
     return [(each.alt, caption) for each, caption in draw_study(_experiment(**study).studies["asked"], rows)]
 
 
-def test_what_is_judged_by_different_figures_is_drawn_apart(summarised: Callable[..., list[Row]]) -> None:
+def test_what_is_compared_by_different_metrics_is_drawn_apart(summarised: Callable[..., list[Row]]) -> None:
     drawn = _drawn(summarised(MIXED, vary={"what": TASKS}), vary={"what": TASKS})
-    # Each figure has one value of what is varied: dots.
+    # Each metric has one value of what is varied: dots.
     assert [alt for alt, _ in drawn] == [
         "difference in test accuracy (points), mean and 95 % interval. g, on: +2.00 ± 0.00.",
         "difference in test MRR (points), mean and 95 % interval. g, on: +5.00 ± 0.00.",
@@ -170,7 +170,7 @@ def test_what_is_judged_by_different_figures_is_drawn_apart(summarised: Callable
     assert {caption for _, caption in drawn} == {"Dots are means over seeds, bars 95 % intervals."}
 
 
-def test_what_else_is_varied_makes_lines_of_each_figure(summarised: Callable[..., list[Row]]) -> None:
+def test_what_else_is_varied_makes_lines_of_each_metric(summarised: Callable[..., list[Row]]) -> None:
     vary = {"what": TASKS, "model.backbone": ["gcn", "sage"]}
     fits = [{**fit, "at/model.backbone": name} for fit in MIXED for name in ("gcn", "sage")]
     drawn = _drawn(summarised(fits, vary=vary), vary=vary)
@@ -207,13 +207,13 @@ def _cells(line: str) -> list[str]:
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
-def test_a_study_over_tasks_names_every_rows_figure_and_shows_the_others(tmp_path: Path) -> None:
+def test_a_study_over_tasks_names_every_rows_metric_and_shows_the_others(tmp_path: Path) -> None:
     directory = _written(tmp_path / "toy", _experiment(vary={"what": TASKS}), MIXED)
     console = Console(record=True, width=160)
     page = write_experiment_report(directory, console).read_text(encoding="utf-8")
     _, _, headings, _, *rows = (directory / "tables.md").read_text(encoding="utf-8").strip().splitlines()
     assert _cells(headings) == [
-        *("graph", "arm", "what", "figure", "test", "difference"),
+        *("graph", "arm", "what", "metric", "test", "difference"),
         *("test macro-F1, %", "test Hits@10, %", "test BLEU-4", "test ROUGE-L, %", "s"),
     ]
     assert [_cells(row)[1:-1] for row in rows[1::2]] == [
@@ -233,7 +233,7 @@ def test_a_study_over_tasks_names_every_rows_figure_and_shows_the_others(tmp_pat
     ]
     (table,) = re.findall(r"<table>(.*?)</table>", page, re.DOTALL)
     assert re.findall(r"<th(?: [^>]*)?>(.*?)</th>", table) == [
-        *("graph", "arm", "what", "figure", "test", "difference", "from"),
+        *("graph", "arm", "what", "metric", "test", "difference", "from"),
         *("test macro-F1, %", "test Hits@10, %", "test BLEU-4", "test ROUGE-L, %", "s", "seeds"),
     ]
     assert table.count('<td class="better">') == 3
@@ -244,7 +244,7 @@ def test_a_study_over_tasks_names_every_rows_figure_and_shows_the_others(tmp_pat
     assert "on is better than off on g at what=captions: −0.100 ± 0.000 in test nats per token, 3 seeds." in shown
 
 
-def test_a_study_of_one_task_has_its_figure_in_the_heading(tmp_path: Path) -> None:
+def test_a_study_of_one_task_has_its_metric_in_the_heading(tmp_path: Path) -> None:
     fits = [*_fits("off", links(0.2)), *_fits("on", links(0.25))]
     directory = _written(tmp_path / "toy", _experiment(), fits)
     console = Console(record=True, width=80)
@@ -260,7 +260,7 @@ def test_a_study_of_one_task_has_its_figure_in_the_heading(tmp_path: Path) -> No
 def test_numbers_of_a_column_have_the_same_digits(summarised: Callable[..., list[Row]]) -> None:
     rows = summarised([*_fits("off", captions(0.5)), *_fits("on", captions(31.0))])
     measures = measures_of(rows)
-    assert [measures["test/nll"].show(row.figures["test/nll"]) for row in rows] == ["0.5 ± 0.0", "31.0 ± 0.0"]
+    assert [measures["test/nll"].show(row.metrics["test/nll"]) for row in rows] == ["0.5 ± 0.0", "31.0 ± 0.0"]
 
 
 # -- tuning ------------------------------------------------------------------------------------------------------------
@@ -275,7 +275,7 @@ def test_an_arm_is_tuned_by_what_its_task_goes_by(
 ) -> None:
     tried: list[Cell] = []
 
-    def fit_cells(_: Any, __: Any, cells: list[Cell], seeds: tuple[int, ...], *___: Any) -> list[list[Path]]:
+    def fit_cells(_: Asked, cells: list[Cell], seeds: tuple[int, ...], *__: Any) -> list[list[Path]]:
         tried.extend(cells)
         folders = []
         for i, cell in enumerate(cells):
@@ -294,9 +294,8 @@ def test_an_arm_is_tuned_by_what_its_task_goes_by(
     study = experiment.studies["asked"]
     setting = next(iter(run_module.settings(experiment, study)))
     assert study.tuning is not None
-    place = Place(tmp_path, tmp_path, None)
-    cells = [Cell(setting, "on", {})]
-    (found,) = run_module._tuned(experiment, study, study.tuning, cells, tmp_path, tmp_path, place)
+    asked = Asked(experiment, "asked", tmp_path, tmp_path, None, print)
+    (found,) = run_module._tuned(asked, study.tuning, [Cell(setting, "on", {})], tmp_path, tmp_path)
     assert len(tried) == 3
     assert found.changes == {"optim.lr": chosen}
 
@@ -312,15 +311,15 @@ def test_an_arm_is_tuned_by_what_its_task_goes_by(
 def test_the_sweep_of_a_comparison_has_a_metric_that_all_its_cells_have(
     changes: dict[str, Any], metrics: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[SweepOptions] = []
-    monkeypatch.setattr(run_module, "run_sweep", lambda run, sweep, **_: asked.append(sweep) or [])
+    swept: list[SweepOptions] = []
+    monkeypatch.setattr(run_module, "run_sweep", lambda run, sweep, **_: swept.append(sweep) or [])
     experiment = _experiment()
     arms = {name: {**arm, **changes.get(name, {})} for name, arm in experiment.arms.items()}
     experiment = experiment.model_copy(update={"arms": arms})
     study = experiment.studies["asked"]
     setting = next(iter(run_module.settings(experiment, study)))
     cells = [Cell(setting, arm, {}) for arm in arms]
-    place = Place(tmp_path, tmp_path, None)
-    run_module._fit_cells(experiment, study, cells, SEEDS, tmp_path / "store", tmp_path / "comparison", place)
-    (sweep,) = asked
+    asked = Asked(experiment, "asked", tmp_path, tmp_path, None, print)
+    run_module._fit_cells(asked, cells, SEEDS, tmp_path / "store", tmp_path / "comparison")
+    (sweep,) = swept
     assert sweep.metrics == metrics

@@ -29,7 +29,7 @@ from optimag_dist.train.regularisers import make_regulariser
 
 @dataclass(frozen=True)
 class Graph:
-    """A planted graph, ready to be judged."""
+    """A planted graph, with its PPR."""
 
     store: GraphStore
     ppr: PPRArtefact
@@ -164,7 +164,7 @@ def clear(plant: Plant) -> Graph:
     return plant(nodes=400, degree=12, homophily=0.95, noise=0.3, conflicts=0.2, missing=0.1, seed=1)
 
 
-def test_every_node_is_judged_once_and_conflicts_are_found(clear: Graph) -> None:
+def test_every_node_is_a_target_once_and_conflicts_are_found(clear: Graph) -> None:
     config = VariantConfig.model_validate({"sampling": {"groups": 3, "anchors": 16, "group_size": 256}})
     assert config.regulariser.kind == "local"
     kept = kept_mass(clear.store, clear.ppr, config, seed=0)
@@ -178,7 +178,7 @@ def test_every_node_is_judged_once_and_conflicts_are_found(clear: Graph) -> None
     assert min(found.values()) > 0.95
 
 
-def test_the_seed_decides_who_is_judged_with_whom(clear: Graph) -> None:
+def test_the_seed_decides_who_is_in_whose_group(clear: Graph) -> None:
     config = VariantConfig.model_validate({"sampling": {"anchors": 100, "group_size": 128, "batcher": "uniform"}})
     one, same, other = (kept_mass(clear.store, clear.ppr, config, seed=seed) for seed in (0, 0, 1))
     for m in one:
@@ -189,21 +189,21 @@ def test_the_seed_decides_who_is_judged_with_whom(clear: Graph) -> None:
 # -- areas -------------------------------------------------------------------------------------------------------------
 
 
-def test_nodes_that_cannot_be_judged_are_left_out(sparse: Graph) -> None:
+def test_nodes_that_cannot_be_told_are_left_out(sparse: Graph) -> None:
     rng = np.random.default_rng(0)
     trust = {m: rng.random(sparse.store.num_nodes) for m in ("m1", "m2")}
     found = areas(sparse.store, {"a way": trust}, sparse.truth)
     for m, values in trust.items():
-        judged = sparse.store.present(m) & (sparse.degrees > 0)
-        assert found[f"auc/a way/{m}"] == area_under_curve(values[judged], sparse.truth[m][judged])
+        known = sparse.store.present(m) & (sparse.degrees > 0)
+        assert found[f"auc/a way/{m}"] == area_under_curve(values[known], sparse.truth[m][known])
         # Whatever is said of the others.
-        values[~judged] = np.where(sparse.truth[m][~judged], 2, -1)
+        values[~known] = np.where(sparse.truth[m][~known], 2, -1)
     assert found["auc/a way"] == np.mean([found["auc/a way/m1"], found["auc/a way/m2"]])
     assert areas(sparse.store, {"a way": trust}, sparse.truth) == found
-    judged = np.flatnonzero(sparse.store.present("m1") & (sparse.degrees > 0))
-    trust["m1"][judged[0]] = np.nan
+    known = np.flatnonzero(sparse.store.present("m1") & (sparse.degrees > 0))
+    trust["m1"][known[0]] = np.nan
     without_one = areas(sparse.store, {"a way": trust}, sparse.truth)["auc/a way/m1"]
-    assert without_one == area_under_curve(trust["m1"][judged[1:]], sparse.truth["m1"][judged[1:]])
+    assert without_one == area_under_curve(trust["m1"][known[1:]], sparse.truth["m1"][known[1:]])
 
 
 def test_a_modality_without_conflicts_does_not_count(sparse: Graph) -> None:
@@ -216,7 +216,7 @@ def test_a_modality_without_conflicts_does_not_count(sparse: Graph) -> None:
     assert all(np.isnan(value) for value in found.values())
 
 
-def test_a_graph_of_three_modalities_is_judged_in_each(plant: Plant) -> None:
+def test_a_graph_of_three_modalities_is_searched_in_each(plant: Plant) -> None:
     graph = plant(nodes=120, modalities=3, conflicts=[0.0, 0.3, 0.3], width=6)
     ways = without_transport(graph.store, graph.ppr)
     found = areas(graph.store, ways, graph.truth)

@@ -28,7 +28,7 @@ EVIL = "<script>alert('x')</script>"
 OFF = {"regulariser.weight": 0}
 
 
-def picture(node: int, size: int = 4) -> bytes:
+def image_file(node: int, size: int = 4) -> bytes:
     content = io.BytesIO()
     Image.new("RGB", (size, size), (node * 15, 40, 90)).save(content, format="PNG")
     return content.getvalue()
@@ -55,7 +55,7 @@ def make_store(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., GraphS
             "x_text": [[float(i), 1.0, 2.0] for i in range(NODES)],
             "x_image": [None if i == 3 else [1.0, float(i)] for i in range(NODES)],
             "name": [EVIL if i == 0 else f"name of {i}" for i in range(NODES)],
-            "png": [picture(i) for i in range(NODES)],
+            "png": [image_file(i) for i in range(NODES)],
         }
         edges = {"src": ids[:ISOLATED], "dst": ids[1:ISOLATED] + ids[:1]}
         source = tmp_path_factory.mktemp("source")

@@ -18,7 +18,7 @@ from optimag_dist.report.outputs import Samples, read_samples
 from optimag_dist.report.run import read_run
 from optimag_dist.store import GraphStore
 
-from .conftest import picture
+from .conftest import image_file
 
 OFF = {"regulariser.weight": 0}
 MakeStore = Callable[..., GraphStore]
@@ -99,7 +99,7 @@ def test_less_is_better_where_the_figure_says_so(captioned: Path) -> None:
     assert "points" not in " ".join(said)
 
 
-def test_a_page_has_every_test_figure_the_decisive_one_first(captioned: Path) -> None:
+def test_a_page_has_every_test_metric_the_monitored_one_first(captioned: Path) -> None:
     page = write_report(captioned).read_text(encoding="utf-8")
     headings, *rows = _tables(page)[0]
     assert headings == [
@@ -126,7 +126,7 @@ def test_a_page_has_every_test_figure_the_decisive_one_first(captioned: Path) ->
     assert "accuracy" not in page
 
 
-def test_a_terminal_has_what_fits_and_never_less_than_the_decisive_figure(captioned: Path) -> None:
+def test_a_terminal_has_what_fits_and_never_less_than_the_monitored_metric(captioned: Path) -> None:
     narrow, wide, tiny = (_shown(captioned, width) for width in (80, 200, 40))
     assert narrow.splitlines()[0].split() == ["variant", "nats", "per", "token", "BLEU-4", *LAST]
     assert max(map(len, narrow.splitlines()[:4])) <= 80
@@ -152,8 +152,9 @@ def test_node_classification_reads_as_before(make_store: MakeStore, make_run: Ma
 
 def test_variants_of_different_tasks_are_not_compared_and_lack_each_others_figures(mixed: Path) -> None:
     table = comparison_table(mixed)
-    assert [measure.title for measure in table.tested] == ["accuracy", "MRR", "macro-F1", "Hits@10"]
-    assert [row.judged_by for row in table.rows] == ["test/accuracy", "test/accuracy", "test/mrr", "test/mrr"]
+    tested = [measure.title for column, measure in table.measures.items() if column.startswith("test/")]
+    assert tested == ["accuracy", "MRR", "macro-F1", "Hits@10"]
+    assert [row.compared_by for row in table.rows] == ["test/accuracy", "test/accuracy", "test/mrr", "test/mrr"]
     gaps = [row.difference for row in table.rows]
     assert gaps[0] is None
     assert gaps[2] is None
@@ -175,10 +176,10 @@ def test_variants_of_different_tasks_are_not_compared_and_lack_each_others_figur
         ("links", "test MRR"),
     ]
     first, *rows = _shown(mixed, 120).splitlines()
-    assert first.split() == ["variant", "figure", "test", "macro-F1", "Hits@10", *LAST]
+    assert first.split() == ["variant", "metric", "test", "macro-F1", "Hits@10", *LAST]
     assert [row.split()[:3] for row in rows[:4:3]] == [["classes", "accuracy", "51.0"], ["links+", "MRR", "30.6"]]
     assert rows[3].split()[-1] == "links"
-    assert "accuracy, MRR, macro-F1, Hits@10 in per cent; differences in the figure named" in _shown(mixed, 300)
+    assert "accuracy, MRR, macro-F1, Hits@10 in per cent; differences in the metric named" in _shown(mixed, 300)
     narrow = _shown(mixed, 80)
     assert "Hits" not in narrow
     assert "accuracy, MRR in per cent" in narrow.replace("\n", " ")
@@ -189,7 +190,7 @@ def test_the_same_figure_of_another_task_is_not_compared(make_store: MakeStore, 
     variants = {variant: {**OFF, "task": {"kind": kind}} for variant, kind in kinds.items()}
     finished = {(variant, seed): links(0.2) for variant in variants for seed in (0, 1)}
     table = comparison_table(make_run(make_store(), finished, variants=variants, seeds=(0, 1)))
-    assert {row.judged_by for row in table.rows} == {"test/mrr"}
+    assert {row.compared_by for row in table.rows} == {"test/mrr"}
     assert [row.difference is not None for row in table.rows] == [False, True, False]
 
 
@@ -207,7 +208,7 @@ def test_figures_of_several_tasks_have_their_names(make_store: MakeStore, make_r
     assert "5 train, 5 validation, 4 test" in page
 
 
-def test_curves_are_of_what_each_variant_is_judged_by(captioned: Path, mixed: Path) -> None:
+def test_curves_are_of_what_each_variant_is_compared_by(captioned: Path, mixed: Path) -> None:
     for path, titles in (
         (captioned, "validation nats per token and training loss of the task"),
         (mixed, "validation accuracy and validation MRR and training loss of the task"),
@@ -282,11 +283,11 @@ def test_texts_stand_beside_their_references(two: Path) -> None:
     assert "<code>outputs.parquet</code>" in page[page.index("<h2>Files") :]
 
 
-def test_pictures_and_what_is_nearest_to_them_are_in_the_page(two: Path) -> None:
-    pictures = [picture(i) for i in range(9)]
-    columns = {"id": [7, 8, 9], "reference": pictures[:3], "output": pictures[3:6]}
-    _write(two, "a/seed-0", columns | {"nearest": pictures[6:9]})
-    _write(two, "b/seed-0", columns | {"output": [pictures[8], None, b"no picture"]})
+def test_images_and_what_is_nearest_to_them_are_in_the_page(two: Path) -> None:
+    images = [image_file(i) for i in range(9)]
+    columns = {"id": [7, 8, 9], "reference": images[:3], "output": images[3:6]}
+    _write(two, "a/seed-0", columns | {"nearest": images[6:9]})
+    _write(two, "b/seed-0", columns | {"output": [images[8], None, b"no picture"]})
     (part,) = _samples(two)
     assert part.nearest == ("a",)
     page = write_report(two).read_text(encoding="utf-8")
@@ -294,9 +295,9 @@ def test_pictures_and_what_is_nearest_to_them_are_in_the_page(two: Path) -> None
     headings, *rows = next(table for table in _tables(section) if table[0][0] == "node")
     assert headings == ["node", "reference", "a", "nearest", "b"]
     assert [row[0] for row in rows] == ["7", "8", "9"]
-    assert [row[-1] for row in rows[1:]] == ["none", "not a readable picture"]
+    assert [row[-1] for row in rows[1:]] == ["none", "not a readable image"]
     shown = [base64.b64decode(each) for each in re.findall(r'src="data:image/png;base64,([^"]*)"', section)]
-    expected = [pictures[i] for i in (0, 3, 6, 8, 1, 4, 7, 2, 5, 8)]
+    expected = [images[i] for i in (0, 3, 6, 8, 1, 4, 7, 2, 5, 8)]
     assert shown == expected
     assert "to tell copies" in section
 
@@ -305,7 +306,9 @@ def test_tasks_have_tables_of_their_own_and_only_finished_fits_are_shown(two: Pa
     texts = {"id": ["x"], "reference": ["of a"], "output": ["made by a"]}
     _write(two, "a/seed-0", texts, "outputs-words.parquet")
     _write(two, "b/seed-1", {**texts, "output": ["made by b"]}, "outputs-words.parquet")
-    _write(two, "b/seed-0", {"id": ["x"], "reference": [picture(1)], "output": [picture(2)]}, "outputs-faces.parquet")
+    _write(
+        two, "b/seed-0", {"id": ["x"], "reference": [image_file(1)], "output": [image_file(2)]}, "outputs-faces.parquet"
+    )
     parts = {part.task: part for part in _samples(two)}
     assert {task: (part.seed, part.variants) for task, part in parts.items()} == {
         "words": (0, ("a",)),
@@ -330,9 +333,9 @@ def test_rows_are_those_that_all_variants_have_where_there_are_any(two: Path) ->
     assert [(row.id, list(row.outputs)) for row in part.rows] == [("p", ["a"]), ("q", ["a"]), ("r", ["a"])]
 
 
-def test_words_and_pictures_of_one_name_are_not_put_into_one_table(two: Path) -> None:
+def test_words_and_images_of_one_name_are_not_put_into_one_table(two: Path) -> None:
     _write(two, "a/seed-0", {"id": ["x"], "reference": ["word"], "output": ["other"]})
-    _write(two, "b/seed-0", {"id": ["x"], "reference": [picture(1)], "output": [picture(2)]})
+    _write(two, "b/seed-0", {"id": ["x"], "reference": [image_file(1)], "output": [image_file(2)]})
     assert [part.variants for part in _samples(two)] == [("a",), ("b",)]
     page = write_report(two).read_text(encoding="utf-8")
     assert "<h3>a</h3>" in page

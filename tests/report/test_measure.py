@@ -1,11 +1,10 @@
-"""How figures of any task are named, rounded and judged."""
+"""How metrics of any task are named, rounded and compared."""
 
 import math
 
 import pytest
 
-from optimag_dist.report.measure import Measure, columns_of, measures
-from optimag_dist.report.statistics import Interval
+from optimag_dist.report.measure import Interval, Measure, columns_of, measures
 
 
 @pytest.mark.parametrize(

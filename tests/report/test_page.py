@@ -80,11 +80,11 @@ def test_names_are_escaped(full_page: tuple[Path, str]) -> None:
     assert "even &amp; co" in page
 
 
-def test_pictures_are_the_stores_bytes(full_page: tuple[Path, str]) -> None:
+def test_images_are_the_stores_bytes(full_page: tuple[Path, str]) -> None:
     run, page = full_page
     store = GraphStore.open(read_run(run).config.store)
     shown = {base64.b64decode(x) for x in re.findall(r'class="face" src="data:image/png;base64,([^"]*)"', page)}
-    # Seeds of both ends reach the whole ring: all pictures but the isolated node's.
+    # Seeds of both ends reach the whole ring: all images but the isolated node's.
     assert shown == set(store.attribute("pic", np.arange(13)))
 
 

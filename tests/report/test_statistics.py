@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from optimag_dist.report import comparison_table, render_comparison
-from optimag_dist.report.statistics import mean_interval
+from optimag_dist.report.measure import mean_interval
 from optimag_dist.store import GraphStore
 from optimag_dist.types import InputError
 
@@ -61,8 +61,8 @@ def test_differences_are_paired(make_store: Callable[..., GraphStore], make_run:
         seeds=(0, 1, 2, 3, 4),
     )
     table = comparison_table(run)
-    assert table.rows[1].baseline == "a"
-    assert table.rows[0].baseline is None
+    assert table.rows[1].compared_with == "a"
+    assert table.rows[0].compared_with is None
     gap = table.rows[1].difference
     assert gap is not None
     expected = scipy.stats.ttest_rel(other, SAGE).confidence_interval(0.95)
@@ -89,7 +89,7 @@ def test_the_baseline_is_the_one_asked_for(
     gap = table.rows[0].difference
     assert gap is not None
     assert gap.mean == pytest.approx(np.mean(worse) - np.mean(SAGE))
-    assert table.rows[1].baseline is None
+    assert table.rows[1].compared_with is None
     assert any("a against b" in s and "includes 0" in s for s in table.sentences)
     assert not any("excludes" in s for s in table.sentences)
 

@@ -12,8 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from optimag_dist.cli import app
-from optimag_dist.report.importance import importances
-from optimag_dist.report.sweep import write_sweep_report
+from optimag_dist.report.sweep import importances, write_sweep_report
 from optimag_dist.report.sweep_data import Sweep, read_sweep
 from optimag_dist.report.sweep_figures import metric_by_pair
 from optimag_dist.types import InputError
@@ -129,9 +128,9 @@ def test_nan_values_come_last_and_are_not_drawn(make: Make) -> None:
     table.to_parquet(directory / "trials.parquet")
     sweep = read_sweep(directory)
     assert len(sweep.valued("val/accuracy")) == 5
-    drawing = metric_by_pair(sweep, *sweep.axes[:2])
-    assert drawing is not None
-    assert "5 trials" in drawing.alt
+    plot = metric_by_pair(sweep, *sweep.axes[:2])
+    assert plot is not None
+    assert "5 trials" in plot.alt
     assert re.findall(r"<tr[^>]*><td>(t\d+)</td>", _page(directory))[-1] == "t02"
 
 

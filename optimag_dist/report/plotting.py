@@ -1,4 +1,4 @@
-"""How the reports' figures are drawn: one style, each figure once for light and once for dark pages."""
+"""How the reports' plots are drawn: one style, each once for light and once for dark pages."""
 
 import io
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from optimag_dist.report.pictures import data_uri
+from optimag_dist.report.images import data_uri
 
 # Okabe and Ito's palette for all kinds of colour vision, without its black, which a dark page would swallow.
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442")
@@ -19,8 +19,8 @@ _LETTERS = 110
 
 
 @dataclass(frozen=True)
-class Drawing:
-    """A figure as PNG data URIs for a light and a dark page, and in words."""
+class Plot:
+    """PNG data URIs for a light and a dark page, and the same in words."""
 
     light: str
     dark: str
@@ -32,11 +32,10 @@ def panels(titles: Sequence[str], *, xlabel: str, ylabel: str = "") -> tuple[Fig
     columns = min(len(titles), 3)
     rows = -(-len(titles) // columns)
     figure = Figure(figsize=(9.4, 0.5 + 2.9 * rows), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False)
-    axes = list(grid.flat)
-    for spare in axes[len(titles) :]:
-        spare.set_visible(False)
-    axes = axes[: len(titles)]
+    grid = list(figure.subplots(rows, columns, squeeze=False).flat)
+    axes = grid[: len(titles)]
+    for unused in grid[len(titles) :]:
+        unused.set_visible(False)
     for title, axis in zip(titles, axes, strict=True):
         axis.set_title(title)
         axis.set_xlabel(xlabel)
@@ -58,10 +57,10 @@ def legend(figure: Figure, axes: Sequence[Axes]) -> None:
     figure.legend(list(entries.values()), list(entries), loc="outside lower center", ncols=columns, frameon=False)
 
 
-def drawing(draw: Callable[[], Figure], alt: str) -> Drawing:
+def plot(draw: Callable[[], Figure], alt: str) -> Plot:
     """What ``draw`` makes, in the ink of a light and of a dark page; ``alt`` says the same in words."""
     light, dark = (_png(draw, ink, page) for ink, page in (("#1b1f24", "#ffffff"), ("#e6e8eb", "#15181c")))
-    return Drawing(light, dark, alt)
+    return Plot(light, dark, alt)
 
 
 def _png(draw: Callable[[], Figure], ink: str, page: str) -> str:
