@@ -14,6 +14,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -44,6 +45,10 @@ class Finding:
     remedy: str = ""
 
 
+def _checked(name: str, value: str, works: bool, remedy: str, otherwise: Status = "warn") -> Finding:
+    return Finding(name, value) if works else Finding(name, value, otherwise, remedy)
+
+
 def diagnose() -> list[Finding]:
     """Look at everything the project depends on; takes a few seconds and changes nothing."""
     findings: list[Finding] = []
@@ -52,9 +57,8 @@ def diagnose() -> list[Finding]:
             findings.extend(check())
         except Exception as error:
             what = f"the check itself failed: {type(error).__name__}: {error}"
-            findings.append(
-                Finding(name, what, "bad", f"see whether {name} works here; reinstall with make clean setup")
-            )
+            remedy = f"see whether {name} works here; reinstall with make clean setup"
+            findings.append(Finding(name, what, "bad", remedy))
     return findings
 
 
@@ -79,18 +83,16 @@ def as_table(findings: Sequence[Finding]) -> Table:
 
 def _python() -> Iterator[Finding]:
     fits = (3, 10) <= sys.version_info < (3, 14)
-    remedy = "" if fits else "use Python 3.10 to 3.13, for which the pinned versions are known to work"
-    yield Finding("python", platform.python_version(), "ok" if fits else "bad", remedy)
+    remedy = "use Python 3.10 to 3.13, for which the pinned versions are known to work"
+    yield _checked("python", platform.python_version(), fits, remedy, "bad")
 
 
 def _packages() -> Iterator[Finding]:
     for name in ("optimag_dist", "torch", "numpy", "pyarrow", "numba", "ray"):
         yield _imported(name, "bad", f"it does not import; reinstall: make clean setup ({name} in .ci/constraints.txt)")
-    version, problem = sparse.TORCH_SPARSE, sparse.TORCH_SPARSE_PROBLEM
-    yield Finding("torch-sparse", version or f"not in use: {problem}", "ok")
+    yield Finding("torch-sparse", sparse.TORCH_SPARSE or f"not in use: {sparse.TORCH_SPARSE_PROBLEM}")
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
-    chosen = ", ".join(f"{sparse.default_backend(device)} on {device}" for device in devices)
-    yield Finding("sparse products", chosen)
+    yield Finding("sparse products", ", ".join(f"{sparse.default_backend(device)} on {device}" for device in devices))
 
 
 def _imported(name: str, status: Status, remedy: str) -> Finding:
@@ -113,22 +115,20 @@ def _dgl() -> Iterator[Finding]:
     # A path 0 → 1 → 2 as in-CSR: the only in-neighbour of 2 is 1.
     indptr, indices = torch.tensor([0, 0, 1, 2]), torch.tensor([0, 1])
     graph = dgl.graph(("csc", (indptr, indices, torch.tensor([], dtype=torch.int64))), num_nodes=3)
-    sources, _ = dgl.sampling.sample_neighbors(graph, torch.tensor([2]), 5).edges()
-    works = sources.tolist() == [1]
-    remedy = "" if works else "the installed DGL samples wrongly; reinstall: make clean setup"
-    yield Finding(
-        "DGL sampling", "works" if works else f"gave {sources.tolist()} for [1]", "ok" if works else "bad", remedy
-    )
+    found = dgl.sampling.sample_neighbors(graph, torch.tensor([2]), 5).edges()[0].tolist()
+    remedy = "the installed DGL samples wrongly; reinstall: make clean setup"
+    works = found == [1]
+    yield _checked("DGL sampling", "works" if works else f"gave {found} for [1]", works, remedy, "bad")
 
 
 def _collectives() -> Iterator[Finding]:
     gloo = distributed.is_available() and distributed.is_gloo_available()
-    remedy = "" if gloo else "this torch cannot train on several CPU workers; install a build with gloo"
-    yield Finding("gloo", "available" if gloo else "missing", "ok" if gloo else "bad", remedy)
+    remedy = "this torch cannot train on several CPU workers; install a build with gloo"
+    yield _checked("gloo", "available" if gloo else "missing", gloo, remedy, "bad")
     if torch.cuda.is_available():
         nccl = distributed.is_nccl_available()
-        remedy = "" if nccl else "several GPU workers need it; install a CUDA build of torch"
-        yield Finding("NCCL", "available" if nccl else "missing", "ok" if nccl else "warn", remedy)
+        remedy = "several GPU workers need it; install a CUDA build of torch"
+        yield _checked("NCCL", "available" if nccl else "missing", nccl, remedy)
     host = socket.gethostname()
     try:
         yield Finding("host name", f"{host} is {socket.gethostbyname(host)}")
@@ -157,9 +157,7 @@ def _cores() -> Iterator[Finding]:
     usable = len(os.sched_getaffinity(0))
     quota = _cpu_quota()
     value = f"{usable} of {os.cpu_count()}" + (f", limited to {quota:g} by the container" if quota else "")
-    few = min(usable, quota or usable) < 2
-    remedy = "two workers will take turns on one core" if few else ""
-    yield Finding("CPU cores", value, "warn" if few else "ok", remedy)
+    yield _checked("CPU cores", value, min(usable, quota or usable) >= 2, "two workers will take turns on one core")
 
 
 def _memory() -> Iterator[Finding]:
@@ -170,10 +168,9 @@ def _memory() -> Iterator[Finding]:
         if limit < total:
             total, limited = limit, " (the container's limit)"
         available = min(available, limit - used)
-    scarce = available < 2 * GIB
-    remedy = "a run with two workers and Ray takes about 2 GiB: close something or raise the limit" if scarce else ""
+    remedy = "a run with two workers and Ray takes about 2 GiB: close something or raise the limit"
     value = f"{total / GIB:.1f} GiB{limited}, {available / GIB:.1f} GiB available"
-    yield Finding("memory", value, "warn" if scarce else "ok", remedy)
+    yield _checked("memory", value, available >= 2 * GIB, remedy)
 
 
 def _shared_memory() -> Iterator[Finding]:
@@ -182,19 +179,18 @@ def _shared_memory() -> Iterator[Finding]:
         yield Finding("/dev/shm", "missing", "warn", "Ray's object store falls back to slow files in /tmp")
         return
     usage = shutil.disk_usage(path)
-    small = usage.free < GIB
-    remedy = "Ray's object store lives there: start the container with --shm-size=2g" if small else ""
+    remedy = "Ray's object store lives there: start the container with --shm-size=2g"
     value = f"{usage.total / GIB:.1f} GiB, {usage.free / GIB:.1f} GiB free"
-    yield Finding("/dev/shm", value, "warn" if small else "ok", remedy)
+    yield _checked("/dev/shm", value, usage.free >= GIB, remedy)
 
 
 def _disks() -> Iterator[Finding]:
     for name, path in (("disk, here", Path.cwd()), ("disk, temporary files", Path(tempfile.gettempdir()))):
         usage = shutil.disk_usage(path)
         # Ray stops creating objects on a disk that is 95 % full.
-        full = usage.used / usage.total > 0.95 or usage.free < GIB
-        remedy = f"make room on the disk of {path}: Ray refuses to work on one that is 95 % full" if full else ""
-        yield Finding(name, f"{usage.free / GIB:.1f} GiB free at {path}", "warn" if full else "ok", remedy)
+        fits = usage.used / usage.total <= 0.95 and usage.free >= GIB
+        remedy = f"make room on the disk of {path}: Ray refuses to work on one that is 95 % full"
+        yield _checked(name, f"{usage.free / GIB:.1f} GiB free at {path}", fits, remedy)
 
 
 # -- permissions and limits --------------------------------------------------------------------------------------------
@@ -228,12 +224,10 @@ def _address() -> Iterator[Finding]:
 
 def _open_files() -> Iterator[Finding]:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    few = hard != resource.RLIM_INFINITY and hard < 4096  # Ray raises the soft limit to the hard one by itself
+    enough = hard == resource.RLIM_INFINITY or hard >= 4096  # Ray raises the soft limit to the hard one by itself
     show = {resource.RLIM_INFINITY: "unlimited"}
-    remedy = "Ray's processes may run out of them: ulimit -n 65536, or LimitNOFILE of the service" if few else ""
-    yield Finding(
-        "open files", f"{show.get(soft, soft)}, at most {show.get(hard, hard)}", "warn" if few else "ok", remedy
-    )
+    remedy = "Ray's processes may run out of them: ulimit -n 65536, or LimitNOFILE of the service"
+    yield _checked("open files", f"{show.get(soft, soft)}, at most {show.get(hard, hard)}", enough, remedy)
 
 
 # -- control groups ----------------------------------------------------------------------------------------------------
@@ -247,14 +241,10 @@ def _groups(v1_controller: str) -> Iterator[Path]:
         return
     for line in lines:
         _, controllers, own = line.split(":", 2)
-        if controllers == "":
-            root = Path("/sys/fs/cgroup")
-        elif v1_controller in controllers.split(","):
-            root = Path("/sys/fs/cgroup", v1_controller)
-        else:
-            continue
-        relative = Path(own.lstrip("/"))
-        yield from dict.fromkeys([root / relative, *(root / parent for parent in relative.parents), root])
+        if controllers == "" or v1_controller in controllers.split(","):
+            root = Path("/sys/fs/cgroup", v1_controller if controllers else "")
+            relative = Path(own.lstrip("/"))
+            yield from dict.fromkeys([root / relative, *(root / parent for parent in relative.parents), root])
 
 
 def _numbers(path: Path) -> list[float]:
@@ -281,15 +271,11 @@ def _memory_limits() -> Iterator[tuple[int, int]]:
         for names in _MEMORY_FILES:
             limit, used = (_numbers(group / name) for name in names)
             if limit and used:
-                yield int(limit[0]), int(used[0]) - _droppable(group)
-
-
-def _droppable(group: Path) -> int:
-    try:
-        fields = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-    except (OSError, ValueError):
-        return 0
-    return int(fields.get("total_inactive_file", fields.get("inactive_file", 0)))
+                droppable = 0
+                with suppress(OSError, ValueError):
+                    fields = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+                    droppable = int(fields.get("total_inactive_file", fields.get("inactive_file", 0)))
+                yield int(limit[0]), int(used[0]) - droppable
 
 
 _CHECKS: dict[str, Callable[[], Iterator[Finding]]] = {

@@ -7,11 +7,11 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-import uuid
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import ray
@@ -24,6 +24,7 @@ from optimag_dist.types import InputError, RunError
 
 _KNOCK_S = 5
 _LOOK_S = 1.0
+_TOKEN = ".ray/auth_token"
 # What Ray is given of a session's folder, and the longest path of a socket below it.
 _RAYS_OWN = "r"
 _SESSION_BYTES = len(f"/{_RAYS_OWN}/session_2026-01-01_12-00-00_123456_4194304/sockets/dash_MetricsHead")
@@ -136,39 +137,41 @@ def ensure_ray(address: str | None = None, num_cpus: int | None = None) -> None:
 
 
 def _embed(num_cpus: int | None) -> None:
-    """Start a session of this process's own, in a folder that no other user may enter.
-
-    Raises:
-        InputError: there is no place for its folder.
-        RunError: it does not start; a machine that is busy was given a second chance.
-    """
+    """Start a session of this process's own, in a folder that no other user may enter."""
     # Ray Train would start an actor for each group of workers that looks whether one of the hosts is being taken away.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    # A machine that is busy is given a second chance.
     for attempt in (1, 2):
         folder = session_folder()
         # Before the folder goes: what is registered last is called first.
         atexit.register(ray.shutdown)
+        before = os.environ.get("TMPDIR")
+        # Processes put there what they would leave in /tmp: Ray ends its workers by a signal.
+        os.environ["TMPDIR"] = str(folder)
         try:
-            with _temporary_files_in(folder):
-                ray.init(
-                    address="local",
-                    num_cpus=num_cpus,
-                    dashboard_host="127.0.0.1",
-                    log_to_driver=False,
-                    logging_level=logging.ERROR,
-                    # Ray opens it and all below to everyone; not the one around it.
-                    _temp_dir=str(folder / _RAYS_OWN),
-                )
+            ray.init(
+                address="local",
+                num_cpus=num_cpus,
+                dashboard_host="127.0.0.1",
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                # Ray opens it and all below to everyone; not the one around it.
+                _temp_dir=str(folder / _RAYS_OWN),
+            )
             threading.Thread(target=_tell_when_lost, args=(ray_private.vital_processes(),), daemon=True).start()
             return
         except Exception as error:
             ray.shutdown()
             if attempt == 2:
+                said = (str(error).strip() or type(error).__name__).splitlines()[0][:_WORDS]
                 raise RunError(
-                    f"Ray does not start on this machine ({_first_line(error)}): it may be too busy, or short of "
+                    f"Ray does not start on this machine ({said}): it may be too busy, or short of "
                     f"memory, disk or processes (optimag doctor). Run the same command again, or start Ray by hand, "
                     f"ray start --head, and give --address"
                 ) from error
+        finally:
+            del os.environ["TMPDIR"]
+            os.environ.update({} if before is None else {"TMPDIR": before})
 
 
 def _tell_when_lost(vital: dict[str, subprocess.Popen]) -> None:
@@ -193,30 +196,8 @@ def _tell_when_lost(vital: dict[str, subprocess.Popen]) -> None:
 
 
 def session_folder() -> Path:
-    """Make the folder of an embedded session, see :func:`private_folder`.
-
-    Raises:
-        InputError: there is no place for it.
-    """
+    """Make the folder of an embedded session, see :func:`private_folder`."""
     return private_folder(below=_SESSION_BYTES)
-
-
-@contextmanager
-def _temporary_files_in(folder: Path) -> Iterator[None]:
-    """Processes started within put there what they would leave in ``/tmp``: Ray ends its workers by a signal."""
-    before = os.environ.get("TMPDIR")
-    os.environ["TMPDIR"] = str(folder)
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["TMPDIR"]
-        else:
-            os.environ["TMPDIR"] = before
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:_WORDS]
 
 
 def use_token() -> None:
@@ -226,23 +207,13 @@ def use_token() -> None:
     would be too late, Ray has read it when it was imported.
     """
     ray_private.send_token()
-    file = _token_file()
-    # Ray writes it with the modes of any file, readable by all.
-    if (
-        file is not None
-        and file.is_file()
-        and file.stat().st_uid == os.getuid()
-        and stat.S_IMODE(file.stat().st_mode) & 0o077
-    ):
-        file.chmod(0o600)
-
-
-def _token_file() -> Path | None:
-    """None for a user without a home folder."""
-    try:
-        return Path.home() / ".ray" / "auth_token"
-    except RuntimeError:
-        return None
+    # No file, or a user without a home folder.
+    with suppress(OSError, RuntimeError):
+        file = Path.home() / _TOKEN
+        found = file.stat()
+        # Ray writes it with the modes of any file, readable by all.
+        if stat.S_ISREG(found.st_mode) and found.st_uid == os.getuid() and found.st_mode & 0o077:
+            file.chmod(0o600)
 
 
 def _make_token() -> None:
@@ -250,25 +221,16 @@ def _make_token() -> None:
     if ray_private.has_token():
         return
     token = ray_private.new_token()
-    file = _token_file()
     try:
-        if file is None:
-            raise FileNotFoundError("no home folder")
+        file = Path.home() / _TOKEN
         file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_name(f".{uuid.uuid4().hex}")
-        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            os.write(descriptor, token.encode())
-        finally:
-            os.close(descriptor)
-        try:
-            os.link(part, file)
-        except FileExistsError:
-            pass  # Another process was faster; its token is this user's.
-        finally:
-            part.unlink()
-    except OSError:
-        # A home that cannot be written to: this process and its children alone know the token.
+        with tempfile.NamedTemporaryFile("w", dir=file.parent, prefix=".") as part:
+            part.write(token)
+            part.flush()
+            with suppress(FileExistsError):  # Another process was faster; its token is this user's.
+                os.link(part.name, file)
+    except (OSError, RuntimeError):
+        # A home that is not there or cannot be written to: this process and its children alone know the token.
         os.environ["RAY_AUTH_TOKEN"] = token
     ray_private.forget_token()
 

@@ -4,7 +4,6 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -26,11 +25,6 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-ClusterAddress = Annotated[
-    str | None,
-    typer.Option("--address", help="Dashboard of a Ray cluster, http://HOST:8265; or RAY_API_SERVER_ADDRESS."),
-]
-
 
 @app.command("run")
 def submit_run(
@@ -39,7 +33,9 @@ def submit_run(
     changes: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to its parameters and its steps.")
     ] = None,
-    address: ClusterAddress = None,
+    address: Annotated[
+        str | None, typer.Option(help="Dashboard of a Ray cluster, http://HOST:8265; or RAY_API_SERVER_ADDRESS.")
+    ] = None,
     local: Annotated[bool, typer.Option("--local", help="Run it here; so it is where no cluster is named.")] = False,
     follow: Annotated[bool, typer.Option("--follow", help="Show what the job prints until it ends.")] = False,
 ) -> None:
@@ -51,7 +47,9 @@ def submit_run(
         check_command(context.find_root().command, step)
     if local or not (address or os.environ.get("RAY_API_SERVER_ADDRESS")):
         raise typer.Exit(run_steps(job.steps, job.directory, job.files))
-    jobs = _jobs(address)
+    from optimag_dist.submit.cluster import Jobs
+
+    jobs = Jobs(address, say=say)
     submitted = jobs.submit(job)
     say(f"submitted: {submitted}")
     if follow:
@@ -82,12 +80,6 @@ def check_command(optimag: Any, words: Sequence[str]) -> None:
         raise InputError(f"step {shlex.join(words)!r}: {error}; see {name} --help") from error
 
 
-def _jobs(address: str | None) -> "Jobs":
-    from optimag_dist.submit.cluster import Jobs
-
-    return Jobs(address, say=say)
-
-
 def _follow(jobs: "Jobs", job: str) -> NoReturn:
     from optimag_dist.submit.cluster import remedy
 
@@ -114,12 +106,3 @@ def _follow(jobs: "Jobs", job: str) -> NoReturn:
 
 def _ray_job(command: str, jobs: "Jobs", job: str) -> str:
     return f"RAY_AUTH_MODE=token ray job {command} {job} --address {jobs.address}"
-
-
-def _times(start_ms: int | None, end_ms: int | None) -> tuple[str, str]:
-    """When a job started, and how many seconds it took or takes so far."""
-    if start_ms is None:
-        return "", ""
-    start = datetime.fromtimestamp(start_ms / 1000)
-    end = datetime.fromtimestamp(end_ms / 1000) if end_ms else datetime.now()
-    return f"{start:%Y-%m-%d %H:%M:%S}", f"{(end - start).total_seconds():.0f}"

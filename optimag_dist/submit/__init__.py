@@ -1,7 +1,4 @@
-"""Jobs: recipes of ``optimag`` commands that run here or on a Ray cluster.
-
-Import :mod:`optimag_dist.submit.cluster` for the part that talks to a cluster; the rest needs no Ray.
-"""
+"""Jobs: recipes of ``optimag`` commands that run here or on a Ray cluster; only :mod:`.cluster` needs Ray."""
 
 from optimag_dist.submit.recipe import Job, Recipe, load_job
 from optimag_dist.submit.steps import run_steps

@@ -73,47 +73,42 @@ class Jobs:
             InputError: its files are too large, or the cluster refuses it.
         """
         recipe = job.recipe
+        deadline = time.monotonic() + _START_S
         with tempfile.TemporaryDirectory() as folder:
             archive = Path(folder) / "job.zip"
             write_package(job, archive)
             runtime_env: dict[str, Any] = {"working_dir": str(archive), "env_vars": dict(recipe.runtime_env.env_vars)}
             if recipe.runtime_env.pip:
                 runtime_env["pip"] = list(recipe.runtime_env.pip)
-            return self._submit(
+            asked = {
                 # Of the head's path: the virtual environment or image its raylet was started in.
-                entrypoint=f"exec python -m optimag_dist.submit {STEPS_FILE}",
-                submission_id=f"{recipe.name}-{datetime.now():%Y%m%d-%H%M%S}",
-                runtime_env=runtime_env,
-                metadata={"name": recipe.name, **recipe.metadata},
-                entrypoint_num_cpus=recipe.entrypoint.num_cpus,
-                entrypoint_num_gpus=recipe.entrypoint.num_gpus,
-                entrypoint_memory=recipe.entrypoint.memory,
-                entrypoint_resources=recipe.entrypoint.resources or None,
-                entrypoint_label_selector=recipe.entrypoint.labels or None,
-            )
-
-    def _submit(self, **kwargs: object) -> str:
-        deadline = time.monotonic() + _START_S
-        while True:
-            try:
-                return self._ask("submit_job", **kwargs)
-            except InputError as error:
-                # What a head that is just starting says.
-                if "No available agent" not in str(error):
-                    raise
-                if time.monotonic() > deadline:
-                    raise InputError(
-                        f"{self.address}: the head's agent, which starts jobs, has not come up: another Ray on that "
-                        f"machine may have its port (52365); start the head with --dashboard-agent-listen-port=PORT"
-                    ) from error
-            time.sleep(_POLL_S)
+                "entrypoint": f"exec python -m optimag_dist.submit {STEPS_FILE}",
+                "submission_id": f"{recipe.name}-{datetime.now():%Y%m%d-%H%M%S}",
+                "runtime_env": runtime_env,
+                "metadata": {"name": recipe.name, **recipe.metadata},
+                "entrypoint_num_cpus": recipe.entrypoint.num_cpus,
+                "entrypoint_num_gpus": recipe.entrypoint.num_gpus,
+                "entrypoint_memory": recipe.entrypoint.memory,
+                "entrypoint_resources": recipe.entrypoint.resources or None,
+                "entrypoint_label_selector": recipe.entrypoint.labels or None,
+            }
+            while True:
+                try:
+                    return self._ask("submit_job", **asked)
+                except InputError as error:
+                    # What a head that is just starting says.
+                    if "No available agent" not in str(error):
+                        raise
+                    if time.monotonic() > deadline:
+                        raise InputError(
+                            f"{self.address}: the head's agent, which starts jobs, has not come up: another Ray on "
+                            f"that machine may have its port (52365); start the head with "
+                            f"--dashboard-agent-listen-port=PORT"
+                        ) from error
+                time.sleep(_POLL_S)
 
     def follow(self, job: str, write: Say) -> int:
-        """Give ``write`` what the job prints until it ends.
-
-        Returns:
-            The status its entry point ended with; 1 where it has none.
-        """
+        """Give ``write`` what the job prints until it ends; its entry point's status, 1 where it has none."""
         seen = 0
         waiting = False
         while True:
@@ -126,7 +121,7 @@ class Jobs:
                 seen = asyncio.run(self._tail(job, seen, write))
                 info = self.info(job)
             if info.status.is_terminal():
-                return _status(info)
+                return 0 if info.status == JobStatus.SUCCEEDED else info.driver_exit_code or 1
             time.sleep(_POLL_S)
 
     async def _tail(self, job: str, seen: int, write: Say) -> int:
@@ -172,9 +167,3 @@ def _answers_anyone(address: str) -> bool:
             f"nothing answers at {address} ({type(error).__name__}); give the address of the dashboard of a running "
             f"cluster, as ray start --head prints it, or --local to run the job here"
         ) from error
-
-
-def _status(info: JobDetails) -> int:
-    if info.status == JobStatus.SUCCEEDED:
-        return 0
-    return info.driver_exit_code or 1

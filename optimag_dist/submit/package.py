@@ -2,11 +2,9 @@
 
 import fnmatch
 import os
-import stat
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn
 
 import optimag_dist
 from optimag_dist.submit.recipe import Job
@@ -28,9 +26,7 @@ def write_package(job: Job, archive: Path, max_bytes: int = MAX_BYTES) -> None:
     Raises:
         InputError: they come to more than ``max_bytes``, the largest are named; or one of them cannot be copied.
     """
-    sources: list[tuple[Path, Path]] = []
-    if job.files is not None:
-        sources += _files(job.files, job.recipe.excludes)
+    sources = [] if job.files is None else list(_files(job.files, job.recipe.excludes))
     if job.recipe.ship:
         package = Path(optimag_dist.__file__).parent
         # Some installers link to files elsewhere.
@@ -45,7 +41,9 @@ def write_package(job: Job, archive: Path, max_bytes: int = MAX_BYTES) -> None:
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as made:
         made.writestr(zipfile.ZipInfo(STEPS_FILE, _SAME_DAY), write_steps(job))
         for file, name in sources:
-            made.writestr(_entry(file, name), file.read_bytes(), zipfile.ZIP_DEFLATED)
+            entry = zipfile.ZipInfo(str(name), _SAME_DAY)
+            entry.external_attr = (file.stat().st_mode & 0xFFFF) << 16
+            made.writestr(entry, file.read_bytes(), zipfile.ZIP_DEFLATED)
 
 
 def _files(root: Path, excludes: Sequence[str], *, links_anywhere: bool = False) -> Iterator[tuple[Path, Path]]:
@@ -55,57 +53,43 @@ def _files(root: Path, excludes: Sequence[str], *, links_anywhere: bool = False)
         InputError: there is what cannot be copied, or a link that leads out of ``root`` or to what is excluded.
     """
     root = root.resolve()
-    patterns = [*_NEVER, *excludes]
 
     def excluded(name: str) -> bool:
-        return any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
+        return any(fnmatch.fnmatch(name, pattern) for pattern in (*_NEVER, *excludes))
 
-    def refuse(name: Path, what: str) -> NoReturn:
-        raise InputError(
-            f"{root / name}: {what}, which cannot be copied to the cluster; put a file or a folder there, or name it "
-            f"in the recipe's excludes: [{name.name}]"
-        )
-
-    def check_link(place: Path, name: Path) -> None:
-        target = Path(os.path.realpath(place))
-        if links_anywhere:
-            return
-        if target in place.parents:
-            refuse(name, "a link to a folder that it lies in")
-        if root not in target.parents:
-            refuse(name, f"a link out of the job's own files, to {target}")
-        if any(excluded(part) for part in target.relative_to(root).parts):
-            refuse(name, f"a link to {target.relative_to(root)}, which is left out")
-
-    def walk(folder: Path, prefix: Path) -> Iterator[tuple[Path, Path]]:
+    def problem(place: Path) -> str | None:
+        if place.is_symlink() and not links_anywhere:
+            target = Path(os.path.realpath(place))
+            if target in place.parents:
+                return "a link to a folder that it lies in"
+            if root not in target.parents:
+                return f"a link out of the job's own files, to {target}"
+            if any(excluded(part) for part in target.relative_to(root).parts):
+                return f"a link to {target.relative_to(root)}, which is left out"
         try:
-            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+            place.name.encode()
+            place.stat()
+            if place.is_dir():
+                os.listdir(place)
+        except UnicodeEncodeError:
+            return "a name that is not UTF-8"
         except OSError as error:
-            refuse(prefix, f"a folder that cannot be read ({error.strerror})")
-        for entry in entries:
-            place, name = Path(entry.path), prefix / entry.name
-            if excluded(entry.name):
+            what = "a link to nothing" if place.is_symlink() else "it cannot be read"
+            return f"{what} ({error.strerror})"
+        return None if place.is_dir() or place.is_file() else "a socket, a pipe or a device"
+
+    def walk(folder: Path) -> Iterator[tuple[Path, Path]]:
+        for place in sorted(folder.iterdir()):
+            if excluded(place.name):
                 continue
-            if entry.is_symlink():
-                check_link(place, name)
-            try:
-                entry.name.encode()
-                mode = place.stat().st_mode
-            except UnicodeEncodeError:
-                refuse(name, "a name that is not UTF-8")
-            except OSError as error:
-                refuse(name, f"a link to nothing ({error.strerror})" if entry.is_symlink() else str(error.strerror))
-            if stat.S_ISDIR(mode):
-                yield from walk(place, name)
-            elif not stat.S_ISREG(mode):
-                refuse(name, "a socket, a pipe or a device")
+            if what := problem(place):
+                raise InputError(
+                    f"{place}: {what}, which cannot be copied to the cluster; put a file or a folder there, or name it "
+                    f"in the recipe's excludes: [{place.name}]"
+                )
+            if place.is_dir():
+                yield from walk(place)
             else:
-                yield place, name
+                yield place, place.relative_to(root)
 
-    return walk(root, Path())
-
-
-def _entry(file: Path, name: Path) -> zipfile.ZipInfo:
-    entry = zipfile.ZipInfo(str(name), _SAME_DAY)
-    entry.external_attr = (file.stat().st_mode & 0xFFFF) << 16
-    return entry
+    return walk(root)

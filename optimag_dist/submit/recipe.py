@@ -3,7 +3,7 @@
 import difflib
 import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
@@ -34,8 +34,7 @@ class EntrypointOptions(Options):
     Attributes:
         num_cpus, num_gpus: 0 runs it on the head.
         memory: bytes.
-        resources: custom resource → amount.
-        labels: label a node must have → its value.
+        resources, labels: custom resource → amount; label a node must have → its value.
     """
 
     num_cpus: float = Field(0, ge=0)
@@ -111,13 +110,12 @@ class Recipe(Options):
 
 @dataclass(frozen=True)
 class Job:
-    """A recipe with its parameters filled in.
+    """A recipe with its parameters filled in; paths are absolute.
 
     Attributes:
-        recipe: as it was read and changed.
         steps: words of each command, without the leading ``optimag``; only ``{here}`` is left to fill in.
-        directory: absolute path the steps run in.
-        files: absolute path of the job's own files, or None.
+        directory: where the steps run.
+        files: folder of the job's own files, or None.
     """
 
     recipe: Recipe
@@ -151,26 +149,20 @@ def load_job(path: Path, changes: Sequence[str] = ()) -> Job:
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise InputError(f"{path}: {key!r} is no parameter and no key of this job; {hint}known: {', '.join(known)}")
     recipe = load_options(Recipe, path, own)
-    values = {"name": recipe.name, **{name: _text(value) for name, value in recipe.parameters.items()}}
-    steps = tuple(tuple(_fill(shlex.split(step), values, overrides)) for step in recipe.steps)
+    values = {name: str(v).lower() if isinstance(v, bool) else str(v) for name, v in recipe.parameters.items()}
+    values["name"] = recipe.name
+
+    def fill(word: str) -> Sequence[str]:
+        # Word by word, so that a value with blanks stays one word.
+        filled = _PLACEHOLDER.sub(lambda match: values.get(match[1], match[0]), word)
+        return overrides if word == OVERRIDES else [filled]
+
+    steps = tuple(tuple(part for word in shlex.split(step) for part in fill(word)) for step in recipe.steps)
     _refuse_secrets(path, recipe, steps)
     files = None if recipe.working_dir is None else (path.parent / recipe.working_dir).resolve()
     if files is not None and not files.is_dir():
         raise InputError(f"{path}: working_dir {files} is no folder")
     return Job(recipe, steps, Path.cwd() / (recipe.directory or ""), files)
-
-
-def _fill(words: Iterable[str], values: Mapping[str, str], overrides: Sequence[str]) -> Iterable[str]:
-    for word in words:
-        if word == OVERRIDES:
-            yield from overrides
-        else:
-            # Word by word, so that a value with blanks stays one word.
-            yield _PLACEHOLDER.sub(lambda match: values.get(match[1], match[0]), word)
-
-
-def _text(value: Value) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _refuse_secrets(path: Path, recipe: Recipe, steps: Iterable[Iterable[str]]) -> None:

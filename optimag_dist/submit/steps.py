@@ -6,11 +6,9 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from optimag_dist.console import say
 from optimag_dist.submit.recipe import HERE, Job
@@ -20,12 +18,10 @@ _PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def run_steps(steps: Sequence[Sequence[str]], directory: Path, here: Path | None) -> int:
-    """Run ``optimag`` with the words of each step, until one fails.
+    """Run ``optimag`` with the words of each step in ``directory``, until one fails.
 
     Args:
-        steps: words of each command; ``{here}`` in them stands for ``here``.
-        directory: where they run.
-        here: folder of the job's own files.
+        here: folder of the job's own files, for which ``{here}`` stands in a step.
 
     Returns:
         The status of the step that failed, 128 + signal for one that was killed; 0 when all went well.
@@ -61,20 +57,15 @@ def write_steps(job: Job) -> bytes:
 def _run(words: Sequence[str], directory: Path) -> int:
     # A session of its own: Ctrl-C in a terminal would reach it once from there and once from here.
     step = subprocess.Popen([sys.executable, "-m", "optimag_dist.cli", *words], cwd=directory, start_new_session=True)
-    with _signals_go_to(step):
-        status = step.wait()
-    return 128 - status if status < 0 else status
 
-
-@contextmanager
-def _signals_go_to(process: subprocess.Popen) -> Iterator[None]:
-    def pass_on(number: int, frame: FrameType | None) -> Any:
-        if process.poll() is None:
-            process.send_signal(number)
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        if step.poll() is None:
+            step.send_signal(number)
 
     before = {number: signal.signal(number, pass_on) for number in _PASSED_ON}
     try:
-        yield
+        status = step.wait()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    return 128 - status if status < 0 else status
