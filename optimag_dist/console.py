@@ -43,21 +43,16 @@ def say(text: str, *, stderr: bool = False) -> None:
 
 
 def end(error: BaseException) -> NoReturn:
-    """Tell of ``error`` on standard error and leave with its status.
-
-    A user's input (2) and what happened to the work (1) are a sentence. Anything else is a defect of this package: it
-    keeps its traceback, and is called one.
-    """
-    told = _told(error)
-    if told is None:
-        lines = traceback.format_exception(type(error), error, error.__traceback__)
-        say("".join(lines).rstrip(), stderr=True)
-        fail(
-            "this is a defect of optimag_dist and not of your input. Please report it: the lines above, the command, "
-            "and what optimag doctor prints",
-            1,
-        )
-    fail(*told)
+    """Tell of ``error`` on standard error and leave with its status: a sentence for a user's input (2) and for what
+    happened to the work (1); anything else is a defect of this package, keeps its traceback and is called one."""
+    if told := _told(error):
+        fail(*told)
+    say("".join(traceback.format_exception(error)).rstrip(), stderr=True)
+    fail(
+        "this is a defect of optimag_dist and not of your input. Please report it: the lines above, the command, "
+        "and what optimag doctor prints",
+        1,
+    )
 
 
 def fail(message: str, status: int) -> NoReturn:
@@ -108,11 +103,8 @@ class _Unfailing(io.FileIO):
 
 @contextmanager
 def unfailing_output() -> Iterator[None]:
-    """Within, writing to standard output and error never raises.
-
-    What the encoding has not is spelt out; what nobody reads any more (``| head``) or no disk takes is dropped, and the
-    work goes on.
-    """
+    """Within, writing to standard output and error never raises: what the encoding has not is spelt out, what nobody
+    reads any more (``| head``) or no disk takes is dropped."""
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = map(_unfailing, before)
     try:

@@ -16,15 +16,8 @@ T = TypeVar("T")
 
 
 def load_kind(kind: str, known: Mapping[str, str], base: type[T], key: str) -> type[T]:
-    """The subclass of ``base`` that ``kind`` names: one of ``known``, or a path as of :func:`load_class`.
-
-    Args:
-        known: kind → path, loaded when it is asked for.
-        key: what the user set, for messages.
-
-    Raises:
-        InputError: there is no such kind, or as of :func:`load_class`.
-    """
+    """The subclass of ``base`` that ``kind`` names: one of ``known`` (kind → path), or a path as of :func:`load_class`;
+    ``InputError`` where there is none, which names the ``key`` that the user set."""
     return load_class(path_of(kind, known, key), base)
 
 
@@ -41,11 +34,8 @@ def path_of(kind: str, known: Mapping[str, str], key: str) -> str:
 
 
 def load_class(path: str, base: type[T]) -> type[T]:
-    """The class at ``package.module:ClassName`` or ``path/to/file.py:ClassName``.
-
-    Raises:
-        InputError: as of :func:`load`, or it is no subclass of ``base``.
-    """
+    """The subclass of ``base`` at ``package.module:ClassName`` or ``path/to/file.py:ClassName``; errors as of
+    :func:`load`."""
     cls = load(path, base)
     if not (isinstance(cls, type) and issubclass(cls, base)):
         raise InputError(f"{path!r}: needed a subclass of {base.__module__}.{base.__qualname__}; got {cls!r}")
@@ -57,14 +47,21 @@ def load(path: str, base: type = object) -> Any:
 
     A relative file is looked for from the working directory. A file runs once in a process, whatever it is called by.
 
-    Args:
-        base: of the classes that a message names where there is no such name.
-
     Raises:
-        InputError: no such module or file, it cannot be imported, or it has no such name.
+        InputError: no such module or file, it cannot be imported, or it has no such name; names of subclasses of
+            ``base`` that it has are told.
     """
     where, _, name = path.rpartition(":")
-    module = _from_file(path, Path(where).expanduser()) if where.endswith(".py") else _from_module(path, where)
+    if where.endswith(".py"):
+        module = _from_file(path, Path(where).expanduser().resolve())
+    else:
+        try:
+            module = importlib.import_module(where)
+        except Exception as error:
+            raise InputError(
+                f"{path!r}: {where!r} cannot be imported ({type(error).__name__}: {error}); needed a module that is "
+                "installed or on PYTHONPATH on every worker, or the path of a .py file that all nodes see"
+            ) from error
     if not hasattr(module, name):
         names = [n for n, c in vars(module).items() if isinstance(c, type) and issubclass(c, base) and c is not base]
         close = difflib.get_close_matches(name, names, n=1)
@@ -81,18 +78,7 @@ def absolute(path: str) -> str:
     return f"{Path(where).expanduser().absolute()}{separator}{name}" if where.endswith(".py") else path
 
 
-def _from_module(path: str, where: str) -> ModuleType:
-    try:
-        return importlib.import_module(where)
-    except Exception as error:
-        raise InputError(
-            f"{path!r}: {where!r} cannot be imported ({type(error).__name__}: {error}); needed a module that is "
-            "installed or on PYTHONPATH on every worker, or the path of a .py file that all nodes see"
-        ) from error
-
-
-def _from_file(path: str, where: Path) -> ModuleType:
-    file = where.resolve()
+def _from_file(path: str, file: Path) -> ModuleType:
     # One entry per file: a class loaded twice would be two classes.
     name = f"{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:16]}"
     if name in sys.modules:

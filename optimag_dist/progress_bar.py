@@ -29,14 +29,11 @@ class Advance(Protocol):
 def progress_bar(
     title: str, total: int | None, *, of: Literal["rows", "bytes"] = "rows", done: int = 0, wanted: bool = True
 ) -> Iterator[Advance]:
-    """Draw a bar until the block ends; the function given says how much more is done.
+    """Draw a bar until the block ends, where one is ``wanted``; the function given says how much more is done.
 
     Args:
         title: what stands before the bar.
-        total: rows or bytes; None where nobody knows.
-        of: what is counted.
-        done: what of it was done before.
-        wanted: whether to draw anything.
+        total: rows or bytes, of which some were ``done`` before; None where nobody knows.
     """
     err = console(stderr=True)
     counts: list[ProgressColumn] = [DownloadColumn(), TransferSpeedColumn()]

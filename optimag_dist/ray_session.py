@@ -81,13 +81,10 @@ def explained(error: BaseException) -> InputError | RunError | None:
 def translated_ray_errors(what: str, go_on: str) -> Iterator[None]:
     """Turn Ray's own errors within the block into this package's.
 
-    Args:
-        what: was done, the beginning of the sentence: ``PPR block 3 of 7``.
-        go_on: how to go on, its end: ``go on with --resume``.
-
     Raises:
         InputError: a task or an actor raised it, as it did.
-        RunError: a process, a host or the session was lost, memory or disk were full; what, why and ``go_on``.
+        RunError: a process, a host or the session was lost, memory or disk were full: ``what`` was done (``PPR block 3
+            of 7``), why, and how to ``go_on`` (``go on with --resume``).
     """
     try:
         yield
@@ -287,11 +284,8 @@ def completed(slots: Sequence[Slot], indices: Iterable[int]) -> Generator[tuple[
 
 
 def task_device(asked: str) -> str:
-    """``cpu`` or ``cuda``, given ``auto``, ``cpu`` or ``cuda`` and what the connected cluster has.
-
-    Raises:
-        InputError: ``cuda`` is asked for and the cluster has none.
-    """
+    """``cpu`` or ``cuda``, given ``auto``, ``cpu`` or ``cuda`` and what the connected cluster has; ``InputError`` where
+    it has no GPU for ``cuda``."""
     has_gpu = ray.cluster_resources().get("GPU", 0) >= 1
     if asked == "cuda" and not has_gpu:
         raise InputError("device=cuda, but the Ray cluster has no GPU; use device=cpu or device=auto")

@@ -8,6 +8,7 @@ text, or the decimal number it shows), and answers anything with a value or an `
 import codecs
 import re
 from collections.abc import Hashable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -25,20 +26,22 @@ _NOT_OF_ITS_TAG = (ValueError, LookupError, TypeError, AttributeError, OverflowE
 
 
 def read_yaml(path: Path, needed: str) -> Any:
-    """What stands in the YAML file ``path``.
-
-    Args:
-        needed: what the file should be, for the message: ``a YAML file for RunConfig``.
-
-    Raises:
-        InputError: there is no such file, or it is not YAML that this package takes.
-    """
+    """What stands in the YAML file ``path``; ``InputError``, with what was ``needed`` (``a YAML file for RunConfig``),
+    where there is no such file, or it is not YAML that this package takes."""
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "is a pipe or a device" if path.exists() else "no such file"
         raise InputError(f"{path}: {what}; needed {needed}")
     if path.stat().st_size > _MAX_BYTES:
         raise InputError(f"{path}: {path.stat().st_size:,} bytes, at most {_MAX_BYTES:,} are read; needed {needed}")
-    return parse_yaml(_text(path), str(path))
+    data = path.read_bytes()
+    wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        return parse_yaml(data.decode("utf-16" if wide else "utf-8-sig"), str(path))
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise InputError(
+            f"{path}: line {line}: the byte 0x{data[error.start]:02x} is not UTF-8; save the file as UTF-8"
+        ) from error
 
 
 def parse_yaml(text: str, source: str) -> Any:
@@ -47,14 +50,13 @@ def parse_yaml(text: str, source: str) -> Any:
     Raises:
         InputError: it is not YAML, has a key twice or what nobody writes by hand: deep nesting, aliases that multiply.
     """
-    loader = None
     try:
-        loader = _Loader(text)
-        node = loader.get_single_node()
-        if node is None:
-            return None
-        _refuse_many(node)
-        return loader.construct_document(node)
+        with closing(_Loader(text)) as loader:
+            node = loader.get_single_node()
+            if node is None:
+                return None
+            _refuse_many(node)
+            return loader.construct_document(node)
     except _NOT_OF_ITS_TAG as error:
         raise InputError(f"{source}: not valid YAML: a value is not what its tag says: {error}") from error
     except yaml.reader.ReaderError as error:
@@ -67,25 +69,11 @@ def parse_yaml(text: str, source: str) -> Any:
         context = f" ({error.context})" if error.context else ""
         hint = "; indent by blanks" if "'\\t'" in (error.problem or "") else ""
         raise InputError(f"{source}: not valid YAML{where}: {error.problem}{context}{hint}") from error
-    finally:
-        if loader is not None:
-            loader.dispose()
-
-
-def _text(path: Path) -> str:
-    data = path.read_bytes()
-    wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    try:
-        return data.decode("utf-16" if wide else "utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise InputError(
-            f"{path}: line {line}: the byte 0x{data[error.start]:02x} is not UTF-8; save the file as UTF-8"
-        ) from error
 
 
 class _Loader(yaml.SafeLoader):
     _depth = 0
+    close = yaml.SafeLoader.dispose
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self._depth >= _MAX_DEPTH:
@@ -149,18 +137,19 @@ def _refuse_many(root: yaml.Node) -> None:
     measure(root)
 
 
-def _plain_values(loader: type[yaml.SafeLoader]) -> None:
-    """Leave out of YAML 1.1 what turns text silently into other values: dates, 12:30, 010, a country NO."""
-    drop = {f"tag:yaml.org,2002:{name}" for name in ("timestamp", "value", "int", "float", "bool")}
-    known = loader.yaml_implicit_resolvers.items()
-    loader.yaml_implicit_resolvers = {letter: [r for r in rules if r[0] not in drop] for letter, rules in known}
-    number = r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)(?:[eE][-+][0-9]+)?"
-    number += r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
-    loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(rf"^(?:{number})$"), list("-+0123456789."))
-    whole = r"[-+]?(?:0|[1-9][0-9_]*|0b[01]+|0x[0-9a-fA-F]+)"
-    loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(rf"^(?:{whole})$"), list("-+0123456789"))
-    boolean = re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$")
-    loader.add_implicit_resolver("tag:yaml.org,2002:bool", boolean, list("tTfF"))
-
-
-_plain_values(_Loader)
+# Leave out of YAML 1.1 what turns text silently into other values: dates, 12:30, 010, a country NO.
+_DROPPED = {f"tag:yaml.org,2002:{name}" for name in ("timestamp", "value", "int", "float", "bool")}
+_Loader.yaml_implicit_resolvers = {
+    letter: [rule for rule in rules if rule[0] not in _DROPPED]
+    for letter, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _kind, _written, _firsts in (
+    (
+        "float",
+        r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)(?:[eE][-+][0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        "-+0123456789.",
+    ),
+    ("int", r"[-+]?(?:0|[1-9][0-9_]*|0b[01]+|0x[0-9a-fA-F]+)", "-+0123456789"),
+    ("bool", "true|True|TRUE|false|False|FALSE", "tTfF"),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(rf"^(?:{_written})$"), list(_firsts))

@@ -55,35 +55,26 @@ def main() -> None:
         try:
             for argument in sys.argv[1:]:
                 argument.encode()
-            _check_directory()
-            _ensure_home()
+            _check_folders()
             app()
         except Exception as error:
-            end(_without_ray(error))
+            if "ray.exceptions" not in sys.modules:
+                end(error)
+            from optimag_dist.ray_session import explained
+
+            end(explained(error) or error)
 
 
-def _check_directory() -> None:
-    """Before torch is imported, which ends the process where there is none."""
+def _check_folders() -> None:
+    """Before torch is imported, which ends the process where there is no working directory."""
     try:
         Path.cwd()
     except FileNotFoundError:
         fail("the working directory has been removed; go to another one", 2)
-
-
-def _ensure_home() -> None:
-    """A user who is only a number, as in containers, may have none, and the libraries do not take that for possible."""
     try:
         Path.home()
     except RuntimeError:
+        # A user who is only a number, as in containers, may have none, and the libraries take one for granted.
         from optimag_dist.private_folder import private_folder
 
         os.environ["HOME"] = str(private_folder(below=0))
-
-
-def _without_ray(error: Exception) -> BaseException:
-    """``error``; what it comes to where it is one of Ray's."""
-    if "ray.exceptions" not in sys.modules:
-        return error
-    from optimag_dist.ray_session import explained
-
-    return explained(error) or error

@@ -20,15 +20,8 @@ def data_list() -> None:
     table = Table("name", "nodes", "edges", "modalities", "classes", "licence", "description")
     for info in list_datasets():
         modalities = ", ".join(f"{name} {width}" for name, width in info.modalities.items())
-        table.add_row(
-            info.name,
-            f"{info.nodes:,}",
-            f"{info.edges:,}",
-            modalities,
-            str(len(info.classes)),
-            info.licence,
-            info.description,
-        )
+        sizes = f"{info.nodes:,}", f"{info.edges:,}", modalities, str(len(info.classes))
+        table.add_row(info.name, *sizes, info.licence, info.description)
     console().print(table)
 
 

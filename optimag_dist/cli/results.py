@@ -1,5 +1,6 @@
 """Commands about what was trained: ``optimag embed``, ``predict``, ``evaluate`` and ``report``."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,7 +10,6 @@ from optimag_dist.cli.arguments import Address, Overrides, Store, path
 from optimag_dist.console import console, say
 
 if TYPE_CHECKING:
-    from optimag_dist.inference.options import EmbedOptions, PredictOptions
     from optimag_dist.storage import AnyPath
 
 Checkpoint = Annotated[str, typer.Argument(help="model.pt of a finished fit, or the fit's directory; path or URI.")]
@@ -19,34 +19,40 @@ NodeFile = Annotated[
 ]
 
 
-def embed(
-    checkpoint: Checkpoint,
-    store: Store,
-    out: Parts,
-    overrides: Overrides = None,
-    nodes: NodeFile = None,
-    address: Address = None,
-) -> None:
-    """Write every node's embedding (keys: block_size, fanouts, device, dtype, per_modality, allow_other_store)."""
-    from optimag_dist.inference.options import EmbedOptions
-    from optimag_dist.options import parse_options
+def _writes(name: str, what: str) -> Callable[..., None]:
+    """The command ``name``, which writes ``what`` of every node."""
 
-    _infer(checkpoint, store, out, parse_options(EmbedOptions, overrides, "optimag embed"), nodes, address)
+    def command(
+        checkpoint: Checkpoint,
+        store: Store,
+        out: Parts,
+        overrides: Overrides = None,
+        nodes: NodeFile = None,
+        address: Address = None,
+    ) -> None:
+        from optimag_dist.inference.driver import infer
+        from optimag_dist.inference.ids import read_ids
+        from optimag_dist.inference.options import EmbedOptions, PredictOptions
+        from optimag_dist.options import parse_options
+        from optimag_dist.ray_session import ensure_ray
+        from optimag_dist.storage import located
+        from optimag_dist.store import GraphStore
+
+        kind: type[EmbedOptions | PredictOptions] = EmbedOptions if name == "embed" else PredictOptions
+        options = parse_options(kind, overrides, f"optimag {name}")
+        graph = GraphStore.open(store)
+        user_ids = None if nodes is None else read_ids(nodes, graph)
+        ensure_ray(address)
+        say(str(infer(located(checkpoint), graph, located(out), options, user_ids=user_ids)))
+
+    command.__name__, command.__doc__ = name, f"Write every node's {what}"
+    return command
 
 
-def predict(
-    checkpoint: Checkpoint,
-    store: Store,
-    out: Parts,
-    overrides: Overrides = None,
-    nodes: NodeFile = None,
-    address: Address = None,
-) -> None:
-    """Write every node's most probable class (keys: block_size, fanouts, device, probabilities, allow_other_store)."""
-    from optimag_dist.inference.options import PredictOptions
-    from optimag_dist.options import parse_options
-
-    _infer(checkpoint, store, out, parse_options(PredictOptions, overrides, "optimag predict"), nodes, address)
+embed = _writes("embed", "embedding (keys: block_size, fanouts, device, dtype, per_modality, allow_other_store).")
+predict = _writes(
+    "predict", "most probable class (keys: block_size, fanouts, device, probabilities, allow_other_store)."
+)
 
 
 def evaluate(
@@ -72,27 +78,6 @@ def evaluate(
     console().print(*map(as_table, evaluations))
     if out is not None:
         write_evaluations(evaluations, located(out), checkpoint=model, store=graph)
-
-
-def _infer(
-    checkpoint: str,
-    store: str,
-    out: str,
-    options: "EmbedOptions | PredictOptions",
-    nodes: Path | None,
-    address: str | None,
-) -> None:
-    from optimag_dist.inference.driver import infer
-    from optimag_dist.inference.ids import read_ids
-    from optimag_dist.ray_session import ensure_ray
-    from optimag_dist.storage import located
-    from optimag_dist.store import GraphStore
-
-    graph = GraphStore.open(store)
-    user_ids = None if nodes is None else read_ids(nodes, graph)
-    ensure_ray(address)
-    made = infer(located(checkpoint), graph, located(out), options, user_ids=user_ids)
-    say(str(made))
 
 
 def report(run: Annotated[str, typer.Argument(help="The directory of a run or of a sweep, or its URI.")]) -> None:

@@ -59,11 +59,8 @@ def submit_run(
 
 
 def check_command(optimag: Any, words: Sequence[str]) -> None:
-    """Check that ``optimag``, the program's command, has a command that takes ``words``, without running it.
-
-    Raises:
-        InputError: it has not; the message is what the command itself would say.
-    """
+    """Raise ``InputError``, with what the command itself would say, unless ``optimag``, the program's command, has one
+    that takes ``words``."""
     from optimag_dist.types import InputError
 
     command, args = optimag, list(words)

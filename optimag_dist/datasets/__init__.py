@@ -1,4 +1,4 @@
-"""Small real graphs that ship with the package, and made-up ones with planted conflicts."""
+"""Small real graphs that ship with the package, and synthetic ones with planted conflicts."""
 
 from optimag_dist.datasets.planted import PlantedOptions, read_truth, write_planted
 from optimag_dist.datasets.registry import DatasetInfo, copy_dataset, dataset_schema, list_datasets

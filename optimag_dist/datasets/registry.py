@@ -5,7 +5,6 @@ What is told about it is read from those files: description, licence and source 
 """
 
 import difflib
-import os
 import shutil
 import uuid
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from optimag_dist.files import sync
 from optimag_dist.types import InputError
 from optimag_dist.yaml_files import read_yaml
 
@@ -24,13 +24,8 @@ _SCHEMA = "schema.yaml"
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What there is to know of a dataset before using it.
-
-    Attributes:
-        nodes, edges: rows of the two tables.
-        modalities: name → width of the feature vector, in schema order.
-        classes: names of the labels, sorted.
-    """
+    """What there is to know of a dataset before using it: rows of the two tables, modality → width of its features, and
+    names of the labels, sorted."""
 
     name: str
     description: str
@@ -48,11 +43,8 @@ def list_datasets() -> list[DatasetInfo]:
 
 
 def dataset_schema(name: str) -> Path:
-    """The shipped ``schema.yaml`` of ``name``, ready for ``optimag ingest``.
-
-    Raises:
-        InputError: no such dataset; the nearest name and all names are given.
-    """
+    """The shipped ``schema.yaml`` of ``name``, ready for ``optimag ingest``; ``InputError`` where there is none, which
+    gives the nearest name and all names."""
     names = _names()
     if name not in names:
         close = difflib.get_close_matches(name.lower(), names, n=1)
@@ -79,8 +71,10 @@ def copy_dataset(name: str, out: str | Path) -> Path:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary.mkdir()
-        for file in sorted(source.iterdir()):
-            _copy_to_disk(file, temporary / file.name)
+        for file in source.iterdir():
+            # Contents only: an installed package may be read-only, the user's copy must not be.
+            shutil.copyfile(file, temporary / file.name)
+            sync(temporary / file.name)
         # Onto an existing folder this works only while it is empty, so nothing can be lost to a race.
         temporary.replace(target)
     except OSError as error:
@@ -88,14 +82,6 @@ def copy_dataset(name: str, out: str | Path) -> Path:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return target
-
-
-def _copy_to_disk(source: Path, target: Path) -> None:
-    # Contents only: an installed package may be read-only, the user's copy must not be.
-    with source.open("rb") as reader, target.open("xb") as writer:
-        shutil.copyfileobj(reader, writer)
-        writer.flush()
-        os.fsync(writer.fileno())
 
 
 def _names() -> list[str]:

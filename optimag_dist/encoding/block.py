@@ -20,16 +20,11 @@ _TOKENS = 8
 
 
 class BlockEncoder:
-    """Encodes nodes of a store.
+    """Encodes nodes of a store by ``network``, of ``width`` features, from what ``reader`` makes of their attribute.
 
     The network always sees ``batch_size`` rows, the last batch filled up with rows it has seen, and a text padded to a
     length that depends on the text alone: what comes out for a node does not depend on its block but by the rounding
     of matrix products.
-
-    Attributes:
-        width: of the features.
-        network: on ``device``.
-        reader: of the attribute's values.
 
     Raises:
         InputError: the store has no such attribute, or the model cannot be loaded or does not fit it.

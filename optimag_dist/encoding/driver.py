@@ -43,13 +43,7 @@ _DIGEST = b"digest"
 
 @dataclass(frozen=True)
 class Job:
-    """What all blocks of one run have in common.
-
-    Attributes:
-        store: pickles as its location.
-        modality: to be made.
-        key: of everything that decides the numbers.
-    """
+    """What all blocks of one run have in common; ``key`` is of everything that decides the numbers."""
 
     store: GraphStore
     options: EncodeOptions
@@ -58,11 +52,7 @@ class Job:
 
     @classmethod
     def of(cls, store: GraphStore, options: EncodeOptions) -> "Job":
-        """Loads the network, and so finds out whether it can be loaded.
-
-        Raises:
-            InputError: store, attribute and model do not fit together.
-        """
+        """Loads the network, and so finds out whether it can be loaded and fits."""
         check_modality_name(store, options.modality)
         encoder = BlockEncoder(store, options, torch.device("cpu"))
         reader, network = encoder.reader.settings, digest(encoder.network)
@@ -99,9 +89,7 @@ def encode(
     Ray node, as URIs and hub ids do.
 
     Args:
-        store: has the attribute.
         out: a folder to be made; for a URI it is made in this host's cache, and sent when it is whole.
-        options: see :class:`EncodeOptions`.
         overwrite: replace a store of other content (or a damaged one) that stands at ``out``.
         progress: show a bar when the terminal can.
         say: takes lines for people.
@@ -222,20 +210,16 @@ class _Encode:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         (block,) = batch.column(0).to_pylist()
-        content, problem = b"", ""
+        stream, problem = pa.BufferOutputStream(), ""
         try:
-            content = _to_bytes(self._encoder.encode(self._job.nodes(block)))
+            batch = self._encoder.encode(self._job.nodes(block))
+            batch = batch.replace_schema_metadata({_DIGEST: digest_of([batch])})
+            with pa.ipc.new_file(stream, batch.schema) as file:
+                file.write_batch(batch)
         except InputError as error:
             problem = str(error)
-        return pa.table({"block": [block], "part": pa.array([content], pa.large_binary()), "error": [problem]})
-
-
-def _to_bytes(batch: pa.RecordBatch) -> bytes:
-    batch = batch.replace_schema_metadata({_DIGEST: digest_of([batch])})
-    stream = pa.BufferOutputStream()
-    with pa.ipc.new_file(stream, batch.schema) as file:
-        file.write_batch(batch)
-    return stream.getvalue().to_pybytes()
+        part = pa.array([stream.getvalue().to_pybytes()], pa.large_binary())
+        return pa.table({"block": [block], "part": part, "error": [problem]})
 
 
 def _is_whole(job: Job, folder: Path, block: int) -> bool:
@@ -264,8 +248,7 @@ def _blocks(job: Job, folder: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 def _tell_bad_pictures(job: Job, folder: Path, say: Callable[[str], None]) -> None:
     states = np.concatenate([_read(folder, block).column("state").to_numpy() for block in range(job.num_blocks)])
     bad = np.flatnonzero(states == BAD)
-    if not len(bad):
-        return
-    if job.options.on_bad_picture == "error":
+    if len(bad) and job.options.on_bad_picture == "error":
         raise bad_picture_error(job.store, job.options.attribute, bad[0], "on_bad_picture")
-    say(told_bad_pictures(job.store, job.options.attribute, bad.tolist()))
+    if len(bad):
+        say(told_bad_pictures(job.store, job.options.attribute, bad.tolist()))

@@ -28,7 +28,7 @@ class GraphOptions(Options):
     Attributes:
         dataset: one that ships with the package.
         source: anything that ``optimag ingest`` reads; relative paths start at the recipe.
-        planted: a made-up one with known conflicts.
+        planted: a synthetic one with known conflicts.
         optional: leave the graph out, and say so, where ``source`` is not there.
         links: edges held out for link prediction, as by ``optimag split``; default: none.
     """
@@ -149,23 +149,17 @@ class ExperimentOptions(Options):
             for what, one, known in asked:
                 if one not in known:
                     raise ValueError(f"studies.{name}: no {what} is called {one!r}; there are {', '.join(known)}")
-            made_up = any(key.startswith(_PLANTED) for key in study.varied) or study.detect
+            synthetic = any(key.startswith(_PLANTED) for key in study.varied) or study.detect
             for graph in study.graphs:
-                if made_up and self.graphs[graph].planted is None:
+                if synthetic and self.graphs[graph].planted is None:
                     raise ValueError(f"studies.{name}: {graph!r} is not planted, so its conflicts are not known")
         return self
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One combination of what a study varies, on one graph.
-
-    Attributes:
-        graph: its name.
-        planted: the graph's options as varied; None for a real one.
-        at: varied key → value or label, for tables.
-        changes: dotted key of the run → value.
-    """
+    """One combination of what a study varies, on one graph: ``planted`` are its options as varied, None for a real one,
+    ``at`` is what is varied → value or label, for tables, and ``changes`` dotted key of the run → value."""
 
     graph: str
     planted: PlantedOptions | None
@@ -174,11 +168,7 @@ class Setting:
 
 
 def find_recipe(name: str) -> Path:
-    """The recipe called ``name``: a YAML file, or one of ``jobs/experiments`` here or in this checkout.
-
-    Raises:
-        InputError: there is none; those that there are are named.
-    """
+    """The recipe called ``name``: a YAML file, or one of ``jobs/experiments`` here or in this checkout."""
     if Path(name).suffix in (".yaml", ".yml"):
         return Path(name)
     folders = [Path("jobs/experiments"), Path(__file__).parents[2] / "jobs" / "experiments"]
@@ -190,11 +180,7 @@ def find_recipe(name: str) -> Path:
 
 
 def load_experiment(path: Path, overrides: list[str], *, quick: bool) -> ExperimentOptions:
-    """Read a recipe, apply ``quick`` and then ``key=value`` overrides.
-
-    Raises:
-        InputError: the file is missing or no mapping, or a key or a value does not fit; it is named.
-    """
+    """Read a recipe, apply ``quick`` and then ``key=value`` overrides; ``InputError`` names what does not fit."""
     data = read_mapping(ExperimentOptions, path)
     if quick and isinstance(data.get("quick"), dict):
         data = merge(data, data["quick"], whole=True)
@@ -217,11 +203,7 @@ def arms_of(experiment: ExperimentOptions, study: StudyOptions) -> tuple[str, ..
 
 
 def settings(experiment: ExperimentOptions, study: StudyOptions) -> Iterator[Setting]:
-    """Every combination of what ``study`` varies, graph by graph.
-
-    Raises:
-        InputError: a planted graph cannot be varied so.
-    """
+    """Every combination of what ``study`` varies, graph by graph; ``InputError`` where a planted graph cannot be so."""
     axes = [
         [(key, label, changes) for label, changes in values.items()]
         if isinstance(values, dict)
@@ -254,11 +236,7 @@ def configure(
     source: str = "experiment",
 ) -> VariantConfig:
     """What ``arm`` trains with in ``setting``: what is varied wins over the arm, and ``found``, chosen by tuning, over
-    both.
-
-    Raises:
-        InputError: a key does not exist or a value does not fit.
-    """
+    both; ``InputError`` where a key does not exist or a value does not fit."""
     data = VariantConfig().model_dump(mode="json")
     for changes in (experiment.base, study.changes, experiment.arms[arm], setting.changes, found or {}):
         data = merge(data, dict(changes))
@@ -266,11 +244,7 @@ def configure(
 
 
 def source_of(graph: GraphOptions, folder: Path) -> Path | None:
-    """What to ingest for a graph that is not planted; None for an optional one that is not there.
-
-    Raises:
-        InputError: it is not there and not optional.
-    """
+    """What to ingest for a graph that is not planted; None for an optional one that is not there."""
     if graph.dataset is not None:
         return dataset_schema(graph.dataset)
     assert graph.source is not None

@@ -63,14 +63,7 @@ _TUNING_SEED = 7
 
 @dataclass(frozen=True)
 class Asked:
-    """One study of an experiment.
-
-    Attributes:
-        directory: of the experiment.
-        recipes: relative sources start here.
-        address: of a Ray cluster, or None.
-        say: told what is done, a line at a time.
-    """
+    """One study of an experiment; see :func:`run_experiment`."""
 
     experiment: ExperimentOptions
     name: str

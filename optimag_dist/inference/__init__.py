@@ -1,4 +1,1 @@
-"""Embeddings and predictions of trained models for all nodes of a store.
-
-Nothing is imported here: who reads the options should not wait for Ray.
-"""
+"""Embeddings, predictions and metrics of trained models. Nothing is imported here: options should not load Ray."""

@@ -6,8 +6,8 @@ block and stage, and files between the stages. Finished files are kept, so a kil
 
 import hashlib
 import json
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,16 +31,16 @@ from optimag_dist.storage import AnyPath, on_this_host
 from optimag_dist.store import GraphStore
 from optimag_dist.types import Diverged, InputError, RunError
 
+# Raises where values are not finite, and says whose they are.
+Check = Callable[[Tensor, str], None]
+
 
 @dataclass(frozen=True)
 class Job:
     """What every task of one run has in common.
 
     Attributes:
-        checkpoint: of ``model.pt``.
-        store: pickles as its location.
         nodes: (k,) int64 node ids to write in this order; None for all, layer by layer.
-        fanouts: resolved.
         stages: how many the run has: one, or one per layer and the encoders.
         device: ``cpu`` or ``cuda``.
     """
@@ -68,7 +68,8 @@ def infer(
     user_ids: Sequence[Any] | None = None,
     progress: bool = True,
 ) -> AnyPath:
-    """Write embeddings (:class:`EmbedOptions`) or predictions (:class:`PredictOptions`) of nodes to ``out``.
+    """Write embeddings (:class:`EmbedOptions`) or predictions (:class:`PredictOptions`) of nodes to ``out``, and return
+    that, absolute.
 
     The parts hold ``id`` (the users' own) and ``embedding`` (what the model's head sees, a list of numbers), or
     ``id``, ``label`` (a class) and ``probability``; see the options for more columns. The numbers do not depend on the
@@ -78,12 +79,8 @@ def infer(
     Args:
         checkpoint: ``model.pt`` of a fit, or the fit's directory.
         store: the graph; the one the model was trained on, unless ``options.allow_other_store``.
-        out: directory, or its URI.
         user_ids: whose rows to write, in this order; default: all nodes in the store's order.
         progress: show a bar when the terminal can.
-
-    Returns:
-        ``out``, absolute.
 
     Raises:
         InputError: checkpoint, store, ids and options do not fit together, or ``out`` holds something else.
@@ -144,20 +141,6 @@ def _missing(job: Job) -> list[list[int]]:
     return missing
 
 
-class NotFinite(Exception):
-    """A model's answer for a node is no number.
-
-    Attributes:
-        node: id of the first such node.
-        count: how many there are among those computed with it.
-        what: of the node.
-    """
-
-    def __init__(self, node: int, count: int, what: str) -> None:
-        super().__init__(node, count, what)
-        self.node, self.count, self.what = node, count, what
-
-
 class Activations:
     """One layer's output for all nodes, a mapped file per block of ``block_size`` nodes."""
 
@@ -182,70 +165,61 @@ def _compute_block(job: Job, stage: int, index: int) -> int:
     trained = TrainedModel.open(job.checkpoint, device)
     forward = trained.forward(job.store, job.fanouts, job.options.seed)
     nodes = job.block(index)
-    with _told(job):
-        if stage == 0 and job.stages > 1:
-            values = forward.fuse(nodes)
-            for m, z in zip(trained.widths, values.chunk(len(trained.widths), 1), strict=True):
-                check_finite(z, nodes, f"the embedding of modality {m!r}")
-        elif job.stages == 1:
-            values = forward.states(nodes)
-            check_finite(values, nodes, "the state")
-        else:
-            files = [on_this_host(job.parts.activations(stage - 1, i)) for i in range(job.parts.num_parts)]
-            values = forward.layer(stage - 1, nodes, Activations(files, job.parts.block_size).gather)
-            check_finite(values, nodes, f"the state in layer {stage}")
-        if stage < job.stages - 1:
-            job.parts.write_activations(stage, index, _numpy(values))
-            return len(nodes)
-        columns = {"id": pa.array(job.store.ids(nodes))}
-        if isinstance(job.options, EmbedOptions):
-            columns |= _embedding_columns(job.options, values, forward, nodes)
-        else:
-            columns |= _prediction_columns(job.options, trained, values, nodes)
-        job.parts.write_part(index, pa.table(columns))
+    check = partial(_check_finite, job, nodes)
+    if stage == 0 and job.stages > 1:
+        values = forward.fuse(nodes)
+        for m, z in zip(trained.widths, values.chunk(len(trained.widths), 1), strict=True):
+            check(z, f"the embedding of modality {m!r}")
+    elif job.stages == 1:
+        values = forward.states(nodes)
+        check(values, "the state")
+    else:
+        files = [on_this_host(job.parts.activations(stage - 1, i)) for i in range(job.parts.num_parts)]
+        values = forward.layer(stage - 1, nodes, Activations(files, job.parts.block_size).gather)
+        check(values, f"the state in layer {stage}")
+    if stage < job.stages - 1:
+        job.parts.write_activations(stage, index, _numpy(values))
+        return len(nodes)
+    columns = {"id": pa.array(job.store.ids(nodes))}
+    if isinstance(job.options, EmbedOptions):
+        columns |= _embedding_columns(job.options, values, forward, nodes, check)
+    else:
+        columns |= _prediction_columns(job.options, trained, values, check)
+    job.parts.write_part(index, pa.table(columns))
     return len(nodes)
 
 
-def check_finite(values: Tensor, nodes: np.ndarray, what: str) -> None:
-    """Raise :class:`NotFinite` for the first of ``nodes`` (k,) whose row of ``values`` (k, …) holds NaN or infinity."""
+def _check_finite(job: Job, nodes: np.ndarray, values: Tensor, what: str) -> None:
+    """Raise ``Diverged`` for the first of ``nodes`` (k,) whose row of ``values`` (k, …) holds NaN or infinity."""
     bad = (~values.isfinite()).flatten(1).any(1)
     if bad.any():
-        raise NotFinite(int(nodes[int(bad.int().argmax())]), int(bad.sum()), what)
-
-
-@contextmanager
-def _told(job: Job) -> Iterator[None]:
-    """Which of the user's nodes an answer that is no number belongs to."""
-    try:
-        yield
-    except NotFinite as error:
-        node = job.store.ids(np.array([error.node]))[0]
-        more = f" (and of {error.count - 1:,} more computed with it)" if error.count > 1 else ""
+        node, count = job.store.ids(nodes[[int(bad.int().argmax())]])[0], int(bad.sum())
+        more = f" (and of {count - 1:,} more computed with it)" if count > 1 else ""
         raise Diverged(
-            f"{error.what} of node {node!r}{more} is not finite: its numbers, or a neighbour's, lie far beyond those "
+            f"{what} of node {node!r}{more} is not finite: its numbers, or a neighbour's, lie far beyond those "
             f"that {job.checkpoint} was trained on, or training had diverged; look at its features, or train again"
-        ) from None
+        )
 
 
 def _embedding_columns(
-    options: EmbedOptions, hidden: Tensor, forward: LayerwiseForward, nodes: np.ndarray
+    options: EmbedOptions, hidden: Tensor, forward: LayerwiseForward, nodes: np.ndarray, check: Check
 ) -> dict[str, pa.Array]:
     columns = {"embedding": _lists(_numpy(hidden), options.dtype)}
     if options.per_modality:
         present = forward.present(nodes)
         for name, embedding in forward.encode(nodes).items():
             here = present[name].to(embedding.device)
-            check_finite(embedding.masked_fill(~here[:, None], 0), nodes, f"the embedding of modality {name!r}")
+            check(embedding.masked_fill(~here[:, None], 0), f"the embedding of modality {name!r}")
             columns[f"embedding:{name}"] = _lists(_numpy(embedding), options.dtype, absent=~_numpy(here))
     return columns
 
 
 def _prediction_columns(
-    options: PredictOptions, trained: TrainedModel, hidden: Tensor, nodes: np.ndarray
+    options: PredictOptions, trained: TrainedModel, hidden: Tensor, check: Check
 ) -> dict[str, pa.Array]:
     with torch.inference_mode():
         scores = trained.classifier.linear(hidden)
-    check_finite(scores, nodes, "a class's score")
+    check(scores, "a class's score")
     probabilities = _numpy(scores.softmax(dim=1))
     best = probabilities.argmax(axis=1)
     columns = {

@@ -52,10 +52,7 @@ class ClassScore:
 @dataclass(frozen=True)
 class ClassReport:
     """Attributes:
-    checkpoint, store: what was evaluated on what.
-    nodes: which: the name of a split, or ``listed``.
-    fanouts: neighbours drawn per layer, -1 for all.
-    accuracy, macro_f1: as in a fit's ``result.json``.
+    nodes: the name of a split, or ``listed``.
     calibration_error: expected calibration error of the predicted class's probability, 15 equal bins.
     classes: in the order of the model's outputs.
     confusion: ``confusion[i][j]``: nodes of class i that were predicted as class j; empty with more than 1,000 classes.
@@ -77,7 +74,6 @@ class ClassReport:
 class TaskEvaluation:
     """Attributes:
     name: of the task; empty where the model has one.
-    kind: of the task.
     part: ``train``, ``val`` or ``test``; ``listed`` for listed nodes.
     metrics: by the names of a fit's ``result.json``.
     outputs: what was made for each node, of tasks that make something: ``id``, ``reference``, ``output``.
@@ -104,7 +100,7 @@ def evaluate(
 
     Args:
         checkpoint: ``model.pt`` of a fit, or the fit's directory.
-        store: the graph; the one the model was trained on, unless ``options.allow_other_store``.
+        store: the one the model was trained on, unless ``options.allow_other_store``.
         user_ids: nodes to compare classes of, all labelled; default: those of ``options.split`` of the fit's own split.
         progress: show that it goes on, where the terminal can.
 
@@ -112,7 +108,11 @@ def evaluate(
         InputError: checkpoint, store, nodes and options do not fit together, or the fit's split is not known.
         Diverged: what the model says is not finite.
     """
-    trained = TrainedModel.open(checkpoint, _device(options))
+    has_gpu = torch.cuda.is_available()
+    if options.device == "cuda" and not has_gpu:
+        raise InputError("device=cuda, but this host has no GPU; use device=cpu or device=auto")
+    device = torch.device("cuda" if options.device != "cpu" and has_gpu else "cpu")
+    trained = TrainedModel.open(checkpoint, device)
     trained.check_store(store, allow_other=options.allow_other_store)
     asked = trained.tasks(options.task)
     _check_asked(asked, options, trained, store, listed=user_ids is not None)
@@ -131,36 +131,26 @@ def _evaluate(
     options: EvaluateOptions,
     user_ids: Sequence[Any] | None,
 ) -> TaskEvaluation:
-    def make() -> Any:
-        return make_task(options_of_task, store, seed=trained.seed or 0, modalities=list(trained.widths))
-
+    make = partial(make_task, options_of_task, store, seed=trained.seed or 0, modalities=list(trained.widths))
     kind = options_of_task.kind
     if isinstance(options_of_task, NodeClassificationOptions):
-        nodes = getattr(make(), options.split) if user_ids is None else distinct_nodes(store, user_ids)
+        part = options.split if user_ids is None else "listed"
+        nodes = getattr(make(), part) if user_ids is None else distinct_nodes(store, user_ids)
         scores = ClassScores(trained.classes)
         classify(nodes, _labels(trained, store, nodes), trained.classifier, forward, scores.update)
-        part = options.split if user_ids is None else "listed"
-        report = scores.report(
-            checkpoint=str(trained.location),
-            store=str(store.location),
-            nodes=part,
-            fanouts=trained.fanouts(options.fanouts),
-        )
+        places = {"checkpoint": str(trained.location), "store": str(store.location)}
+        report = scores.report(**places, nodes=part, fanouts=trained.fanouts(options.fanouts))
         metrics = {"accuracy": report.accuracy, "macro_f1": report.macro_f1}
         return TaskEvaluation(name, kind, part, metrics, classes=report)
     assert options.split != "train"
-    task = make()
-    head = trained.head(name, task)
-    made = evaluate_part(options.split, {name: task}, {name: head}, forward)[name]
+    task: Any = make()
+    made = evaluate_part(options.split, {name: task}, {name: trained.head(name, task)}, forward)[name]
     return TaskEvaluation(name, kind, options.split, made.metrics, made.outputs)
 
 
 class ClassScores:
-    """Counts what a model says of labelled nodes, in memory that grows with the pairs of at most 1,000 classes.
-
-    Args:
-        classes: names, in the order of the model's outputs.
-    """
+    """Counts what a model says of labelled nodes, in memory that grows with the pairs of at most 1,000 ``classes``,
+    which are in the order of the model's outputs."""
 
     def __init__(self, classes: Sequence[str]) -> None:
         self._classes, count = classes, len(classes)
@@ -179,23 +169,16 @@ class ClassScores:
 
     def report(self, **what: Any) -> ClassReport:
         """All that was added; ``what`` are the first fields of the report."""
-        metrics = self._counts.metrics()
-        hits, predicted, support = self._counts.counts.tolist()
+        metrics, columns = self._counts.metrics(), self._counts.counts.tolist()
         return ClassReport(
             **what,
             accuracy=metrics["accuracy"],
             macro_f1=metrics["macro_f1"],
-            num_nodes=sum(support),
+            num_nodes=sum(columns[-1]),
             calibration_error=float(self._calibration.compute()),
             classes=tuple(
-                ClassScore(
-                    name,
-                    _share(hits[i], predicted[i]),
-                    _share(hits[i], support[i]),
-                    _share(2 * hits[i], support[i] + predicted[i]),
-                    int(support[i]),
-                )
-                for i, name in enumerate(self._classes)
+                ClassScore(name, _share(hits, said), _share(hits, there), _share(2 * hits, there + said), int(there))
+                for name, hits, said, there in zip(self._classes, *columns, strict=True)
             ),
             confusion=tuple(map(tuple, self._pairs.tolist())),
         )
@@ -238,16 +221,11 @@ def write_evaluations(
 
 def _class_tables(report: ClassReport) -> Group:
     """The scores of the classes, and the confusion matrix where it can be read."""
-    of = f"{report.num_nodes:,} nodes ({report.nodes}), fan-outs {list(report.fanouts)}"
-    scores = Table(
-        "class",
-        *("precision", "recall", "F1", "nodes"),
-        title=(
-            f"{of}: accuracy {report.accuracy:.4f}, macro F1 {report.macro_f1:.4f}, "
-            f"calibration error {report.calibration_error:.4f}"
-        ),
-        title_justify="left",
+    title = (
+        f"{report.num_nodes:,} nodes ({report.nodes}), fan-outs {list(report.fanouts)}: accuracy "
+        f"{report.accuracy:.4f}, macro F1 {report.macro_f1:.4f}, calibration error {report.calibration_error:.4f}"
     )
+    scores = Table("class", "precision", "recall", "F1", "nodes", title=title, title_justify="left")
     for score in report.classes:
         shares = ("" if value is None else f"{value:.3f}" for value in (score.precision, score.recall, score.f1))
         scores.add_row(score.name, *shares, f"{score.support:,}")
@@ -274,13 +252,6 @@ def _check_asked(
         if not (listed and name in classes):
             remedy = "list the nodes to evaluate on with --nodes" if name in classes else of_own
             trained.check_split(store, getattr(task, "split", "stored"), remedy=remedy)
-
-
-def _device(options: EvaluateOptions) -> torch.device:
-    has_gpu = torch.cuda.is_available()
-    if options.device == "cuda" and not has_gpu:
-        raise InputError("device=cuda, but this host has no GPU; use device=cpu or device=auto")
-    return torch.device("cuda" if options.device != "cpu" and has_gpu else "cpu")
 
 
 def _labels(trained: TrainedModel, store: GraphStore, nodes: np.ndarray) -> np.ndarray:

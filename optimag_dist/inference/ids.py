@@ -39,11 +39,7 @@ def read_ids(path: Path, store: GraphStore) -> list[Any]:
 
 
 def distinct_nodes(store: GraphStore, user_ids: Sequence[Any]) -> np.ndarray:
-    """(k,) int64 nodes of ``user_ids``.
-
-    Raises:
-        InputError: no node has an id, or one is listed twice.
-    """
+    """(k,) int64 nodes of ``user_ids``; ``InputError`` where no node has an id, or one is listed twice."""
     nodes = store.lookup(user_ids)
     distinct, first = np.unique(nodes, return_index=True)
     if len(distinct) < len(nodes):

@@ -35,10 +35,8 @@ class Parts:
     """The directory of one job.
 
     Attributes:
-        path: directory, or its URI.
         key: of everything that decides the numbers; parts of another key are never mixed in or overwritten.
-        num_rows: of all parts together.
-        block_size: rows of every part but the last.
+        block_size: rows of every part but the last, of ``num_rows`` in all.
     """
 
     path: AnyPath
@@ -102,23 +100,7 @@ class Parts:
         notes = footer.metadata or {}
         if notes.get(_KEY) != self.key.encode():
             raise self.foreign(self.part(index))
-        return footer.num_rows == len(self.rows(index)) and self._is_whole(self.part(index), notes.get(_DIGEST))
-
-    def _is_whole(self, part: AnyPath, digest: bytes | None) -> bool:
-        """Whether a part holds what was written; what an older program wrote without a digest can only be read."""
-        if not isinstance(part, Path):
-            return True
-
-        def verify() -> None:
-            found = digest_of(pq.read_table(part).combine_chunks().to_batches())
-            if digest is not None and found.encode() != digest:
-                raise InputError(f"{part}: damaged")
-
-        try:
-            verified_once([part.stat()], f"digest {digest!r}", verify)
-        except _DAMAGE:
-            return False
-        return True
+        return footer.num_rows == len(self.rows(index)) and _is_whole(self.part(index), notes.get(_DIGEST))
 
     def finished(self) -> bool:
         """Whether ``_meta.json`` says that all is there, and it is.
@@ -152,3 +134,19 @@ class Parts:
             f"{file}: made from another checkpoint, store, list of nodes or options; choose another path, or delete "
             f"{self.path}"
         )
+
+
+def _is_whole(part: AnyPath, digest: bytes | None) -> bool:
+    """Whether a part holds what was written; what an older program wrote without a digest can only be read."""
+
+    def verify() -> None:
+        found = digest_of(pq.read_table(part).combine_chunks().to_batches())
+        if digest is not None and found.encode() != digest:
+            raise InputError(f"{part}: damaged")
+
+    try:
+        if isinstance(part, Path):
+            verified_once([part.stat()], f"digest {digest!r}", verify)
+    except _DAMAGE:
+        return False
+    return True

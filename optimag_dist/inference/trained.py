@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -30,16 +29,15 @@ _AGAIN = "copy it again from where it is whole, or train again"
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """Attributes:
-    location: of ``model.pt``.
-    path: of it on this host.
-    seed: of the fit; None where the file does not say.
-    config: what it was trained with.
-    widths: modality → width of its features.
-    classes: names of the head's outputs.
-    store_hash: content hash of the store it was trained on.
-    heads: task → weights of its head.
-    model: on the asked device, in evaluation mode.
+    """A fit's model, on the asked device and in evaluation mode.
+
+    Attributes:
+        location: of ``model.pt``, which lies at ``path`` on this host.
+        seed: of the fit; None where the file does not say.
+        widths: modality → width of its features.
+        classes: names of the head's outputs.
+        store_hash: content hash of the store it was trained on.
+        heads: task → weights of its head.
     """
 
     location: AnyPath
@@ -59,7 +57,21 @@ class TrainedModel:
         Raises:
             InputError: there is none, or it is damaged or of another kind.
         """
-        location, file, state, config = _read(path, device)
+        location = path if is_file(path) else path / MODEL
+        if not is_file(location):
+            raise _no_model(path)
+        file = on_this_host(location)
+        try:
+            state = checkpoint.load(file, device, _AGAIN)
+        except InputError:
+            if isinstance(location, Path):
+                raise
+            # This host's copy may be what is damaged.
+            file.unlink(missing_ok=True)
+            file = on_this_host(location)
+            state = checkpoint.load(file, device, _AGAIN)
+        _check_state(file, state)
+        config = validate_options(VariantConfig, state["config"], source=f"{file}, config")
         return cls(
             location=location.absolute(),
             path=file.absolute(),
@@ -72,17 +84,9 @@ class TrainedModel:
             model=_build(file, state, config).to(device).eval(),
         )
 
-    @property
-    def eval_fanouts(self) -> tuple[int, ...]:
-        return self.config.sampling.fanouts_at_evaluation
-
     def fanouts(self, asked: tuple[int, ...] | None) -> tuple[int, ...]:
-        """Neighbours drawn per layer: ``asked``, or those of the fit's evaluation.
-
-        Raises:
-            InputError: there are more or fewer than layers.
-        """
-        fanouts, num_layers = asked or self.eval_fanouts, len(self.config.sampling.fanouts)
+        """Neighbours drawn per layer: ``asked``, one for each, or those of the fit's evaluation."""
+        fanouts, num_layers = asked or self.config.sampling.fanouts_at_evaluation, len(self.config.sampling.fanouts)
         if len(fanouts) != num_layers:
             raise InputError(
                 f"fanouts={list(fanouts)}: {self.path} has {num_layers} message-passing layers, each needs one fan-out"
@@ -99,22 +103,8 @@ class TrainedModel:
         device = next(self.model.parameters()).device
         return LayerwiseForward(self.model, rows, store.num_nodes, fanouts, seed=seed, device=device, on_chunk=on_chunk)
 
-    def classification(self, changes: Mapping[str, Any] = MappingProxyType({})) -> NodeClassificationOptions:
-        """The options it was trained to classify nodes by, with ``changes`` as of :meth:`tasks`.
-
-        Raises:
-            InputError: it was trained on other tasks only.
-        """
-        task = self.tasks(changes)[self._classification]
-        assert isinstance(task, NodeClassificationOptions)
-        return task
-
     def tasks(self, changes: Mapping[str, Any]) -> dict[str, TaskOptions]:
-        """Name → options of its tasks, with the ``task`` section changed.
-
-        Raises:
-            InputError: a change does not fit, or makes it another task.
-        """
+        """Name → options of its tasks, with the ``task`` section changed; ``InputError`` where it makes other tasks."""
         data = merge(self.config.model_dump(mode="json"), {"task": dict(changes)})
         known = named(self.config.task)
         changed = named(validate_options(VariantConfig, data, source=f"{self.location}, changed").task)
@@ -124,21 +114,13 @@ class TrainedModel:
 
     @cached_property
     def classifier(self) -> ClassifierHead:
-        """What classifies a node by its state; on the model's device, in evaluation mode.
-
-        Raises:
-            InputError: it was trained on other tasks only.
-        """
+        """What classifies a node by its state; on the model's device, in evaluation mode; likewise."""
         head = ClassifierHead(self.model, len(self.classes))
-        checkpoint.put(head, self.heads.get(self._classification), f"{self.path}: the weights of its classifier")
+        checkpoint.put(head, self.heads.get(self.classification()), f"{self.path}: the weights of its classifier")
         return head.to(next(self.model.parameters()).device).eval()
 
     def head(self, name: str, task: Task[Any]) -> TaskHead:
-        """The head of the task called ``name``; on the model's device, in evaluation mode.
-
-        Raises:
-            InputError: ``task`` asks for other weights than were trained.
-        """
+        """The head of ``task``, called ``name``; likewise. ``InputError`` where it asks for other weights."""
         head = task.head(self.model)
         try:
             head.load_state_dict(self.heads[name])
@@ -149,8 +131,8 @@ class TrainedModel:
             ) from error
         return head.to(next(self.model.parameters()).device).eval()
 
-    @property
-    def _classification(self) -> str:
+    def classification(self) -> str:
+        """The name of the task that classifies nodes; ``InputError`` where it was trained on other tasks only."""
         tasks = named(self.config.task)
         for name, options in tasks.items():
             if isinstance(options, NodeClassificationOptions):
@@ -193,30 +175,7 @@ class TrainedModel:
                 )
 
 
-def tasks_of(path: AnyPath) -> dict[str, TaskOptions]:
-    """Name → options of the tasks that ``model.pt``, or that of a fit's directory, was trained on.
-
-    Raises:
-        InputError: as of :meth:`TrainedModel.open`.
-    """
-    return named(_read(path, torch.device("cpu"))[-1].task)
-
-
-def _read(path: AnyPath, device: torch.device) -> tuple[AnyPath, Path, dict[str, Any], VariantConfig]:
-    """Where the model lies, where on this host, what it holds, and its configuration."""
-    location = path if is_file(path) else path / MODEL
-    if not is_file(location):
-        raise _no_model(path)
-    file = on_this_host(location)
-    try:
-        state = checkpoint.load(file, device, _AGAIN)
-    except InputError:
-        if isinstance(location, Path):
-            raise
-        # This host's copy may be what is damaged.
-        file.unlink(missing_ok=True)
-        file = on_this_host(location)
-        state = checkpoint.load(file, device, _AGAIN)
+def _check_state(file: Path, state: dict[str, Any]) -> None:
     if not state.keys() >= {"model", "heads", "config", "widths", "classes", "store"}:
         raise InputError(f"{file}: not a trained model (checkpoint.pt holds an unfinished fit); give its model.pt")
     sound = (
@@ -230,7 +189,6 @@ def _read(path: AnyPath, device: torch.device) -> tuple[AnyPath, Path, dict[str,
     )
     if not sound:
         raise InputError(f"{file}: not a trained model of this program, or damaged; {_AGAIN}")
-    return location, file, state, validate_options(VariantConfig, state["config"], source=f"{file}, config")
 
 
 def _no_model(path: AnyPath) -> InputError:

@@ -29,19 +29,13 @@ _FIT_FILES = {
 }
 
 
-def write_report(run_dir: Path, out: Path | None = None) -> Path:
-    """Write the report of the run in ``run_dir``, which may be unfinished, and return the file.
-
-    Args:
-        out: the file to write; default is ``report.html`` in the run directory. An older one is replaced.
+def write_report(run_dir: Path) -> Path:
+    """Write ``report.html`` of the run in ``run_dir``, which may be unfinished, and return the file.
 
     Raises:
-        InputError: there is no run, none of its fits is finished, or ``out`` is a directory.
+        InputError: there is no run, or none of its fits is finished.
     """
     run = read_run(Path(run_dir))
-    out = run.directory / "report.html" if out is None else Path(out)
-    if out.is_dir():
-        raise InputError(f"{out}: is a directory; name a file, for example {out / 'report.html'}")
     colours = figures.variant_colours(list(run.variants))
     masses = read_kept_mass(run)
     galleries: list[Gallery] = []
@@ -57,7 +51,7 @@ def write_report(run_dir: Path, out: Path | None = None) -> Path:
     except InputError as error:
         trouble = str(error)
     return write_page(
-        out,
+        run.directory / "report.html",
         "run.html.j2",
         run=run,
         facts=graph | _training_facts(run),

@@ -1,4 +1,4 @@
-"""Figures of what runs, for those who watch: Ray's metrics (Prometheus, Grafana) and experiment trackers."""
+"""Metrics of what runs, for those who watch: Ray's metrics (Prometheus, Grafana) and experiment trackers."""
 
 from optimag_dist.telemetry.options import TrackingOptions, check_trackers
 

@@ -30,11 +30,7 @@ _FROM_RECORD = {
 
 
 class FitMetrics:
-    """The figures of one fit; its gauges show the last epoch, and go some seconds after :meth:`close`.
-
-    Args:
-        run, variant, seed: the fit, as tags.
-    """
+    """The metrics of one fit; its gauges show the last epoch, and go some seconds after :meth:`close`."""
 
     def __init__(self, run: str, variant: str, seed: int) -> None:
         self._tags = dict(zip(_FIT, (run, variant, str(seed)), strict=True))
@@ -50,19 +46,19 @@ class FitMetrics:
             if key in record:
                 self._set(name, description, record[key])
         if "ufgw_s" in record:
-            share = "share of the epoch's seconds spent in transport problems, forward"
-            self._set("optimag_ufgw_share", share, record["ufgw_s"] / record["seconds"])
-            milliseconds = "milliseconds of a step spent in transport problems, forward"
-            self._set("optimag_ufgw_step_milliseconds", milliseconds, 1000 * record["ufgw_s"] / record["steps"])
+            spent = "spent in transport problems, forward"
+            share = record["ufgw_s"] / record["seconds"]
+            self._set("optimag_ufgw_share", f"share of the epoch's seconds {spent}", share)
+            milliseconds = 1000 * record["ufgw_s"] / record["steps"]
+            self._set("optimag_ufgw_step_milliseconds", f"milliseconds of a step {spent}", milliseconds)
         for key, value in record.items():
             kind, _, name = key.partition("/")
             if kind == "val":
                 self._set("optimag_validation", "metric of the validation nodes", value, metric=name)
             elif kind == "kept_mass":
                 self._set("optimag_kept_mass", "mean kept mass of the epoch's seeds", value, modality=name)
-        _histogram("optimag_epoch_seconds", "seconds of training epochs", *_EPOCH_BOUNDS).observe(
-            record["seconds"], self._tags
-        )
+        seconds = _histogram("optimag_epoch_seconds", "seconds of training epochs", *_EPOCH_BOUNDS)
+        seconds.observe(record["seconds"], self._tags)
 
     def checkpoint(self, seconds: float) -> None:
         """A checkpoint took ``seconds`` to write."""

@@ -31,22 +31,16 @@ class TrackingOptions(Options):
     @field_validator("mlflow")
     @classmethod
     def _same_place_from_every_process(cls, uri: str | None) -> str | None:
-        if uri is None:
-            return None
-        if urlsplit(uri).username is not None or without_secrets(uri) != uri:
+        if uri is not None and (urlsplit(uri).username is not None or without_secrets(uri) != uri):
             raise ValueError(
                 "the URI holds a password or a token, which would be saved with the run; leave it out and set "
                 "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
             )
-        return uri if ":" in uri else f"sqlite:///{local(uri)}"
+        return uri if uri is None or ":" in uri else f"sqlite:///{local(uri)}"
 
 
 def check_trackers(options: TrackingOptions) -> None:
-    """Make sure that the trackers named are installed.
-
-    Raises:
-        InputError: one is not.
-    """
+    """Raise ``InputError`` unless the trackers named are installed."""
     for name, package in _PACKAGES.items():
         if getattr(options, name) is not None and importlib.util.find_spec(name) is None:
             raise InputError(

@@ -10,9 +10,9 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from optimag_dist.files import atomic
 from optimag_dist.telemetry.options import TrackingOptions
@@ -21,14 +21,6 @@ from optimag_dist.telemetry.options import TrackingOptions
 _DRAIN_S = 30.0
 # MLflow takes at most this many parameters in a request, and values of this length.
 _BATCH, _LONGEST = 100, 6000
-
-
-class _Tracker(Protocol):
-    id: str
-
-    def log(self, figures: Mapping[str, float], epoch: int) -> None: ...
-
-    def end(self, *, finished: bool) -> None: ...
 
 
 class Trackers:
@@ -45,8 +37,8 @@ class Trackers:
     def __init__(
         self, options: TrackingOptions, *, group: str, name: str, directory: Path, say: Callable[[str], None]
     ) -> None:
-        self._options, self._group, self._name, self._directory, self._say = options, group, name, directory, say
-        self._open: dict[str, _Tracker] = {}
+        self.options, self.group, self.name, self.directory, self._say = options, group, name, directory, say
+        self._open: dict[str, _MLflow | _Wandb] = {}
         self._messages: queue.SimpleQueue[tuple[dict[str, float], int] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._epoch = -1
@@ -54,7 +46,7 @@ class Trackers:
 
     def epoch(self, record: Mapping[str, Any], params: Mapping[str, Any]) -> None:
         """An epoch's record; ``params``, the fit's configuration, is told to runs that are opened by it."""
-        if self._options.mlflow is None and self._options.wandb is None:
+        if self.options.mlflow is None and self.options.wandb is None:
             return
         if self._thread is None:
             self._thread = threading.Thread(target=self._tell, args=(params,), daemon=True)
@@ -74,62 +66,59 @@ class Trackers:
             self._messages.put(None)
             self._thread.join(_DRAIN_S)
             if self._thread.is_alive():
-                self._say(f"the trackers of {self._name} have not taken all within {_DRAIN_S:g} s; going on")
+                self._say(f"the trackers of {self.name} have not taken all within {_DRAIN_S:g} s; going on")
             self._thread = None
 
     def _tell(self, params: Mapping[str, Any]) -> None:
-        ids = self._directory / "tracking.json"
+        ids = self.directory / "tracking.json"
         known = json.loads(ids.read_text(encoding="utf-8")) if ids.exists() else {}
-        for name, opener in (("mlflow", self._mlflow), ("wandb", self._wandb)):
-            if getattr(self._options, name) is not None:
-                self._attempt(name, partial(opener, params, known.get(name)))
-        known |= {name: tracker.id for name, tracker in self._open.items()}
+        for name, tracker in (("mlflow", _MLflow), ("wandb", _Wandb)):
+            if getattr(self.options, name) is not None:
+                with self._mentioned(name):
+                    self._open[name] = tracker(self, params, known.get(name))
+        known |= {name: run.id for name, run in self._open.items()}
         with atomic(ids) as temporary:
             temporary.write_text(json.dumps(known), encoding="utf-8")
         while (message := self._messages.get()) is not None:
-            for name, tracker in list(self._open.items()):
-                self._attempt(name, partial(tracker.log, *message))
-        for name, tracker in list(self._open.items()):
-            self._attempt(name, partial(tracker.end, finished=self._finished))
+            for name, run in list(self._open.items()):
+                with self._mentioned(name):
+                    run.log(*message)
+        for name, run in list(self._open.items()):
+            with self._mentioned(name):
+                run.end(finished=self._finished)
 
-    def _attempt(self, name: str, action: Callable[[], None]) -> None:
+    @contextmanager
+    def _mentioned(self, name: str) -> Iterator[None]:
         try:
-            action()
+            yield
         except Exception as error:
             self._open.pop(name, None)
-            self._say(f"{name} is not told of {self._name} any more, training goes on: {type(error).__name__}: {error}")
-
-    def _mlflow(self, params: Mapping[str, Any], known: str | None) -> None:
-        assert self._options.mlflow is not None
-        self._open["mlflow"] = _MLflow(self._options.mlflow, self._group, self._name, params, known)
-
-    def _wandb(self, params: Mapping[str, Any], known: str | None) -> None:
-        self._open["wandb"] = _Wandb(self._options, self._group, self._name, params, self._directory, known)
+            self._say(f"{name} is not told of {self.name} any more, training goes on: {type(error).__name__}: {error}")
 
 
 class _MLflow:
     """One run in the experiment that has the name of the optimag run."""
 
-    def __init__(self, uri: str, experiment: str, name: str, params: Mapping[str, Any], known: str | None) -> None:
+    def __init__(self, fit: Trackers, params: Mapping[str, Any], known: str | None) -> None:
         from mlflow import MlflowClient
         from mlflow.entities import Metric, Param
 
         self._metric = Metric
-        self._client = MlflowClient(tracking_uri=uri)
+        self._client = MlflowClient(tracking_uri=fit.options.mlflow)
         if known is not None:
             self._client.update_run(known, status="RUNNING")
             self.id = known
             return
-        there = self._client.get_experiment_by_name(experiment)
-        place = there.experiment_id if there is not None else self._client.create_experiment(experiment)
-        self.id = self._client.create_run(place, run_name=name).info.run_id
+        there = self._client.get_experiment_by_name(fit.group)
+        place = there.experiment_id if there is not None else self._client.create_experiment(fit.group)
+        self.id = self._client.create_run(place, run_name=fit.name).info.run_id
         flat = [Param(key, str(value)[:_LONGEST]) for key, value in _flat(params)]
         for start in range(0, len(flat), _BATCH):
             self._client.log_batch(self.id, params=flat[start : start + _BATCH])
 
-    def log(self, figures: Mapping[str, float], epoch: int) -> None:
+    def log(self, metrics: Mapping[str, float], epoch: int) -> None:
         now = int(1000 * time.time())
-        self._client.log_batch(self.id, [self._metric(name, value, now, epoch) for name, value in figures.items()])
+        self._client.log_batch(self.id, [self._metric(name, value, now, epoch) for name, value in metrics.items()])
 
     def end(self, *, finished: bool) -> None:
         self._client.set_terminated(self.id, "FINISHED" if finished else "KILLED")
@@ -138,34 +127,26 @@ class _MLflow:
 class _Wandb:
     """One run in a group that has the name of the optimag run."""
 
-    def __init__(
-        self,
-        options: TrackingOptions,
-        group: str,
-        name: str,
-        params: Mapping[str, Any],
-        directory: Path,
-        known: str | None,
-    ) -> None:
+    def __init__(self, fit: Trackers, params: Mapping[str, Any], known: str | None) -> None:
         import wandb
 
         self.id = known or uuid.uuid4().hex[:12]
         self._run = wandb.init(
-            project=options.wandb,
-            group=group,
-            name=name,
+            project=fit.options.wandb,
+            group=fit.group,
+            name=fit.name,
             id=self.id,
             resume="allow",
             config=dict(params),
-            dir=str(directory),
-            mode="offline" if options.wandb_offline else None,
+            dir=str(fit.directory),
+            mode="offline" if fit.options.wandb_offline else None,
             # Fits follow one another in one process, and terminals show the run's own progress.
             reinit="create_new",
             settings=wandb.Settings(silent=True, console="off"),
         )
 
-    def log(self, figures: Mapping[str, float], epoch: int) -> None:
-        self._run.log({**figures, "epoch": epoch}, step=epoch)
+    def log(self, metrics: Mapping[str, float], epoch: int) -> None:
+        self._run.log({**metrics, "epoch": epoch}, step=epoch)
 
     def end(self, *, finished: bool) -> None:
         self._run.finish(exit_code=0 if finished else 1)

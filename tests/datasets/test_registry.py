@@ -69,7 +69,7 @@ def test_an_interrupted_copy_leaves_nothing(tmp_path, monkeypatch):
         target.write_bytes(source.read_bytes())
         copied.append(target)
 
-    monkeypatch.setattr(registry, "_copy_to_disk", fail_on_the_second)
+    monkeypatch.setattr(registry.shutil, "copyfile", fail_on_the_second)
     with pytest.raises(KeyboardInterrupt):
         copy_dataset("openmoji", tmp_path / "copy")
     assert copied

@@ -56,7 +56,7 @@ def test_full_neighbourhoods_are_exact(
         monkeypatch.setattr(layerwise, name, value)
     expected = dense(trained.model, store)
     assert expected.std() > 0.01
-    forward = LayerwiseForward(trained.model, LocalSource(store), store.num_nodes, trained.eval_fanouts)
+    forward = LayerwiseForward(trained.model, LocalSource(store), store.num_nodes, trained.fanouts(None))
     everyone = np.random.default_rng(0).permutation(store.num_nodes)
     torch.testing.assert_close(forward.states(everyone), expected[torch.from_numpy(everyone)], **CLOSE)
     few = everyone[:3]

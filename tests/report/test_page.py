@@ -2,7 +2,6 @@
 
 import base64
 import html
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -193,14 +192,3 @@ def test_a_damaged_table_of_kept_mass_is_named(place: str, full_run: Path) -> No
     path.write_bytes(content)
     with pytest.raises(InputError, match=r"seed-1/kept_mass\.parquet: damaged .*delete it to have a report without it"):
         write_report(full_run)
-
-
-def test_out_elsewhere_replaces_and_leaves_no_other_file(full_run: Path, tmp_path: Path) -> None:
-    out = tmp_path / "pages" / "one.html"
-    out.parent.mkdir()
-    out.write_text("older", encoding="utf-8")
-    assert write_report(full_run, out) == out
-    assert out.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
-    assert os.listdir(out.parent) == ["one.html"]
-    with pytest.raises(InputError, match="is a directory"):
-        write_report(full_run, out.parent)
