@@ -29,12 +29,8 @@ class Advance(Protocol):
 def progress_bar(
     title: str, total: int | None, *, of: Literal["rows", "bytes"] = "rows", done: int = 0, wanted: bool = True
 ) -> Iterator[Advance]:
-    """Draw a bar until the block ends, where one is ``wanted``; the function given says how much more is done.
-
-    Args:
-        title: what stands before the bar.
-        total: rows or bytes, of which some were ``done`` before; None where nobody knows.
-    """
+    """Draw a bar of ``total`` rows or bytes (None where nobody knows), of which some were ``done`` before, until the
+    block ends; the function given says how much more is done. Nothing is drawn unless ``wanted``."""
     err = console(stderr=True)
     counts: list[ProgressColumn] = [DownloadColumn(), TransferSpeedColumn()]
     if of == "rows":

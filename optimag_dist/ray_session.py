@@ -172,10 +172,8 @@ def _embed(num_cpus: int | None) -> None:
 
 
 def _tell_when_lost(vital: dict[str, subprocess.Popen]) -> None:
-    """Watch the processes without which an embedded session cannot go on.
-
-    Ray ends this process within a minute of their death, without an exception, and with no more than its own log.
-    """
+    """Watch the processes without which an embedded session cannot go on: Ray ends this process within a minute of
+    their death, without an exception, and with no more than its own log."""
     while vital and ray.is_initialized() and ray_private.vital_processes() == vital:
         time.sleep(_LOOK_S)
         dead = [name for name, process in vital.items() if process.poll() is not None]

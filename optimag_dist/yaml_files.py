@@ -45,11 +45,8 @@ def read_yaml(path: Path, needed: str) -> Any:
 
 
 def parse_yaml(text: str, source: str) -> Any:
-    """The value that ``text`` means; ``source`` says in errors where it stands.
-
-    Raises:
-        InputError: it is not YAML, has a key twice or what nobody writes by hand: deep nesting, aliases that multiply.
-    """
+    """The value that ``text`` means; ``source`` says in errors where it stands. Refused is also a key that stands twice
+    and what nobody writes by hand: deep nesting, aliases that multiply."""
     try:
         with closing(_Loader(text)) as loader:
             node = loader.get_single_node()

@@ -70,8 +70,8 @@ def encode(
     Keys: modality, attribute, model, dtype, max_length, image_size, on_bad_picture, block_size, batch_size,
     concurrency, device.
     """
+    from optimag_dist.encoding.block import EncodeOptions
     from optimag_dist.encoding.driver import encode as encode_store
-    from optimag_dist.encoding.options import EncodeOptions
     from optimag_dist.options import parse_options
     from optimag_dist.ray_session import ensure_ray
     from optimag_dist.storage import located

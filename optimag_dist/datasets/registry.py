@@ -56,11 +56,7 @@ def dataset_schema(name: str) -> Path:
 def copy_dataset(name: str, out: str | Path) -> Path:
     """Copy the tables, schema and attribution of ``name`` to the folder ``out`` and return it.
 
-    The folder appears complete or not at all; missing parents are made.
-
-    Raises:
-        InputError: no such dataset, ``out`` exists and is not an empty folder, or it cannot be written.
-    """
+    The folder appears complete or not at all; ``InputError`` where it exists and is not empty, or cannot be written."""
     source = dataset_schema(name).parent
     # Resolved first: "." and "a/.." have no name beside which a temporary folder could stand.
     target = Path(out).resolve()

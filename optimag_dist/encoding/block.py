@@ -1,22 +1,42 @@
 """Pretrained features of a block of nodes. Does no output and knows nothing of Ray."""
 
 from collections.abc import Iterator
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import torch
+from pydantic import Field
 
-from optimag_dist.encoding.options import EncodeOptions
-from optimag_dist.models.pretrained import PADDING, load_features, make_reader
+from optimag_dist.models.pretrained import PADDING, FeatureOptions, load_features, make_reader
 from optimag_dist.sampling.pictures import bad_picture_error
 from optimag_dist.sampling.raw import attribute_kind
 from optimag_dist.store import GraphStore
+from optimag_dist.store.layout import StoredDtype
 from optimag_dist.types import InputError
 
 #: Whether a node has features; ``BAD``: it has a picture that does not decode.
 ABSENT, PRESENT, BAD = range(3)
 # Texts are padded to a multiple of so many tokens, so that few shapes occur and little of them is padding.
 _TOKENS = 8
+
+
+class EncodeOptions(FeatureOptions):
+    """Attributes:
+    modality: name of the features that are written; ones of that name are replaced.
+    dtype: of the features in the store.
+    block_size: nodes that are computed, and kept when the run is killed, together.
+    batch_size: texts or pictures that the network sees at once.
+    concurrency: actors at most, with a core or a GPU each.
+    device: ``cuda`` gives each actor a GPU; ``auto`` does so where the cluster has one.
+    """
+
+    modality: str
+    dtype: StoredDtype = "float16"
+    block_size: int = Field(4096, ge=1, le=65_536)
+    batch_size: int = Field(64, ge=1)
+    concurrency: int = Field(1, ge=1)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
 class BlockEncoder:
@@ -40,11 +60,7 @@ class BlockEncoder:
 
     @torch.inference_mode()
     def encode(self, nodes: np.ndarray) -> pa.RecordBatch:
-        """(k,) int64 node ids → ``features`` (lists of ``width`` numbers, zeros where there is none) and ``state``.
-
-        Raises:
-            InputError: a picture does not decode and that is an error, or a feature is beyond the dtype or not finite.
-        """
+        """(k,) int64 node ids → ``features`` (lists of ``width`` numbers, zeros where there is none) and ``state``."""
         dtype = self._options.dtype
         features = np.zeros((len(nodes), self.width), dtype)
         state = np.full(len(nodes), ABSENT, np.uint8)

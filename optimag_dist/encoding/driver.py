@@ -21,8 +21,7 @@ import ray
 import ray.data
 import torch
 
-from optimag_dist.encoding.block import BAD, PRESENT, BlockEncoder
-from optimag_dist.encoding.options import EncodeOptions
+from optimag_dist.encoding.block import BAD, PRESENT, BlockEncoder, EncodeOptions
 from optimag_dist.files import atomic
 from optimag_dist.models.encoder_networks import digest
 from optimag_dist.progress_bar import progress_bar

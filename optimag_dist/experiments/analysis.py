@@ -136,11 +136,8 @@ def findings(rows: Sequence[Row]) -> list[str]:
 
 
 def chosen_by_validation(rows: Sequence[Row], apart: Collection[str] = ()) -> list[Row]:
-    """Per graph and arm, the row that is best on validation: what a user who searched would have taken.
-
-    Args:
-        apart: of what is varied, what nobody would search: rows that differ in it are not chosen among.
-    """
+    """Per graph and arm, the row that is best on validation: what a user who searched would have taken. Rows that
+    differ in what stands ``apart``, which nobody would search, are not chosen among."""
     best: dict[tuple[Any, ...], tuple[float, Row]] = {}
     for row in rows:
         if row.validated_by is None:

@@ -2,21 +2,32 @@
 
 All three are numbers per node and modality, compared with the truth by the area under the ROC curve: the probability
 that a node in conflict is ranked below one that is not. Nodes without neighbours are left out: nobody can tell.
+On many graphs this is done by Ray tasks, each of which leaves a file with what it found.
 """
 
-from collections.abc import Mapping
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import ray
 import torch
 from scipy.stats import rankdata
 from torch.nn.functional import normalize
 
+from optimag_dist.datasets import read_truth
+from optimag_dist.files import atomic
 from optimag_dist.ppr import PPRArtefact
+from optimag_dist.ray_session import completed, explained, task_slots
 from optimag_dist.sampling import SeedBatcher
 from optimag_dist.store import GraphStore
 from optimag_dist.train.options import VariantConfig
 from optimag_dist.train.regularisers import has_diagnostics, kept_mass_of, make_regulariser
-from optimag_dist.types import InputError
+from optimag_dist.types import InputError, RunError
 
 # The ways to find conflicts, as in the tables' columns.
 KEPT, MISMATCH, NEIGHBOURS = "kept mass", "PPR-weighted mismatch", "neighbours' mean"
@@ -97,3 +108,60 @@ def areas(
         values = [value for value in values if value == value]
         found[f"auc/{way}"] = float(np.mean(values)) if values else float("nan")
     return found
+
+
+@dataclass(frozen=True)
+class Detection:
+    """One configuration on several draws of a graph: per draw a graph store, with the truth beside it, its PPR artefact
+    and its seed."""
+
+    stores: tuple[Path, ...]
+    priors: tuple[Path, ...]
+    config: VariantConfig
+    seeds: tuple[int, ...]
+
+
+def run_detections(
+    asked: Sequence[Detection], directory: Path, say: Callable[[str], None]
+) -> list[list[dict[str, Any]]]:
+    """A row per draw for each of ``asked``: ``seed``, ``seconds``, and the areas under the curve.
+
+    Those whose file is in ``directory`` are not repeated. ``say`` is told how many have ended.
+
+    Raises:
+        RunError: some have failed; the others have been run.
+    """
+    files = [directory / f"{number:04d}.json" for number in range(len(asked))]
+    missing = [number for number, file in enumerate(files) if not file.exists()]
+    ended, errors = len(asked) - len(missing), list[BaseException]()
+    slots = task_slots(lambda number: _detect.remote(asked[number], files[number]))
+    with closing(completed(slots, missing)) as tasks:
+        for _, task in tasks:
+            try:
+                ray.get(task)
+            except ray.exceptions.RayError as error:
+                errors.append(explained(error) or error)
+            else:
+                ended += 1
+                say(f"    {ended}/{len(asked)} cells")
+    if errors:
+        said = str(errors[0]).strip().splitlines()[-1][:300]
+        raise RunError(
+            f"{directory}: {len(errors)} of {len(asked)} detections failed, the first one with: {said}"
+        ) from errors[0]
+    return [json.loads(file.read_text(encoding="utf-8")) for file in files]
+
+
+@ray.remote(num_cpus=1)
+def _detect(detection: Detection, file: Path) -> None:
+    torch.set_num_threads(1)
+    rows = []
+    for place, prior, seed in zip(detection.stores, detection.priors, detection.seeds, strict=True):
+        store, ppr = GraphStore.open(place), PPRArtefact.open(prior)
+        started = time.perf_counter()
+        kept = kept_mass(store, ppr, detection.config, seed)
+        seconds = time.perf_counter() - started
+        found = areas(store, {KEPT: kept, **without_transport(store, ppr)}, read_truth(place.parent))
+        rows.append({"seed": seed, "seconds": seconds, **found})
+    with atomic(file) as temporary:
+        temporary.write_text(json.dumps(rows), encoding="utf-8")

@@ -25,11 +25,7 @@ _SHORT = {KEPT: "kept", MISMATCH: "mismatch", NEIGHBOURS: "neighbours"}
 
 
 def write_experiment_report(directory: Path, console: Console | None = None) -> Path:
-    """Write ``report.html`` and ``tables.md`` of the experiment in ``directory``, and show its tables on ``console``.
-
-    Raises:
-        InputError: there is no experiment.
-    """
+    """Write ``report.html`` and ``tables.md`` of the experiment in ``directory``; show its tables on ``console``."""
     recipe, results = directory / "recipe.yaml", directory / "results.parquet"
     if not recipe.is_file() or not results.is_file():
         raise InputError(

@@ -22,8 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from optimag_dist.datasets import PlantedOptions, read_truth, write_planted
-from optimag_dist.experiments.detect import Detection, run_detections
-from optimag_dist.experiments.detection import KEPT, areas, without_transport
+from optimag_dist.experiments.detection import KEPT, Detection, areas, run_detections, without_transport
 from optimag_dist.experiments.recipe import (
     ExperimentOptions,
     GraphOptions,
@@ -104,7 +103,6 @@ def run_experiment(
     """Run what has not been run yet, write ``results.parquet``, and return the experiment's folder, in ``out``.
 
     Args:
-        experiment: see :func:`~optimag_dist.experiments.recipe.load_experiment`.
         recipes: folder of the recipe, from which relative sources start.
         address: of a running Ray cluster; default: an embedded one.
         say: told what is done, a line at a time.

@@ -42,7 +42,6 @@ class Job:
     Attributes:
         nodes: (k,) int64 node ids to write in this order; None for all, layer by layer.
         stages: how many the run has: one, or one per layer and the encoders.
-        device: ``cpu`` or ``cuda``.
     """
 
     checkpoint: AnyPath

@@ -30,22 +30,15 @@ class InferenceOptions(Options):
 
 
 class BlockOptions(InferenceOptions):
-    """What embedding and predicting have in common.
-
-    Attributes:
-        block_size: nodes per task and per Parquet part.
-        seed: of the draws, where fan-outs are not -1.
-    """
+    """What embedding and predicting have in common: nodes per task and per Parquet part, and the seed of the draws,
+    where fan-outs are not -1."""
 
     block_size: int = Field(65_536, ge=1)
     seed: int = Field(0, ge=0)
 
 
 class EmbedOptions(BlockOptions):
-    """Attributes:
-    per_modality: also write each modality's own embedding Z_m as ``embedding:<modality>``, null where absent.
-    dtype: of the numbers written.
-    """
+    """``per_modality`` also writes each modality's own embedding Z_m as ``embedding:<modality>``, null where absent."""
 
     per_modality: bool = False
     dtype: Literal["float32", "float16"] = "float32"
@@ -64,8 +57,6 @@ class EvaluateOptions(InferenceOptions):
 
 
 class PredictOptions(BlockOptions):
-    """Attributes:
-    probabilities: also write the probabilities of all classes, in the order of ``classes`` in ``_meta.json``.
-    """
+    """``probabilities`` also writes those of all classes, in the order of ``classes`` in ``_meta.json``."""
 
     probabilities: bool = False

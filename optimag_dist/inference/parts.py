@@ -32,12 +32,8 @@ _SEAL = len(checksum(b""))
 
 @dataclass(frozen=True)
 class Parts:
-    """The directory of one job.
-
-    Attributes:
-        key: of everything that decides the numbers; parts of another key are never mixed in or overwritten.
-        block_size: rows of every part but the last, of ``num_rows`` in all.
-    """
+    """The directory of one job. ``key`` is of everything that decides the numbers: parts of another key are never mixed
+    in or overwritten. Every part but the last has ``block_size`` rows, of ``num_rows`` in all."""
 
     path: AnyPath
     key: str
@@ -85,11 +81,7 @@ class Parts:
             remove(self.activations(layer, index))
 
     def has_part(self, index: int) -> bool:
-        """Whether the part is there and whole.
-
-        Raises:
-            InputError: it is there and belongs to another job.
-        """
+        """Whether the part is there and whole; ``InputError`` where it belongs to another job."""
         if not is_file(self.part(index)):
             return False
         try:
@@ -103,11 +95,7 @@ class Parts:
         return footer.num_rows == len(self.rows(index)) and _is_whole(self.part(index), notes.get(_DIGEST))
 
     def finished(self) -> bool:
-        """Whether ``_meta.json`` says that all is there, and it is.
-
-        Raises:
-            InputError: the directory is a file, or holds the results of another job.
-        """
+        """Whether ``_meta.json`` says that all is there, and it is; ``InputError`` where it is another job's."""
         if isinstance(self.path, Path) and self.path.exists() and not self.path.is_dir():
             raise InputError(f"{self.path}: is a file; needed a directory for the results, or a free path")
         file = self.path / META

@@ -52,11 +52,7 @@ class TrainedModel:
 
     @classmethod
     def open(cls, path: AnyPath, device: torch.device) -> "TrainedModel":
-        """Read ``model.pt``, or that of a fit's directory.
-
-        Raises:
-            InputError: there is none, or it is damaged or of another kind.
-        """
+        """Read ``model.pt``, or that of a fit's directory; ``InputError`` where there is none, or it is damaged."""
         location = path if is_file(path) else path / MODEL
         if not is_file(location):
             raise _no_model(path)

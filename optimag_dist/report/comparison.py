@@ -18,9 +18,8 @@ class Compared:
         metrics: column → over the finished seeds: what was tested, first that by which they are compared, and what
             validation went by; empty where nothing is trained.
         seconds: of training per fit, evaluation left out.
-        compared_with: the name of the others; None without any.
-        difference: in ``compared_by``, these minus the others over the seeds that both have finished; None without
-            others, or where they have another task.
+        difference: in ``compared_by``, these minus those ``compared_with`` over the seeds that both have finished; None
+            without others, or where they have another task.
     """
 
     metrics: Mapping[str, Interval]
@@ -89,11 +88,7 @@ class ComparisonTable(Cells):
 
 
 def comparison_table(run_dir: Path) -> ComparisonTable:
-    """The comparison of the variants of the run in ``run_dir``.
-
-    Raises:
-        InputError: there is no run, or none of its fits is finished.
-    """
+    """The comparison of the variants of the run in ``run_dir``."""
     return compare(read_run(run_dir))
 
 

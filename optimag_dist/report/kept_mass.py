@@ -24,12 +24,8 @@ _LONGEST_NAME = 120
 
 @dataclass(frozen=True)
 class KeptMass:
-    """Kept mass of one regularised variant.
-
-    Attributes:
-        seeds: whose fits have finished, S of them.
-        values: modality → (S, n) float32, row v that of node v of the store; NaN where a node lacks the modality.
-    """
+    """Kept mass of one regularised variant: modality → (S, n) float32 of S ``seeds``, row v that of node v of the
+    store; NaN where a node lacks the modality."""
 
     variant: str
     seeds: tuple[int, ...]
@@ -59,12 +55,8 @@ class NodeMass:
 
 @dataclass(frozen=True)
 class Card:
-    """A node among its neighbours.
-
-    Attributes:
-        neighbours: some of them; there are ``degree``, of which ``labelled`` have a label.
-        same_label: how many share the node's label; None when it has none.
-    """
+    """A node among some of its neighbours, of which there are ``degree``; ``labelled`` of them have a label,
+    ``same_label`` the node's own (None where it has none)."""
 
     node: NodeView
     masses: tuple[NodeMass, ...]
@@ -136,11 +128,7 @@ def check_store(store: GraphStore, run: Run) -> None:
 
 
 def gallery(mass: KeptMass, store: GraphStore) -> Gallery:
-    """The cards of the nodes at both ends of ``mass``.
-
-    Raises:
-        InputError: ``store`` has another number of nodes.
-    """
+    """The cards of the nodes at both ends of ``mass``; ``InputError`` where ``store`` has another number of nodes."""
     num_nodes = next(iter(mass.values.values())).shape[1]
     if num_nodes != store.num_nodes:
         raise InputError(

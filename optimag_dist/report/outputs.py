@@ -40,13 +40,8 @@ class SampleRow:
 
 @dataclass(frozen=True)
 class Samples:
-    """Some nodes' outputs of the variants that do the same.
-
-    Attributes:
-        task: its name; empty where runs have one.
-        nearest: those of ``variants`` that name the nearest training image.
-        total: nodes that there are outputs for.
-    """
+    """Some nodes' outputs of the variants that do the same, of ``total`` nodes that have any. ``task`` is empty where
+    runs have one; those of ``variants`` that name the nearest training image are ``nearest``."""
 
     task: str
     seed: int

@@ -30,11 +30,7 @@ _FIT_FILES = {
 
 
 def write_report(run_dir: Path) -> Path:
-    """Write ``report.html`` of the run in ``run_dir``, which may be unfinished, and return the file.
-
-    Raises:
-        InputError: there is no run, or none of its fits is finished.
-    """
+    """Write ``report.html`` of the run in ``run_dir``, which may be unfinished, and return the file."""
     run = read_run(Path(run_dir))
     colours = figures.variant_colours(list(run.variants))
     masses = read_kept_mass(run)

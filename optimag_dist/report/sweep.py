@@ -19,11 +19,7 @@ _FEWEST, _FEW = 4, 20
 
 
 def write_sweep_report(directory: Path) -> Path:
-    """Write ``report.html`` of the sweep in ``directory``, which may be unfinished, and return the file.
-
-    Raises:
-        InputError: there is no sweep, or its table lacks a column.
-    """
+    """Write ``report.html`` of the sweep in ``directory``, which may be unfinished, and return the file."""
     sweep = read_sweep(Path(directory))
     shares = {metric: importances(sweep, metric) for metric in sweep.metrics}
     ranked = sweep.valued(sweep.monitor)

@@ -15,11 +15,7 @@ Column = tuple[str, list[str]]
 
 
 def render_comparison(run_dir: Path, console: Console) -> None:
-    """Print the table of the variants, with as many test metrics as fit, and what may be said about them.
-
-    Raises:
-        InputError: there is no run, or none of its fits is finished.
-    """
+    """Print the table of the variants, with as many test metrics as fit, and what may be said about them."""
     comparison = comparison_table(run_dir)
     rows, shown = comparison.rows, list(comparison.compared_by)
     left: list[Column] = [("variant", [row.variant for row in rows])]

@@ -67,11 +67,7 @@ class Jobs:
             ) from error
 
     def submit(self, job: Job) -> str:
-        """Hand ``job`` over, with its own files, and return the id it has on the cluster.
-
-        Raises:
-            InputError: its files are too large, or the cluster refuses it.
-        """
+        """Hand ``job`` over, with its own files, and return the id it has on the cluster."""
         recipe = job.recipe
         deadline = time.monotonic() + _START_S
         with tempfile.TemporaryDirectory() as folder:

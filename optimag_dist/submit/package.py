@@ -47,11 +47,7 @@ def write_package(job: Job, archive: Path, max_bytes: int = MAX_BYTES) -> None:
 
 
 def _files(root: Path, excludes: Sequence[str], *, links_anywhere: bool = False) -> Iterator[tuple[Path, Path]]:
-    """The files under ``root`` with their names in it, in order, of which no part of the name is excluded.
-
-    Raises:
-        InputError: there is what cannot be copied, or a link that leads out of ``root`` or to what is excluded.
-    """
+    """The files under ``root`` with their names in it, in order, of which no part of the name is excluded."""
     root = root.resolve()
 
     def excluded(name: str) -> bool:

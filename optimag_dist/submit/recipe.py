@@ -29,13 +29,8 @@ Value = str | int | float | bool
 
 
 class EntrypointOptions(Options):
-    """What the cluster sets aside for the process that runs the steps, beside what its workers ask for themselves.
-
-    Attributes:
-        num_cpus, num_gpus: 0 runs it on the head.
-        memory: bytes.
-        resources, labels: custom resource → amount; label a node must have → its value.
-    """
+    """What the cluster sets aside for the process that runs the steps (0 cores run it on the head), beside what its
+    workers ask for themselves: memory in bytes, custom resource → amount, label a node must have → its value."""
 
     num_cpus: float = Field(0, ge=0)
     num_gpus: float = Field(0, ge=0)
@@ -45,12 +40,8 @@ class EntrypointOptions(Options):
 
 
 class RuntimeEnvOptions(Options):
-    """What the job's processes find on every node.
-
-    Attributes:
-        pip: packages to install for this job.
-        env_vars: environment variables. Everyone who may look at the dashboard reads them: no secrets.
-    """
+    """What the job's processes find on every node: packages that are installed for it, and environment variables.
+    Everyone who may look at the dashboard reads these: no secrets."""
 
     pip: tuple[str, ...] = ()
     env_vars: dict[str, str] = Field(default_factory=dict)
@@ -110,13 +101,8 @@ class Recipe(Options):
 
 @dataclass(frozen=True)
 class Job:
-    """A recipe with its parameters filled in; paths are absolute.
-
-    Attributes:
-        steps: words of each command, without the leading ``optimag``; only ``{here}`` is left to fill in.
-        directory: where the steps run.
-        files: folder of the job's own files, or None.
-    """
+    """A recipe with its parameters filled in: the words of each step, in which only ``{here}`` is left, where they run,
+    and the folder of the job's own files, both absolute."""
 
     recipe: Recipe
     steps: tuple[tuple[str, ...], ...]

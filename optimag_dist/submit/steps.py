@@ -18,17 +18,9 @@ _PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def run_steps(steps: Sequence[Sequence[str]], directory: Path, here: Path | None) -> int:
-    """Run ``optimag`` with the words of each step in ``directory``, until one fails.
-
-    Args:
-        here: folder of the job's own files, for which ``{here}`` stands in a step.
-
-    Returns:
-        The status of the step that failed, 128 + signal for one that was killed; 0 when all went well.
-
-    Raises:
-        InputError: ``directory`` is not on this machine.
-    """
+    """Run ``optimag`` with the words of each step in ``directory``, until one fails, and return its status: 128 +
+    signal for one that was killed; 0 when all went well. ``here`` is the folder of the job's own files, ``{here}`` in a
+    step."""
     if not directory.is_dir():
         raise InputError(
             f"directory {directory} is not on this machine ({os.uname().nodename}); give the job one that all nodes of "

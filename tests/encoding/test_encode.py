@@ -18,9 +18,8 @@ from typer.testing import CliRunner
 from optimag_dist.cli import app
 from optimag_dist.datasets import dataset_schema
 from optimag_dist.encoding import driver
-from optimag_dist.encoding.block import ABSENT, BAD, PRESENT, BlockEncoder
+from optimag_dist.encoding.block import ABSENT, BAD, PRESENT, BlockEncoder, EncodeOptions
 from optimag_dist.encoding.driver import encode
-from optimag_dist.encoding.options import EncodeOptions
 from optimag_dist.models.encoder_networks import EFFICIENTNET
 from optimag_dist.models.pretrained import load_features, make_reader
 from optimag_dist.options import parse_options
@@ -178,7 +177,7 @@ import os, signal, sys
 from contextlib import contextmanager
 from pathlib import Path
 from optimag_dist.encoding import driver
-from optimag_dist.encoding.options import EncodeOptions
+from optimag_dist.encoding.block import EncodeOptions
 from optimag_dist.ray_session import ensure_ray
 from optimag_dist.store import GraphStore
 

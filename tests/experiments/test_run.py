@@ -12,8 +12,7 @@ import torch
 import yaml
 from rich.console import Console
 
-from optimag_dist.experiments.detect import Detection, run_detections
-from optimag_dist.experiments.detection import KEPT, MISMATCH, NEIGHBOURS
+from optimag_dist.experiments.detection import KEPT, MISMATCH, NEIGHBOURS, Detection, run_detections
 from optimag_dist.experiments.recipe import ExperimentOptions, load_experiment
 from optimag_dist.experiments.report import write_experiment_report
 from optimag_dist.experiments.run import run_experiment
