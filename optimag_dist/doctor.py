@@ -45,6 +45,9 @@ class Finding:
     remedy: str = ""
 
 
+Check = Callable[[], Iterator[Finding]]
+
+
 def _checked(name: str, value: str, works: bool, remedy: str, otherwise: Status = "warn") -> Finding:
     return Finding(name, value) if works else Finding(name, value, otherwise, remedy)
 
@@ -278,18 +281,7 @@ def _memory_limits() -> Iterator[tuple[int, int]]:
                 yield int(limit[0]), int(used[0]) - droppable
 
 
-_CHECKS: dict[str, Callable[[], Iterator[Finding]]] = {
-    "python": _python,
-    "packages": _packages,
-    "dgl": _dgl,
-    "collectives": _collectives,
-    "GPU": _devices,
-    "CPU cores": _cores,
-    "memory": _memory,
-    "/dev/shm": _shared_memory,
-    "disks": _disks,
-    "home folder": _home,
-    "Ray's session folder": _session_folder,
-    "RAY_ADDRESS": _address,
-    "open files": _open_files,
-}
+_SOFTWARE: tuple[Check, ...] = (_python, _packages, _dgl, _collectives)
+_MACHINE: tuple[Check, ...] = (_devices, _cores, _memory, _shared_memory, _disks)
+_LIMITS: tuple[Check, ...] = (_home, _session_folder, _address, _open_files)
+_CHECKS = {each.__name__[1:].replace("_", " "): each for each in (*_SOFTWARE, *_MACHINE, *_LIMITS)}

@@ -7,38 +7,33 @@ import logging
 import subprocess
 
 import ray
-from ray._private.authentication.authentication_token_generator import generate_new_authentication_token
-from ray._private.authentication.authentication_token_setup import (
-    AuthenticationTokenLoader,
-    maybe_enable_token_auth_if_token_available,
-)
+from ray._private.authentication import authentication_token_setup as tokens
 
 # Resource of the head node alone.
 HEAD = "node:__internal_head__"
-_token_log = logging.getLogger("ray._private.authentication.authentication_token_setup")
 
 
 def has_token() -> bool:
     """Whether this user has an authentication token."""
-    return AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True)
+    return tokens.AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True)
 
 
 def new_token() -> str:
     """A token as Ray makes it."""
-    return generate_new_authentication_token()
+    return tokens.generate_new_authentication_token()
 
 
 def forget_token() -> None:
     """Have Ray look for the token again."""
-    AuthenticationTokenLoader.instance().reset_cache()
+    tokens.AuthenticationTokenLoader.instance().reset_cache()
 
 
 def send_token() -> None:
     """Have this process send its token, if there is one, to clusters whose address it is given."""
-    level = _token_log.level
-    _token_log.setLevel(logging.ERROR)  # says at each start that tokens are on
-    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
-    _token_log.setLevel(level)
+    level = tokens.logger.level
+    tokens.logger.setLevel(logging.ERROR)  # says at each start that tokens are on
+    tokens.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+    tokens.logger.setLevel(level)
 
 
 def vital_processes() -> dict[str, subprocess.Popen]:
@@ -52,11 +47,9 @@ def keep_coordinator_here() -> None:
     """Have the actor that speaks to the autoscaler for Ray Train on this process's node: Ray puts it for good on the
     node that first asks for it, and inside of a trial that may be one that an autoscaler has added, and could never
     take away."""
-    from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
-        get_or_create_autoscaling_coordinator,
-    )
+    from ray.data._internal.cluster_autoscaler import default_autoscaling_coordinator as coordinator
 
-    get_or_create_autoscaling_coordinator()
+    coordinator.get_or_create_autoscaling_coordinator()
 
 
 def not_placed(error: object) -> bool:

@@ -44,12 +44,9 @@ class _Scale:
 _AREA = _Scale("area under the curve", 1, 2, area)
 
 
-def _scale(measure: Measure) -> _Scale:
-    return _Scale(measure.axis, measure.factor, measure.digits, measure.show, measure.metric.better == "min")
-
-
-def _scale_of_difference(measure: Measure) -> _Scale:
-    return _Scale(measure.axis_of_difference, measure.factor, measure.digits + 1, measure.show_difference)
+def _scale(measure: Measure, *, difference: bool = False) -> _Scale:
+    label, say = measure.axis(difference=difference), measure.show_difference if difference else measure.show
+    return _Scale(label, measure.factor, measure.digits + difference, say, measure.metric.better == "min")
 
 
 def draw_study(study: StudyOptions, rows: Sequence[Row]) -> list[tuple[Plot, str]]:
@@ -93,7 +90,7 @@ def _lines(rows: Sequence[Row], key: str, measure: Measure | None) -> list[Plot]
         plots.append(_draw_lines(collected(lambda row: {row.arm: row.score}), key, values, _scale(measure)))
         if any(row.difference for row in rows):
             lines = collected(lambda row: {row.arm: row.difference})
-            plots.append(_draw_lines(lines, key, values, _scale_of_difference(measure), zero=True))
+            plots.append(_draw_lines(lines, key, values, _scale(measure, difference=True), zero=True))
     if any(row.areas for row in rows):
         kept = collected(lambda row: {f"{KEPT}: {row.arm}": row.areas.get(KEPT)})
         ways = sorted({way for row in rows for way in row.areas} - {KEPT})
@@ -205,7 +202,7 @@ def _shade(axis: Axes, scale: _Scale, grid: np.ndarray) -> None:
 def _bars(rows: Sequence[Row], measure: Measure | None) -> list[Plot]:
     """Differences of the arms that are compared, and areas."""
     compared = [(row, row.difference) for row in rows if row.difference is not None]
-    plots = [_dots(compared, _scale_of_difference(measure))] if compared and measure is not None else []
+    plots = [_dots(compared, _scale(measure, difference=True))] if compared and measure is not None else []
     known = [(row, row.areas[KEPT]) for row in rows if KEPT in row.areas]
     return [*plots, _dots(known, _AREA)] if known else plots
 

@@ -22,19 +22,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from optimag_dist.datasets import PlantedOptions, read_truth, write_planted
+from optimag_dist.experiments import recipe
 from optimag_dist.experiments.detection import KEPT, Detection, areas, run_detections, without_transport
-from optimag_dist.experiments.recipe import (
-    ExperimentOptions,
-    GraphOptions,
-    Setting,
-    StudyOptions,
-    TuningOptions,
-    arms_of,
-    configure,
-    for_tables,
-    settings,
-    source_of,
-)
+from optimag_dist.experiments.recipe import ExperimentOptions, GraphOptions, Setting, StudyOptions, TuningOptions
 from optimag_dist.files import atomic
 from optimag_dist.locks import sole_user
 from optimag_dist.options import dump_options, load_options, validate_options
@@ -76,16 +66,8 @@ class Asked:
         return self.experiment.studies[self.name]
 
     @property
-    def folder(self) -> Path:
-        return self.directory / "studies" / self.name
-
-    @property
     def seeds(self) -> tuple[int, ...]:
         return self.study.seeds or self.experiment.seeds
-
-    @property
-    def arms(self) -> tuple[str, ...]:
-        return arms_of(self.experiment, self.study)
 
 
 @dataclass(frozen=True)
@@ -114,14 +96,14 @@ def run_experiment(
     directory = (out / experiment.name).absolute()
     go_on = "what has ended is kept: the same command goes on from there"
     with sole_user(directory, refuse_second), translated_ray_errors(str(directory), go_on):
-        recipe = directory / "recipe.yaml"
-        if recipe.exists():
-            known = load_options(ExperimentOptions, recipe)
+        file = directory / "recipe.yaml"
+        if file.exists():
+            known = load_options(ExperimentOptions, file)
             if known.model_copy(update={"only": experiment.only, "quick": experiment.quick}) != experiment:
                 raise InputError(
                     f"{directory}: holds the results of another recipe; choose another --out or name=…, or remove it"
                 )
-        dump_options(experiment, recipe)
+        dump_options(experiment, file)
         rows: list[dict[str, Any]] = []
         for name, study in experiment.asked.items():
             say(f"{name}: {study.question}")
@@ -175,20 +157,20 @@ def _compare(asked: Asked) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     # A sweep has one store, so one for each graph and each variation of a planted one.
     by_graph: dict[tuple[str, PlantedOptions | None], list[Setting]] = {}
-    for setting in settings(asked.experiment, asked.study):
+    for setting in recipe.settings(asked.experiment, asked.study):
         by_graph.setdefault((setting.graph, setting.planted), []).append(setting)
     for number, ((graph, planted), group) in enumerate(by_graph.items()):
-        folder = asked.folder / (graph if planted is None else f"{graph}-{number:02d}")
+        folder = asked.directory / "studies" / asked.name / (graph if planted is None else f"{graph}-{number:02d}")
         if planted is None:
             options = asked.experiment.graphs[graph]
-            source = source_of(options, asked.recipes)
+            source = recipe.source_of(options, asked.recipes)
             if source is None:
                 asked.say(f"  {graph}: left out, {options.source} is not there")
                 continue
             store = _real_store(options, source, asked.directory / "graphs" / graph)
         else:
             store = _planted_store(planted, asked.directory)
-        cells = [Cell(setting, arm, {}) for setting in group for arm in asked.arms]
+        cells = [Cell(setting, arm, {}) for setting in group for arm in recipe.arms_of(asked.experiment, asked.study)]
         if asked.study.tuning is not None:
             asked.say(f"  {graph}: tuning, {asked.study.tuning.trials} points for each of {len(cells)} cells")
             cells = _tuned(asked, asked.study.tuning, cells, store, folder / "tuning")
@@ -196,7 +178,7 @@ def _compare(asked: Asked) -> list[dict[str, Any]]:
         fits = _fit_cells(asked, cells, asked.seeds, store, folder / "comparison")
         areas_of = None if planted is None else _Areas(store)
         for cell, directories in zip(cells, fits, strict=True):
-            chosen = {f"tuned/{key}": for_tables(value) for key, value in cell.changes.items()}
+            chosen = {f"tuned/{key}": recipe.for_tables(value) for key, value in cell.changes.items()}
             for directory in directories:
                 row = {"graph": graph, "arm": cell.arm, **_at(cell.setting), **_result(directory), **chosen}
                 rows.append(row if areas_of is None else row | areas_of.baselines | areas_of.kept(directory))
@@ -257,7 +239,7 @@ def _fit_cells(
     asked: Asked, cells: Sequence[Cell], seeds: Sequence[int], store: Path, directory: Path
 ) -> list[list[Path]]:
     """Fit every cell with every seed, as trials of one sweep; the fits' directories, cell by cell."""
-    configured = [configure(asked.experiment, asked.study, c.setting, c.arm, c.changes) for c in cells]
+    configured = [recipe.configure(asked.experiment, asked.study, c.setting, c.arm, c.changes) for c in cells]
     configs = [config.model_dump(mode="json") for config in configured]
     monitors = {monitor_of(config.task) for config in configured}
     # An arm may have any name, a variant may not.
@@ -295,15 +277,15 @@ def _detect(asked: Asked) -> list[dict[str, Any]]:
     ensure_ray(asked.address)
     detections: list[Detection] = []
     labels: list[dict[str, Any]] = []
-    for setting in settings(asked.experiment, asked.study):
+    for setting in recipe.settings(asked.experiment, asked.study):
         assert setting.planted is not None
         graphs = [setting.planted.model_copy(update={"seed": seed}) for seed in asked.seeds]
         stores = [_planted_store(graph, asked.directory) for graph in graphs]
-        for arm in asked.arms:
-            config = configure(asked.experiment, asked.study, setting, arm)
+        for arm in recipe.arms_of(asked.experiment, asked.study):
+            config = recipe.configure(asked.experiment, asked.study, setting, arm)
             labels.append({"graph": setting.graph, "arm": arm, **_at(setting)})
             priors = [Path(compute_ppr(GraphStore.open(store), config.ppr).path) for store in stores]
             detections.append(Detection(tuple(stores), tuple(priors), config, asked.seeds))
     asked.say(f"  {len(detections)} cells of {len(asked.seeds)} graphs")
-    answers = run_detections(detections, asked.folder, asked.say)
+    answers = run_detections(detections, asked.directory / "studies" / asked.name, asked.say)
     return [{**label, **row} for label, rows in zip(labels, answers, strict=True) for row in rows]

@@ -27,7 +27,7 @@ from optimag_dist.layerwise import LayerwiseForward
 from optimag_dist.locks import sole_user
 from optimag_dist.progress_bar import progress_bar
 from optimag_dist.ray_session import completed, ensure_ray, explained, task_device, task_slots, translated_ray_errors
-from optimag_dist.storage import AnyPath, on_this_host
+from optimag_dist.storage import AnyPath, on_this_host, remove
 from optimag_dist.store import GraphStore
 from optimag_dist.types import Diverged, InputError, RunError
 
@@ -77,7 +77,6 @@ def infer(
 
     Args:
         checkpoint: ``model.pt`` of a fit, or the fit's directory.
-        store: the graph; the one the model was trained on, unless ``options.allow_other_store``.
         user_ids: whose rows to write, in this order; default: all nodes in the store's order.
         progress: show a bar when the terminal can.
 
@@ -95,7 +94,7 @@ def infer(
     kind = "embed" if isinstance(options, EmbedOptions) else "predict"
     record = {
         "kind": kind,
-        "checkpoint": trained.digest,
+        "checkpoint": hashlib.sha256(trained.path.read_bytes()).hexdigest(),
         "store": store.content_hash,
         "options": options.model_dump(mode="json", exclude={"device", "allow_other_store"}),
         "fanouts": list(fanouts),
@@ -261,7 +260,8 @@ def _run(job: Job, missing: list[list[int]]) -> Generator[int, None, None]:
                 yield rows
         # Two layers on the disk at once, never more.
         if 0 < stage < job.stages - 1:
-            job.parts.drop_activations(stage - 1)
+            for index in range(job.parts.num_parts):
+                remove(job.parts.activations(stage - 1, index))
 
 
 def _failed(job: Job, stage: int, index: int, error: Exception) -> Exception:

@@ -16,7 +16,7 @@ import torch
 from rich.console import Group
 from rich.table import Table
 from torch import Tensor
-from torchmetrics.classification import MulticlassCalibrationError
+from torchmetrics.classification import MulticlassCalibrationError, MulticlassConfusionMatrix
 
 from optimag_dist.files import atomic
 from optimag_dist.inference.ids import distinct_nodes
@@ -155,7 +155,7 @@ class ClassScores:
     def __init__(self, classes: Sequence[str]) -> None:
         self._classes, count = classes, len(classes)
         self._counts = ClassCounts(count)
-        self._pairs = torch.zeros((count, count) if count <= _CONFUSED_CLASSES else (0, 0), dtype=torch.int64)
+        self._pairs = MulticlassConfusionMatrix(count) if count <= _CONFUSED_CLASSES else None
         self._calibration = MulticlassCalibrationError(count, n_bins=_CALIBRATION_BINS)
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
@@ -163,9 +163,8 @@ class ClassScores:
         probabilities, labels = logits.softmax(1).cpu(), labels.cpu()
         self._counts.update(probabilities, labels)
         self._calibration.update(probabilities, labels)
-        if count := len(self._pairs):
-            pairs = torch.bincount(labels * count + probabilities.argmax(1), minlength=count * count)
-            self._pairs += pairs.view(count, count)
+        if self._pairs is not None:
+            self._pairs.update(probabilities, labels)
 
     def report(self, **what: Any) -> ClassReport:
         """All that was added; ``what`` are the first fields of the report."""
@@ -180,7 +179,7 @@ class ClassScores:
                 ClassScore(name, _share(hits, said), _share(hits, there), _share(2 * hits, there + said), int(there))
                 for name, hits, said, there in zip(self._classes, *columns, strict=True)
             ),
-            confusion=tuple(map(tuple, self._pairs.tolist())),
+            confusion=() if self._pairs is None else tuple(map(tuple, self._pairs.compute().tolist())),
         )
 
 

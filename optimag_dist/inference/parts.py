@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from optimag_dist.files import atomic
 from optimag_dist.integrity import MappedFile, checksum, parse_record, verified_once, write_record
-from optimag_dist.storage import AnyPath, is_file, opened, remove, remove_tree, to_write
+from optimag_dist.storage import AnyPath, is_file, opened, remove_tree, to_write
 from optimag_dist.store.writer import digest_of
 from optimag_dist.types import InputError
 
@@ -75,10 +75,6 @@ class Parts:
             return is_file(place)
         content = memoryview(MappedFile(place, None, "").buffer)
         return checksum(content[:-_SEAL]).encode() == bytes(content[-_SEAL:])
-
-    def drop_activations(self, layer: int) -> None:
-        for index in range(self.num_parts):
-            remove(self.activations(layer, index))
 
     def has_part(self, index: int) -> bool:
         """Whether the part is there and whole; ``InputError`` where it belongs to another job."""

@@ -1,6 +1,5 @@
 """A fit's ``model.pt``, with what is needed to use it on a store."""
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -147,11 +146,6 @@ class TrainedModel:
         raise InputError(
             f"{self.location}: was trained on a random split and {why}, so its held-out nodes are not known; {remedy}"
         )
-
-    @cached_property
-    def digest(self) -> str:
-        """sha256 of the file."""
-        return hashlib.sha256(self.path.read_bytes()).hexdigest()
 
     def check_store(self, store: GraphStore, *, allow_other: bool) -> None:
         """Raise ``InputError`` unless ``store`` is the one trained on, or another is allowed and its features fit."""

@@ -78,14 +78,6 @@ class ComparisonTable(Cells):
     rows: tuple[ComparisonRow, ...]
     sentences: tuple[str, ...]
 
-    @property
-    def finished(self) -> int:
-        return sum(row.finished for row in self.rows)
-
-    @property
-    def planned(self) -> int:
-        return sum(row.planned for row in self.rows)
-
 
 def comparison_table(run_dir: Path) -> ComparisonTable:
     """The comparison of the variants of the run in ``run_dir``."""

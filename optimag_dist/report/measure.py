@@ -92,18 +92,10 @@ class Measure:
         """``test accuracy, %``."""
         return self.words + ", %" * self.metric.is_share
 
-    @property
-    def axis(self) -> str:
-        """``test accuracy (%)``, and the better direction where it is down."""
-        return self._remarked(self.words, "%")
-
-    @property
-    def axis_of_difference(self) -> str:
-        """``difference in test accuracy (points)``, likewise."""
-        return self._remarked(f"difference in {self.words}", "points")
-
-    def _remarked(self, text: str, of_shares: str) -> str:
-        remarks = [of_shares] * self.metric.is_share + ["lower is better"] * (self.metric.better == "min")
+    def axis(self, *, difference: bool = False) -> str:
+        """``test accuracy (%)`` or ``difference in test accuracy (points)``; says so where lower is better."""
+        text, unit = (f"difference in {self.words}", "points") if difference else (self.words, "%")
+        remarks = [unit] * self.metric.is_share + ["lower is better"] * (self.metric.better == "min")
         return f"{text} ({', '.join(remarks)})" if remarks else text
 
     @property

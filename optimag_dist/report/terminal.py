@@ -6,8 +6,9 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
-from optimag_dist.report.comparison import ComparisonTable, comparison_table
+from optimag_dist.report.comparison import ComparisonTable, compare
 from optimag_dist.report.measure import Measure, show
+from optimag_dist.report.run import read_run
 
 # Letters between columns.
 _GAP = 2
@@ -16,7 +17,8 @@ Column = tuple[str, list[str]]
 
 def render_comparison(run_dir: Path, console: Console) -> None:
     """Print the table of the variants, with as many test metrics as fit, and what may be said about them."""
-    comparison = comparison_table(run_dir)
+    run = read_run(run_dir)
+    comparison = compare(run)
     rows, shown = comparison.rows, list(comparison.compared_by)
     left: list[Column] = [("variant", [row.variant for row in rows])]
     titles = [measure.title if (measure := comparison.measure(row)) else "" for row in rows]
@@ -46,8 +48,8 @@ def render_comparison(run_dir: Path, console: Console) -> None:
         table.add_row(*cells)
     console.print(table)
     console.print(_legend(comparison, shown))
-    if comparison.finished < comparison.planned:
-        console.print(f"{comparison.finished} of {comparison.planned} fits are finished.")
+    if len(run.finished) < len(run.fits):
+        console.print(f"{len(run.finished)} of {len(run.fits)} fits are finished.")
     for sentence in comparison.sentences:
         console.print(sentence)
 

@@ -33,15 +33,8 @@ Say = Callable[[str], None]
 
 
 class Jobs:
-    """The jobs of one cluster.
-
-    Args:
-        address: of the cluster's dashboard, ``http://host:8265``; default: ``RAY_API_SERVER_ADDRESS``.
-        say: is given remarks, a line each.
-
-    Raises:
-        InputError: no address, nothing answers there, or it does not accept this user's token.
-    """
+    """The jobs of the cluster whose dashboard is at ``address``, by default ``RAY_API_SERVER_ADDRESS``; ``InputError``
+    where nothing answers there, or it does not accept this user's token. ``say`` is given remarks, a line each."""
 
     def __init__(self, address: str | None, say: Say = print) -> None:
         address = address or os.environ.get(_ADDRESS_VARIABLE)

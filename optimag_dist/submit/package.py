@@ -1,6 +1,7 @@
 """The archive that takes a job's own files to the cluster."""
 
 import fnmatch
+import json
 import os
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -8,7 +9,6 @@ from pathlib import Path
 
 import optimag_dist
 from optimag_dist.submit.recipe import Job
-from optimag_dist.submit.steps import write_steps
 from optimag_dist.types import InputError
 
 STEPS_FILE = "optimag-job.json"
@@ -39,7 +39,8 @@ def write_package(job: Job, archive: Path, max_bytes: int = MAX_BYTES) -> None:
             f"them in the recipe's excludes, and put data where all nodes of the cluster see it"
         )
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as made:
-        made.writestr(zipfile.ZipInfo(STEPS_FILE, _SAME_DAY), write_steps(job))
+        steps = json.dumps({"directory": str(job.directory), "steps": job.steps}, indent=1)
+        made.writestr(zipfile.ZipInfo(STEPS_FILE, _SAME_DAY), steps)
         for file, name in sources:
             entry = zipfile.ZipInfo(str(name), _SAME_DAY)
             entry.external_attr = (file.stat().st_mode & 0xFFFF) << 16

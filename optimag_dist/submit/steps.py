@@ -1,6 +1,5 @@
 """Runs a job's commands one after the other, on the machine it is called on."""
 
-import json
 import os
 import shlex
 import signal
@@ -11,7 +10,7 @@ from pathlib import Path
 from types import FrameType
 
 from optimag_dist.console import say
-from optimag_dist.submit.recipe import HERE, Job
+from optimag_dist.submit.recipe import HERE
 from optimag_dist.types import InputError
 
 _PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -39,11 +38,6 @@ def run_steps(steps: Sequence[Sequence[str]], directory: Path, here: Path | None
             )
             return status
     return 0
-
-
-def write_steps(job: Job) -> bytes:
-    """``job``'s commands as the file that this module runs."""
-    return json.dumps({"directory": str(job.directory), "steps": job.steps}, indent=1).encode()
 
 
 def _run(words: Sequence[str], directory: Path) -> int:

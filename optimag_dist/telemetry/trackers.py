@@ -27,9 +27,7 @@ class Trackers:
     """Opens a run in every tracker at the first epoch that it is told of; a fit that goes on goes on with its runs.
 
     Args:
-        options: which trackers; without any there is no thread.
         group: what the fit's run belongs to: MLflow's experiment, the group in Weights & Biases.
-        name: of the fit's run.
         directory: of the fit; ``tracking.json`` there keeps the runs' ids.
         say: called, on the thread, with a line for people when a tracker fails.
     """

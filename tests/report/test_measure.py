@@ -25,7 +25,7 @@ from optimag_dist.report.measure import Interval, Measure, columns_of, measures
 )
 def test_a_column_says_of_which_part_and_task_it_is(column: str, heading: str, axis: str) -> None:
     measure = Measure(column)
-    assert (measure.heading, measure.axis) == (heading, axis)
+    assert (measure.heading, measure.axis()) == (heading, axis)
 
 
 @pytest.mark.parametrize(
