@@ -14,8 +14,7 @@ def progress_bar(
     title: str, total: int | None, *, of: Literal["rows", "bytes"] = "rows", done: int = 0, wanted: bool = True
 ) -> Iterator[Callable[..., object]]:
     """Draw a bar of ``total`` rows or bytes (None where nobody knows), of which some were ``done`` before, until the
-    block ends; the function given says how much more is done, and what the bar is called from now on. Nothing is drawn
-    unless ``wanted``."""
+    block ends; nothing unless ``wanted``. The function given says that some more is done, and the title from now on."""
     err = console(stderr=True)
     counts: list[progress.ProgressColumn] = [progress.DownloadColumn(), progress.TransferSpeedColumn()]
     if of == "rows":

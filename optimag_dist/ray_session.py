@@ -107,8 +107,7 @@ def ensure_ray(address: str | None = None, num_cpus: int | None = None) -> None:
         num_cpus: cores an embedded instance offers; default: all. A running cluster has its own count.
 
     Raises:
-        InputError: there is no cluster at ``address``, or it does not accept this user's token; or there is no place
-            for the folder of an embedded one.
+        InputError: no cluster at ``address`` accepts this user, or there is no place for an embedded one's folder.
         RunError: an embedded one does not start.
     """
     if ray.is_initialized():

@@ -91,7 +91,6 @@ def encode(
         out: a folder to be made; for a URI it is made in this host's cache, and sent when it is whole.
         overwrite: replace a store of other content (or a damaged one) that stands at ``out``.
         progress: show a bar when the terminal can.
-        say: takes lines for people.
 
     Raises:
         InputError: store, attribute and model do not fit together, ``out`` is taken or is ``store`` itself, a picture

@@ -124,13 +124,8 @@ class Detection:
 def run_detections(
     asked: Sequence[Detection], directory: Path, say: Callable[[str], None]
 ) -> list[list[dict[str, Any]]]:
-    """A row per draw for each of ``asked``: ``seed``, ``seconds``, and the areas under the curve.
-
-    Those whose file is in ``directory`` are not repeated. ``say`` is told how many have ended.
-
-    Raises:
-        RunError: some have failed; the others have been run.
-    """
+    """A row per draw for each of ``asked``: ``seed``, ``seconds``, and the areas under the curve. Those whose file is
+    in ``directory`` are not repeated, ``say`` is told how many have ended, ``RunError`` that some failed at the end."""
     files = [directory / f"{number:04d}.json" for number in range(len(asked))]
     missing = [number for number, file in enumerate(files) if not file.exists()]
     ended, errors = len(asked) - len(missing), list[BaseException]()

@@ -25,14 +25,8 @@ Lines = Mapping[str, Mapping[str, list[Interval | None]]]
 
 @dataclass(frozen=True)
 class _Scale:
-    """How what is drawn is named and shown.
-
-    Attributes:
-        factor: from a value to what is drawn.
-        digits: of a mean in a cell, after the point.
-        say: an interval in words.
-        down: less is better.
-    """
+    """How what is drawn is named and shown: the factor from a value to what is drawn, the digits of a mean in a cell,
+    an interval in words, and whether less is better."""
 
     label: str
     factor: float

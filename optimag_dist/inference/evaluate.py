@@ -100,7 +100,6 @@ def evaluate(
 
     Args:
         checkpoint: ``model.pt`` of a fit, or the fit's directory.
-        store: the one the model was trained on, unless ``options.allow_other_store``.
         user_ids: nodes to compare classes of, all labelled; default: those of ``options.split`` of the fit's own split.
         progress: show that it goes on, where the terminal can.
 
