@@ -87,7 +87,7 @@ def experiment(
     ] = Path("runs/experiments"),
     address: Address = None,
 ) -> None:
-    """Repeat an experiment: fits over seeds as Ray Tune sweeps, results in Parquet, a report with pictures."""
+    """Repeat an experiment: fits over seeds as Ray Tune sweeps, results in Parquet, a report with plots."""
     from optimag_dist.experiments.recipe import find_recipe, load_experiment
     from optimag_dist.experiments.report import write_experiment_report
     from optimag_dist.experiments.run import run_experiment
