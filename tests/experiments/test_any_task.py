@@ -14,7 +14,7 @@ from rich.console import Console
 from optimag_dist.experiments import run as run_module
 from optimag_dist.experiments.analysis import Row, chosen_by_validation, findings, measures_of, summarise
 from optimag_dist.experiments.figures import draw_study
-from optimag_dist.experiments.recipe import ExperimentOptions
+from optimag_dist.experiments.recipe import ExperimentOptions, settings
 from optimag_dist.experiments.report import write_experiment_report
 from optimag_dist.experiments.run import Asked, Cell
 from optimag_dist.options import dump_options, validate_options
@@ -292,7 +292,7 @@ def test_an_arm_is_tuned_by_what_its_task_goes_by(
     monkeypatch.setattr(run_module, "random_points", lambda *asked: [{"optim.lr": 0.03}, {"optim.lr": 0.01}])
     experiment = _experiment(tuning={"trials": 3, "space": {"optim.lr": {"uniform": [0, 1]}}}, arms=["on"], compare={})
     study = experiment.studies["asked"]
-    setting = next(iter(run_module.settings(experiment, study)))
+    setting = next(iter(settings(experiment, study)))
     assert study.tuning is not None
     asked = Asked(experiment, "asked", tmp_path, tmp_path, None, print)
     (found,) = run_module._tuned(asked, study.tuning, [Cell(setting, "on", {})], tmp_path, tmp_path)
@@ -317,7 +317,7 @@ def test_the_sweep_of_a_comparison_has_a_metric_that_all_its_cells_have(
     arms = {name: {**arm, **changes.get(name, {})} for name, arm in experiment.arms.items()}
     experiment = experiment.model_copy(update={"arms": arms})
     study = experiment.studies["asked"]
-    setting = next(iter(run_module.settings(experiment, study)))
+    setting = next(iter(settings(experiment, study)))
     cells = [Cell(setting, arm, {}) for arm in arms]
     asked = Asked(experiment, "asked", tmp_path, tmp_path, None, print)
     run_module._fit_cells(asked, cells, SEEDS, tmp_path / "store", tmp_path / "comparison")
