@@ -29,11 +29,9 @@ _COLOURS = matplotlib.colormaps["viridis"](np.linspace(0.2, 0.93, 256))
 class _Ranked:
     """Trials that have a value of the monitored metric, best first, and their colours."""
 
-    def __init__(self, sweep: Sweep, trials: Sequence[TrialRow] | None = None) -> None:
-        self.trials = sweep.valued(sweep.monitor) if trials is None else trials
-        self.values = np.array([trial.metrics[sweep.monitor] for trial in self.trials])
-        if not len(self.values):
-            return
+    def __init__(self, sweep: Sweep, trials: Sequence[TrialRow]) -> None:
+        self.trials = trials
+        self.values = np.array([trial.metrics[sweep.monitor] for trial in trials])
         low, high = float(self.values.min()), float(self.values.max())
         upwards = sweep.metrics[sweep.monitor] == "max"
         if len(self.values) >= _MANY:
@@ -52,9 +50,10 @@ class _Ranked:
 def metric_by_pair(sweep: Sweep, x: Axis, y: Axis) -> Plot | None:
     """The monitored metric over two keys: cells where both are choices, trials over their smoothed values otherwise;
     None without a value."""
-    ranked = _Ranked(sweep)
-    if not ranked.trials:
+    trials = sweep.valued(sweep.monitor)
+    if not trials:
         return None
+    ranked = _Ranked(sweep, trials)
 
     def draw() -> Figure:
         figure = Figure(figsize=(7.6, 5.0), layout="constrained")
@@ -72,10 +71,10 @@ def metric_by_pair(sweep: Sweep, x: Axis, y: Axis) -> Plot | None:
         figure.colorbar(ScalarMappable(ranked.norm, ranked.colours), ax=axis, label=sweep.monitor, extend=ranked.extend)
         return figure
 
-    best, values = show_value(ranked.values[0]), ranked.trials[0].values
+    best, values = show_value(ranked.values[0]), trials[0].values
     return plot(
         draw,
-        f"{sweep.monitor} of {len(ranked.trials)} trials by {x.key} and {y.key}. Best {best} at "
+        f"{sweep.monitor} of {len(trials)} trials by {x.key} and {y.key}. Best {best} at "
         f"{x.key} {show_value(values[x.key])}, {y.key} {show_value(values[y.key])}.",
     )
 
@@ -103,9 +102,10 @@ def metric_by_key(sweep: Sweep, key: Axis) -> Plot | None:
 
 def parallel_coordinates(sweep: Sweep) -> Plot | None:
     """A line per trial through all searched keys to the monitored metric; None without a value."""
-    ranked = _Ranked(sweep)
-    if not ranked.trials:
+    trials = sweep.valued(sweep.monitor)
+    if not trials:
         return None
+    ranked = _Ranked(sweep, trials)
     axes = [*sweep.axes, Axis(sweep.monitor, "linear", float(ranked.values.min()), float(ranked.values.max()))]
 
     def heights(trial: TrialRow) -> list[float]:
@@ -138,7 +138,7 @@ def parallel_coordinates(sweep: Sweep) -> Plot | None:
         return figure
 
     keys = ", ".join(axis.key for axis in sweep.axes)
-    return plot(draw, f"Parallel coordinates of {len(ranked.trials)} trials over {keys} and {sweep.monitor}.")
+    return plot(draw, f"Parallel coordinates of {len(trials)} trials over {keys} and {sweep.monitor}.")
 
 
 def importance_bars(shares: Mapping[str, Mapping[str, float]]) -> Plot | None:
@@ -164,9 +164,10 @@ def importance_bars(shares: Mapping[str, Mapping[str, float]]) -> Plot | None:
 def learning_curves(sweep: Sweep) -> Plot | None:
     """The monitored metric of every trial by epoch; None where no epoch has it."""
     curves = {trial.trial: sweep.curve(trial, sweep.monitor) for trial in sweep.trials}
-    ranked = _Ranked(sweep, [trial for trial in sweep.valued(sweep.monitor) if curves[trial.trial]])
-    if not ranked.trials:
+    trials = [trial for trial in sweep.valued(sweep.monitor) if curves[trial.trial]]
+    if not trials:
         return None
+    ranked = _Ranked(sweep, trials)
 
     def draw() -> Figure:
         figure, (axis,) = panels([""], xlabel="epoch", ylabel=sweep.monitor)
@@ -179,8 +180,8 @@ def learning_curves(sweep: Sweep) -> Plot | None:
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10))
         return figure
 
-    number, longest = len(ranked.trials), max(max(curves[trial.trial]) for trial in ranked.trials)
-    return plot(draw, f"Learning curves of {number} trials: {sweep.monitor} over at most {longest} epochs.")
+    longest = max(max(curves[trial.trial]) for trial in trials)
+    return plot(draw, f"Learning curves of {len(trials)} trials: {sweep.monitor} over at most {longest} epochs.")
 
 
 def pareto_front(sweep: Sweep) -> Plot | None:
