@@ -43,12 +43,12 @@ def write_experiment_report(directory: Path, console: Console | None = None) -> 
     )
     with atomic(directory / "tables.md") as temporary:
         temporary.write_text("\n".join(_markdown(name, rows[name]) for name in experiment.asked), encoding="utf-8")
-    for name, study in experiment.asked.items() if console is not None else ():
-        assert console is not None
-        shown = _chosen(study, rows[name]) or rows[name]
-        console.print(_terminal_table(name, study, _Table(shown, measures_of(rows[name]))))
-        for sentence in analysis.findings(rows[name]):
-            console.print(f"  {sentence}")
+    if console is not None:
+        for name, study in experiment.asked.items():
+            shown = _chosen(study, rows[name]) or rows[name]
+            console.print(_terminal_table(name, study, _Table(shown, measures_of(rows[name]))))
+            for sentence in analysis.findings(rows[name]):
+                console.print(f"  {sentence}")
     return out
 
 
