@@ -24,10 +24,7 @@ def atomic(path: Path) -> Iterator[Path]:
     """Give a temporary path beside ``path`` to write to; when the block ends well it takes the place of ``path``.
 
     A reader, a crash or a power cut sees the old file or the new one, never a part; when the block raises, the old one
-    stays and the temporary one goes. Missing parent directories are made.
-
-    Raises:
-        OSError: names ``path`` where the disk is full.
+    stays and the temporary one goes. Missing parent directories are made. ``OSError`` names ``path`` on a full disk.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
@@ -69,14 +66,8 @@ def sole_writer(
     """Hold ``directory``'s lock, waiting for it; the system releases it when the process ends, however it ends.
 
     The directory is made if missing. At the end the lock's file goes, and with it directories that were made and have
-    nothing in them.
-
-    Args:
-        busy: called with who holds the lock where somebody does; raises to go away instead of waiting.
-        patience_s: how long to wait; default: until it is free.
-
-    Raises:
-        TimeoutError: it was not free in time; names who holds it.
+    nothing in them. ``busy`` is called with who holds the lock where somebody does; it raises to go away instead of
+    waiting. After ``patience_s``, if given, a ``TimeoutError`` names who holds it.
     """
     made = [folder for folder in (directory, *directory.parents) if not folder.exists()]
     file = directory / LOCK

@@ -7,6 +7,7 @@ $XDG_CACHE_HOME/optimag/verified/KEY    empty: somebody is at it, and holds its 
 """
 
 import fcntl
+import hashlib
 import json
 import os
 import platform
@@ -33,7 +34,7 @@ _SETTLED_NS = 2_000_000_000
 # Afterwards a file is verified again.
 _REMEMBERED_S = 180 * 24 * 3600
 # What takes less than about a second shows no bar.
-_LARGE = 1 << 30
+LARGE = 1 << 30
 _CHUNK = 64 << 20
 _CHECKSUM = "checksum"
 
@@ -45,12 +46,13 @@ def checksum(data: Any) -> str:
     return xxhash.xxh3_128_hexdigest(data)
 
 
-class Sealed:
-    """A file to write to that sums up what passes through, in segments.
+def json_digest(value: Any) -> str:
+    """sha256 of ``value`` as JSON, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
-    Attributes:
-        segments: (end, checksum) of each part between two calls of :meth:`cut`, the first one beginning at 0.
-    """
+
+class Sealed:
+    """A file to write to that sums up what passes through: (end, checksum) of each part between two ``cut``."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -73,7 +75,6 @@ class Sealed:
         self._file.flush()
 
     def cut(self) -> None:
-        """End a segment here."""
         self.segments.append((self._size, self._sum.hexdigest()))
         self._sum.reset()
 
@@ -81,14 +82,8 @@ class Sealed:
 class MappedFile:
     """A file mapped into memory. A file that takes its place at this path later does not change what is seen here.
 
-    Attributes:
-        path: of the file.
-        buffer: all of it, read-only.
-        state: of the file that is mapped.
-
-    Raises:
-        InputError: there is no such file, it cannot be read, or it has another size than ``size``; the message ends in
-            ``remedy``.
+    ``buffer`` is all of it, read-only, and ``state`` that of the file which is mapped. ``InputError``, ending in
+    ``remedy``, where there is no such file, it cannot be read, or it has another size than ``size``.
     """
 
     def __init__(self, path: Path, size: int | None, remedy: str) -> None:
@@ -105,29 +100,22 @@ class MappedFile:
             raise InputError(f"{path}: has {self.buffer.size:,} bytes, needed {size:,}; {remedy}")
 
     def damaged(self, what: object) -> InputError:
-        """The error that says so."""
         return InputError(f"{self.path}: damaged ({what}); {self._remedy}")
 
     def checksum(self) -> str:
-        """Of all bytes."""
         return checksum(memoryview(self.buffer))
 
     def forget(self) -> None:
-        """Have everything compared anew."""
         self._sound.clear()
 
     def check(self, segments: Sequence[tuple[int, str]], chosen: Sequence[int]) -> None:
-        """Compare the ``chosen`` ones of all ``segments`` with their checksums, each once.
-
-        Raises:
-            InputError: the bytes are not those that were written.
-        """
+        """Compare the ``chosen`` ones of all ``segments`` with their checksums, each once."""
         wanted = [index for index in chosen if index not in self._sound]
         if not wanted:
             return
         begins = [0, *(end for end, _ in segments)]
         num_bytes = sum(begins[index + 1] - begins[index] for index in wanted)
-        with progress_bar(f"checking {self.path.name}", num_bytes, of="bytes", wanted=num_bytes > _LARGE) as advance:
+        with progress_bar(f"checking {self.path.name}", num_bytes, of="bytes", wanted=num_bytes > LARGE) as advance:
             for index in wanted:
                 begin, (end, recorded) = begins[index], segments[index]
                 whole = xxhash.xxh3_128()
@@ -156,12 +144,8 @@ def verified_once(files: Sequence[os.stat_result], expected: str, verify: Callab
     """Call ``verify``, unless it has passed for these very files before: in this process, or by this user on this host.
 
     Of several processes that ask at once one verifies and the others wait. Where there is no private directory to
-    remember it in (no home, a read-only one), every process verifies for itself.
-
-    Args:
-        files: as they were when they were opened.
-        expected: everything that ``verify`` compares them with.
-        verify: raises where they are not that.
+    remember it in (no home, a read-only one), every process verifies for itself. ``files`` are as they were when they
+    were opened, ``expected`` everything that ``verify``, which raises, compares them with.
     """
     if max(file.st_ctime_ns for file in files) > time.time_ns() - _SETTLED_NS:
         # It may be changed once more and look the same.
@@ -183,9 +167,9 @@ def verified_once(files: Sequence[os.stat_result], expected: str, verify: Callab
 def is_verified(files: Sequence[os.stat_result], expected: str) -> bool:
     """Whether :func:`verified_once` would have nothing to do."""
     key = _key(files, expected)
-    if key not in _passed and (folder := _records()) is not None:
-        with suppress(OSError):
-            if os.lstat(folder / key).st_size > 0:
+    if key not in _passed:
+        with suppress(OSError, RuntimeError):
+            if os.lstat(_records() / key).st_size > 0:
                 _passed.add(key)
     return key in _passed
 
@@ -198,11 +182,7 @@ def write_record(path: Path, record: dict[str, Any]) -> None:
 
 
 def read_record(path: Path, remedy: str) -> dict[str, Any]:
-    """What :func:`write_record` wrote to ``path``, or an older program without the checksum.
-
-    Raises:
-        InputError: it cannot be read or is damaged; the message ends in ``remedy``.
-    """
+    """What :func:`write_record` wrote to ``path``; ``InputError``, ending in ``remedy``, where it is damaged."""
     try:
         return parse_record(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
@@ -210,12 +190,7 @@ def read_record(path: Path, remedy: str) -> dict[str, Any]:
 
 
 def parse_record(content: bytes) -> dict[str, Any]:
-    """:func:`read_record` of a file's content.
-
-    Raises:
-        ValueError: it is damaged.
-        RecursionError: likewise.
-    """
+    """:func:`read_record` of a file's content; ``ValueError`` or ``RecursionError`` where it is damaged."""
     record = json.loads(content)
     if not isinstance(record, dict):
         raise ValueError("needed a mapping of keys to values")
@@ -231,8 +206,7 @@ def _sum_of(record: dict[str, Any]) -> str:
 
 
 def _key(files: Sequence[os.stat_result], expected: str) -> str:
-    what = [_CHECKS, platform.node(), [_identity(file) for file in files], expected]
-    return checksum(json.dumps(what).encode())
+    return checksum(json.dumps([_CHECKS, platform.node(), [_identity(file) for file in files], expected]).encode())
 
 
 def _identity(file: os.stat_result) -> tuple[int, ...]:
@@ -242,11 +216,11 @@ def _identity(file: os.stat_result) -> tuple[int, ...]:
 @contextmanager
 def _remembered(key: str) -> Iterator[int | None]:
     """The locked file in which it is remembered that ``key`` has passed; None where nothing can be remembered."""
-    folder, descriptor = _records(), None
-    if folder is not None:
-        with suppress(OSError):
-            descriptor = os.open(folder / key, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    if folder is None or descriptor is None:
+    descriptor = None
+    with suppress(OSError, RuntimeError):
+        file = _records() / key
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    if descriptor is None:
         yield None
         return
     try:
@@ -255,21 +229,18 @@ def _remembered(key: str) -> Iterator[int | None]:
     finally:
         with suppress(OSError):
             if os.fstat(descriptor).st_size == 0:
-                os.unlink(folder / key)
+                os.unlink(file)
         os.close(descriptor)
 
 
-def _records() -> Path | None:
-    try:
-        folder = cache() / "verified"
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        state = os.lstat(folder)
-    except (OSError, RuntimeError):
-        return None
+def _records() -> Path:
+    """The folder of what has passed; OSError or RuntimeError where there is no private one."""
+    folder = cache() / "verified"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    state = os.lstat(folder)
     # What somebody else could have put there says nothing.
-    private = stat.S_ISDIR(state.st_mode) and state.st_uid == os.geteuid() and not state.st_mode & 0o077
-    if not private:
-        return None
+    if not stat.S_ISDIR(state.st_mode) or state.st_uid != os.geteuid() or state.st_mode & 0o077:
+        raise PermissionError(folder)
     _forget_old(folder)
     return folder
 

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from optimag_dist.files import sole_writer, this_process
-from optimag_dist.storage import AnyPath, RemotePath, cache, digest, scratch_folder
+from optimag_dist.storage import AnyPath, RemotePath, cache, digest, is_file, remove, to_write
 from optimag_dist.types import InputError, RunError
 
 # A remote lock is renewed so often; one that is not for so long has no owner any more.
@@ -20,26 +20,19 @@ _SETTLE_S = 0.5
 
 
 def wait_for(place: AnyPath, holder: str) -> None:
-    """Say that ``holder`` is waited for."""
     print(f"{place}: {holder}, is at work on it; waiting for it to end", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
 def sole_user(place: AnyPath, busy: Callable[[AnyPath, str], None] = wait_for) -> Iterator[None]:
-    """Hold the lock of a directory that one process at a time works on.
+    """Hold the lock of a directory that one process at a time works on; a local one is made if missing.
 
     Of a local one it is the system's, which ends with the process. A remote one has a lock among the processes of this
     host, and for other hosts a file ``.NAME.lock`` beside it that is renewed while the work goes on; one that is not
     renewed was left by a process that was killed, and is taken over. Two hosts that begin within the same half second
-    are told apart on every storage on which a file is seen as soon as it is written.
-
-    Args:
-        place: the directory; a local one is made if missing.
-        busy: called with ``place`` and who holds the lock; raises to go away instead of waiting.
-
-    Raises:
-        InputError: it cannot be written to.
-        RunError: this process was held up for so long that another one took its lock.
+    are told apart on every storage on which a file is seen as soon as it is written. ``busy`` is called with ``place``
+    and who holds the lock; it raises to go away instead of waiting. ``InputError``: it cannot be written to;
+    ``RunError``: this process was held up for so long that another one took its lock.
     """
     folder = place if isinstance(place, Path) else cache() / "locks" / digest(place.uri)
     with contextlib.ExitStack() as held:
@@ -92,7 +85,7 @@ def _signed(place: RemotePath, busy: Callable[[str], None]) -> Iterator[None]:
         thread.join()
         with contextlib.suppress(InputError):
             if (_content(file) or "").startswith(who):
-                file.unlink()
+                remove(file)
             else:
                 lost.set()
     if lost.is_set():
@@ -103,7 +96,7 @@ def _signed(place: RemotePath, busy: Callable[[str], None]) -> Iterator[None]:
 
 
 def _content(file: RemotePath) -> str | None:
-    return None if file.size() is None else file.read().decode(errors="replace")
+    return file.read().decode(errors="replace") if is_file(file) else None
 
 
 def _changed(file: RemotePath, known: str) -> bool:
@@ -117,6 +110,5 @@ def _changed(file: RemotePath, known: str) -> bool:
 
 
 def _write(file: RemotePath, text: str) -> None:
-    with scratch_folder() as folder:
-        (folder / "lock").write_text(text, encoding="utf-8")
-        file.publish(folder / "lock")
+    with to_write(file) as temporary:
+        temporary.write_text(text, encoding="utf-8")

@@ -26,21 +26,15 @@ def private_folder(below: int) -> Path:
 
     What processes left behind that were killed is removed first. It lies in ``RAY_TMPDIR`` where that is set, otherwise
     in the system's temporary folder (``TMPDIR``), or in ``/tmp`` or ``/var/tmp`` where that has too long a path.
-
-    Args:
-        below: bytes of the longest path, with its leading slash, that a socket will have within the folder.
-
-    Raises:
-        InputError: there is no such place, or its path is too long.
+    ``below`` are the bytes of the longest path, with its leading slash, that a socket will have within the folder.
+    ``InputError``: there is no such place, or its path is too long.
     """
     asked = os.environ.get("RAY_TMPDIR")
     problems = []
     for place in [asked] if asked else dict.fromkeys([tempfile.gettempdir(), "/tmp", "/var/tmp"]):
         longest = _SOCKET_BYTES - _MADE_LENGTH - below
         if len(os.fsencode(place)) > longest:
-            problems.append(
-                f"{place} has {len(os.fsencode(place))} letters, and Ray's sockets leave room for {longest}"
-            )
+            problems.append(f"{place} has {len(os.fsencode(place))} letters, Ray's sockets leave room for {longest}")
             continue
         _remove_what_is_left(Path(place))
         try:
@@ -55,8 +49,7 @@ def _make(place: str) -> Path:
     while True:
         folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=place))
         # Held until this process ends, however it ends.
-        descriptor = _lock(folder)
-        if descriptor is not None:
+        if _lock(folder) is not None:
             break
     atexit.register(_remove, folder, os.getpid())
     return folder
@@ -64,17 +57,13 @@ def _make(place: str) -> Path:
 
 def _lock(folder: Path) -> int | None:
     """A descriptor that holds ``folder``'s lock; None where another process has it, or has removed the folder."""
-    try:
+    with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    except OSError:
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.path.samestat(os.fstat(descriptor), os.lstat(folder)):
-            return descriptor
-    except OSError:
-        pass
-    os.close(descriptor)
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(descriptor), os.lstat(folder)):
+                return descriptor
+        os.close(descriptor)
     return None
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from optimag_dist.files import sole_writer
 from optimag_dist.progress_bar import progress_bar
-from optimag_dist.storage import AnyPath, RemotePath, cache, digest
+from optimag_dist.storage import AnyPath, RemotePath, cache, digest, file_sizes, remove
 from optimag_dist.types import InputError
 
 MANIFEST = "meta.json"
@@ -30,16 +30,11 @@ def local_copy(place: RemotePath, check: Callable[[Path], object]) -> Path:
 
     Only files directly in it are taken, and the manifest (``meta.json``, written last by who made it) must be among
     them. Of several processes on a host one copies and the others wait. A copy that was damaged since is made anew.
-
-    Args:
-        place: the directory.
-        check: raises :class:`InputError` for a directory whose content is not what its manifest says; asked each time
-            before the copy is used.
-
-    Raises:
-        InputError: there is none, half of one, or no room; or it was replaced while it was copied.
+    ``check`` raises :class:`InputError` for a directory whose content is not what its manifest says; it is asked each
+    time before the copy is used. ``InputError`` too: there is none, half of one, or no room; or it was replaced
+    meanwhile.
     """
-    files = place.files()
+    files = file_sizes(place)
     if MANIFEST not in files:
         what = "half of one" if files else "nothing there"
         raise InputError(f"{place}: needed a directory that was written to its end, found {what} (no {MANIFEST})")
@@ -73,28 +68,24 @@ def local_copy(place: RemotePath, check: Callable[[Path], object]) -> Path:
 
 
 def _is_whole(copy: Path, check: Callable[[Path], object]) -> bool:
-    try:
+    with contextlib.suppress(InputError):
         if copy.is_dir():
             check(copy)
             return True
-    except InputError:
-        pass
     return False
 
 
 def adopt(made: Path, place: RemotePath) -> None:
     """Send the directory ``made`` to ``place``, its manifest last, and keep it as the cache's copy."""
-    for name in place.files():
-        # From here on nobody takes the old one for whole.
-        if name == MANIFEST:
-            (place / name).unlink()
+    # From here on nobody takes the old one for whole.
+    remove(place / MANIFEST)
     files = sorted(file for file in made.iterdir() if file.is_file() and not file.name.startswith("."))
     with progress_bar(f"sending {place.name}", sum(file.stat().st_size for file in files), of="bytes") as advance:
         for file in sorted(files, key=lambda file: file.name == MANIFEST):
             (place / file.name).publish(file)
             advance(file.stat().st_size)
-    for name in place.files().keys() - {file.name for file in files}:
-        (place / name).unlink()
+    for name in file_sizes(place).keys() - {file.name for file in files}:
+        remove(place / name)
     copy = _entry((made / MANIFEST).read_bytes()) / "copy"
     with sole_writer(copy.parent):
         if not copy.exists():
@@ -102,14 +93,10 @@ def adopt(made: Path, place: RemotePath) -> None:
 
 
 class Mirror:
-    """A directory worked on here and kept there: files are sent in order, by a thread, and each whole.
+    """A directory worked on here and kept at ``place``: files are sent in order, by a thread, and each whole.
 
-    Attributes:
-        path: the directory to work in. For a local ``place`` it is the place itself, and nothing is sent.
-
-    Args:
-        place: the directory.
-        owner: who works on it; each owner has a directory of its own in the cache.
+    ``path`` is the directory to work in, one for each ``owner``. For a local ``place`` it is the place itself, and
+    nothing is sent.
     """
 
     def __init__(self, place: AnyPath, owner: str) -> None:
@@ -134,15 +121,11 @@ class Mirror:
             return
         shutil.rmtree(self.path, ignore_errors=True)
         self.path.mkdir(parents=True)
-        found = self._place.files(below=True)
+        found = file_sizes(self._place, below=True)
         _fetch_all(self._place, self.path, {name: size for name, size in found.items() if wanted(name)})
 
     def publish(self, file: Path) -> None:
-        """Send ``file``, in :attr:`path`, after those that wait; returns at once.
-
-        Raises:
-            InputError: an earlier file could not be sent.
-        """
+        """Send ``file``, in :attr:`path`, after those that wait; returns at once. Raises what an earlier file met."""
         if isinstance(self._place, Path):
             return
         with self._lock:
@@ -158,17 +141,13 @@ class Mirror:
         if isinstance(self._place, Path):
             return
         self.flush()
-        there = self._place.files(below=True)
+        there = file_sizes(self._place, below=True)
         for file in sorted(self.path.rglob("*")):
             if file.is_file() and there.get(str(file.relative_to(self.path))) != file.stat().st_size:
                 self.publish(file)
 
     def flush(self) -> None:
-        """Wait until all is sent.
-
-        Raises:
-            InputError: a file could not be sent.
-        """
+        """Wait until all is sent; ``InputError`` where a file could not be."""
         self._thread.submit(lambda: None).result()
         if self._error is not None:
             raise self._error

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Annotated, TypeAlias
-from urllib.parse import quote, unquote, urlsplit, urlunsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import fsspec
 import pyarrow as pa
@@ -52,7 +52,7 @@ class RemotePath:
     def __truediv__(self, name: str | PurePosixPath) -> "RemotePath":
         parts = urlsplit(self.uri)
         path = f"{parts.path.rstrip('/')}/{quote(str(name))}"
-        return RemotePath(urlunsplit((parts.scheme, parts.netloc, path, parts.query, "")))
+        return RemotePath(parts._replace(path=path, fragment="").geturl())
 
     @property
     def name(self) -> str:
@@ -63,31 +63,14 @@ class RemotePath:
     def parent(self) -> "RemotePath":
         parts = urlsplit(self.uri)
         path = str(PurePosixPath(parts.path).parent) if parts.path else ""
-        return RemotePath(urlunsplit((parts.scheme, parts.netloc, path, parts.query, "")))
+        return RemotePath(parts._replace(path=path, fragment="").geturl())
 
     def absolute(self) -> "RemotePath":
         return self
 
-    def size(self) -> int | None:
-        """Bytes of the file; None where there is no such file."""
-        info = self._info()
-        return info.size if info.is_file else None
-
     def read(self) -> bytes:
-        """The whole of a small file.
-
-        Raises:
-            InputError: there is none, or it cannot be reached.
-        """
         with self.connected() as (fs, path), fs.open_input_stream(path) as stream:
             return stream.read()
-
-    def files(self, *, below: bool = False) -> dict[str, int]:
-        """Name → bytes of the files directly in this directory, or of all ``below`` it; empty where there is none."""
-        with self.connected() as (fs, path):
-            found = fs.get_file_info(pafs.FileSelector(path, recursive=below, allow_not_found=True))
-        at = path.strip("/")
-        return {info.path.strip("/")[len(at) + 1 :]: info.size for info in found if info.is_file}
 
     def fetch(self, target: Path, advance: Callable[[int], object] = lambda size: None) -> None:
         """Copy the file to ``target``, whole or not at all; ``advance`` is told bytes as they come."""
@@ -118,14 +101,10 @@ class RemotePath:
             if not whole_at_once:
                 fs.move(there, path)
 
-    def unlink(self) -> None:
-        """Remove the file if it is there."""
-        with self.connected() as (fs, path), contextlib.suppress(FileNotFoundError):
-            fs.delete_file(path)
-
     def cached(self) -> Path:
         """A copy of the file in this host's cache, made once for each state of the file."""
-        info = self._info()
+        with self.connected() as (fs, path):
+            info = fs.get_file_info(path)
         if not info.is_file:
             raise InputError(f"{self}: no such file")
         folder = cache() / "files" / digest(f"{self.uri} {info.size} {info.mtime_ns}")
@@ -136,16 +115,12 @@ class RemotePath:
                     self.fetch(copy)
         return copy
 
-    def _info(self) -> pafs.FileInfo:
-        with self.connected() as (fs, path):
-            return fs.get_file_info(path)
-
     @contextlib.contextmanager
     def connected(self) -> Iterator[tuple[pafs.FileSystem, str]]:
         """The file system and the path in it; what goes wrong is told with the URI and a remedy."""
         parts = urlsplit(self.uri)
         try:
-            fs, root = _file_system(urlunsplit((parts.scheme, parts.netloc, "/", parts.query, "")))
+            fs, root = _file_system(parts._replace(path="/", fragment="").geturl())
             yield fs, f"{root.rstrip('/')}/{unquote(parts.path).lstrip('/')}".rstrip("/") or "/"
         except InputError:
             raise
@@ -158,11 +133,7 @@ AnyPath: TypeAlias = Path | RemotePath
 
 
 def located(place: str | AnyPath) -> AnyPath:
-    """What a user names: a URI of a file system as a :class:`RemotePath`, everything else as an absolute path, in which
-    a leading ``~`` is a home.
-
-    Absolute, as it goes to processes in other working directories, and to libraries that take ``a:b`` for a URI.
-    """
+    """What a user names: a URI of a file system as a :class:`RemotePath`, everything else as :func:`local`."""
     if isinstance(place, RemotePath):
         return place
     if isinstance(place, Path):
@@ -175,11 +146,8 @@ def located(place: str | AnyPath) -> AnyPath:
 
 
 def local(place: str | Path) -> Path:
-    """A path of this host that a user names, absolute, with ``~`` written out.
-
-    Raises:
-        ValueError: it is empty, or holds a character that no path can.
-    """
+    """A path of this host that a user names, with ``~`` written out; absolute, as it goes to processes in other working
+    directories, and to libraries that take ``a:b`` for a URI. ``ValueError``: it is empty, or no path can hold it."""
     if not str(place) or "\0" in str(place):
         raise ValueError("needed a path, got an empty text or one with a NUL in it")
     try:
@@ -219,59 +187,53 @@ def on_this_host(file: AnyPath) -> Path:
     return file if isinstance(file, Path) else file.cached()
 
 
+@contextlib.contextmanager
+def connected(place: AnyPath) -> Iterator[tuple[pafs.FileSystem, str]]:
+    """pyarrow's file system for ``place``, local or not, and the path in it."""
+    if isinstance(place, Path):
+        yield pafs.LocalFileSystem(), str(place.absolute())
+    else:
+        with place.connected() as found:
+            yield found
+
+
+def file_system(place: AnyPath) -> tuple[pafs.FileSystem, str]:
+    with connected(place) as found:
+        return found
+
+
 def is_file(place: AnyPath) -> bool:
-    """Whether there is such a file."""
-    return place.is_file() if isinstance(place, Path) else place.size() is not None
+    with connected(place) as (fs, path):
+        return fs.get_file_info(path).is_file
 
 
 @contextlib.contextmanager
 def opened(file: AnyPath) -> Iterator[pa.NativeFile]:
     """``file`` for reading parts of it; of a remote one only these are fetched."""
-    if isinstance(file, Path):
-        with pa.OSFile(str(file)) as stream:
-            yield stream
-    else:
-        with file.connected() as (fs, path), fs.open_input_file(path) as stream:
-            yield stream
+    with connected(file) as (fs, path), fs.open_input_file(path) as stream:
+        yield stream
 
 
-def file_system(place: AnyPath) -> tuple[pafs.FileSystem, str]:
-    """pyarrow's file system for ``place``, and the path in it; for a local one too."""
-    if isinstance(place, Path):
-        return pafs.LocalFileSystem(), str(place.absolute())
-    with place.connected() as found:
-        return found
-
-
-def file_sizes(place: AnyPath) -> dict[str, int]:
-    """Name → bytes of the files directly in a directory; none where there is no directory."""
-    if isinstance(place, RemotePath):
-        return place.files()
-    return {file.name: file.stat().st_size for file in place.iterdir() if file.is_file()} if place.is_dir() else {}
-
-
-def files_below(place: AnyPath) -> list[str]:
-    """Names, relative to it, of all files in a directory and in those below it."""
-    if isinstance(place, RemotePath):
-        return list(place.files(below=True))
-    return [str(file.relative_to(place)) for file in place.rglob("*") if file.is_file()]
+def file_sizes(place: AnyPath, *, below: bool = False) -> dict[str, int]:
+    """Name → bytes of the files directly in a directory, or of all ``below`` it; empty where there is none."""
+    with connected(place) as (fs, path):
+        found = fs.get_file_info(pafs.FileSelector(path, recursive=below, allow_not_found=True))
+    at = path.strip("/")
+    return {info.path.strip("/")[len(at) + 1 :]: info.size for info in found if info.is_file}
 
 
 def remove(file: AnyPath) -> None:
-    """Remove a file if it is there."""
-    if isinstance(file, RemotePath):
-        file.unlink()
-    else:
-        file.unlink(missing_ok=True)
+    with connected(file) as (fs, path), contextlib.suppress(FileNotFoundError):
+        fs.delete_file(path)
 
 
 def remove_tree(folder: AnyPath) -> None:
     """Remove a directory and all in it, if it is there."""
-    if isinstance(folder, RemotePath):
-        for name in folder.files(below=True):
-            (folder / name).unlink()
-    else:
+    if isinstance(folder, Path):
         shutil.rmtree(folder, ignore_errors=True)
+    else:
+        for name in file_sizes(folder, below=True):
+            remove(folder / name)
 
 
 @lru_cache(maxsize=64)

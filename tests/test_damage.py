@@ -19,8 +19,7 @@ import torch
 from optimag_dist import integrity
 from optimag_dist.inference.parts import Parts
 from optimag_dist.ppr import PPRArtefact, PPROptions, ppr_topk
-from optimag_dist.ppr.artefact import artefact_key
-from optimag_dist.ppr.block import block_name, read_block, write_block
+from optimag_dist.ppr.artefact import artefact_key, block_name, read_block, write_block
 from optimag_dist.ppr.topk import push_sources
 from optimag_dist.sampling import LocalSource
 from optimag_dist.store import (
@@ -32,10 +31,9 @@ from optimag_dist.store import (
     partition_store,
     split_links,
 )
-from optimag_dist.store.arrow_map import ArrowMap
+from optimag_dist.store.arrow_files import ArrowMap, write_topology
 from optimag_dist.store.csr import graph_hash
 from optimag_dist.store.layout import BATCH_ROWS, TOPOLOGY, read_meta, write_meta
-from optimag_dist.store.writer import write_topology
 from optimag_dist.train import checkpoint
 from optimag_dist.types import CSR, InputError
 

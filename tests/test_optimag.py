@@ -9,8 +9,7 @@ from scipy.sparse import coo_array
 
 from optimag_dist import LocalOptions, OptiMAG, TransportOptions
 from optimag_dist.ppr import PPRArtefact, PPROptions, ppr_topk
-from optimag_dist.ppr.artefact import artefact_key
-from optimag_dist.ppr.block import block_name, write_block
+from optimag_dist.ppr.artefact import artefact_key, block_name, write_block
 from optimag_dist.types import InputError
 from optimag_dist.ufgw import LocalRegulariser, TransportRegulariser
 

@@ -29,10 +29,9 @@ from optimag_dist.locks import sole_user
 from optimag_dist.models import MultimodalModel
 from optimag_dist.options import dump_options, load_options, parse_options, validate_options
 from optimag_dist.ppr import PPRArtefact, PPROptions
-from optimag_dist.ppr.blocks import RunTotals
-from optimag_dist.ppr.driver import compute_ppr
+from optimag_dist.ppr.driver import RunTotals, compute_ppr
 from optimag_dist.remote_copies import Mirror
-from optimag_dist.storage import AnyPath, RemotePath, located, remove, remove_tree
+from optimag_dist.storage import AnyPath, RemotePath, file_sizes, is_file, located, remove, remove_tree
 from optimag_dist.store import GraphStore, ingest
 from optimag_dist.tasks.node_classification import ClassifierHead
 from optimag_dist.train import checkpoint
@@ -171,22 +170,22 @@ def test_a_uri_is_used_like_a_path() -> None:
 def test_files_go_there_and_come_back(scheme: str, s3: S3, tmp_path: Path) -> None:
     folder = located(s3.uri("some/folder") if scheme == "s3" else f"memory://{tmp_path.name}/folder")
     assert isinstance(folder, RemotePath)
-    assert folder.files() == {}
-    assert (folder / "big").size() is None
+    assert file_sizes(folder) == {}
+    assert not is_file(folder / "big")
     # More than one part of a multipart upload.
     content = np.random.default_rng(0).bytes(11 << 20)
     (tmp_path / "big").write_bytes(content)
     (folder / "big").publish(tmp_path / "big")
     (folder / "with a space" / "small").publish(tmp_path / "big")
-    assert folder.files() == {"big": len(content)}
-    assert folder.files(below=True) == {"big": len(content), "with a space/small": len(content)}
+    assert file_sizes(folder) == {"big": len(content)}
+    assert file_sizes(folder, below=True) == {"big": len(content), "with a space/small": len(content)}
     (folder / "big").fetch(tmp_path / "deep" / "back")
     assert (tmp_path / "deep" / "back").read_bytes() == content
     (tmp_path / "big").write_bytes(b"new")
     (folder / "big").publish(tmp_path / "big")
     assert (folder / "big").cached().read_bytes() == (folder / "big").read() == b"new"
     remove_tree(folder)
-    assert folder.files(below=True) == {}
+    assert file_sizes(folder, below=True) == {}
     remove(folder / "big")
 
 

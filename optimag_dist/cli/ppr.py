@@ -27,8 +27,7 @@ def ppr_compute(
     """
     from optimag_dist.options import parse_options
     from optimag_dist.ppr import PPROptions
-    from optimag_dist.ppr.blocks import RunTotals
-    from optimag_dist.ppr.driver import compute_ppr
+    from optimag_dist.ppr.driver import RunTotals, compute_ppr
     from optimag_dist.ray_session import ensure_ray
     from optimag_dist.store import GraphStore
 

@@ -130,7 +130,7 @@ def demo(
 
 
 def _train(config: "RunConfig", *, resume: bool, address: str | None, again: str) -> None:
-    from optimag_dist.storage import files_below
+    from optimag_dist.storage import file_sizes
     from optimag_dist.train.launch import launch
     from optimag_dist.types import Diverged, InputError
 
@@ -149,7 +149,9 @@ def _train(config: "RunConfig", *, resume: bool, address: str | None, again: str
         # Nothing to report where all have diverged.
         if not lost:
             raise
-    models = ", ".join(sorted({str(run / n.split("/")[0]) for n in files_below(run) if n.endswith("/model.pt")}))
+    models = ", ".join(
+        sorted({str(run / n.split("/")[0]) for n in file_sizes(run, below=True) if n.endswith("/model.pt")})
+    )
     if models:
         say(f"checkpoints: seed-*/model.pt in {models}")
     if lost:

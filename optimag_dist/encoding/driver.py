@@ -28,12 +28,12 @@ from optimag_dist.progress_bar import progress_bar
 from optimag_dist.ray_session import ensure_ray, explained, task_device
 from optimag_dist.remote_copies import MANIFEST
 from optimag_dist.sampling.pictures import bad_picture_error, told_bad_pictures
-from optimag_dist.storage import AnyPath, RemotePath
+from optimag_dist.storage import AnyPath, RemotePath, is_file
 from optimag_dist.store import GraphStore
-from optimag_dist.store.add_modality import add_modality, check_modality_name
+from optimag_dist.store.arrow_files import digest_of
+from optimag_dist.store.derive import add_modality, check_modality_name
 from optimag_dist.store.layout import Modality
 from optimag_dist.store.staging import destination, holds, make_store, put_in_place, staging
-from optimag_dist.store.writer import digest_of
 from optimag_dist.types import InputError, RunError
 
 _KEY = "optimag_encode"
@@ -102,7 +102,7 @@ def encode(
     if (standing := _made(place, job)) is not None:
         say(f"{place}: holds these very features already; left as it is")
         return standing
-    if isinstance(place, RemotePath) and not overwrite and MANIFEST in place.files():
+    if isinstance(place, RemotePath) and not overwrite and is_file(place / MANIFEST):
         raise InputError(
             f"{place}: holds another graph, or half of one; name another folder, or ask for the old one to be "
             "overwritten (overwrite)"

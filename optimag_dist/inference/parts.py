@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from optimag_dist.files import atomic
 from optimag_dist.integrity import MappedFile, checksum, parse_record, verified_once, write_record
 from optimag_dist.storage import AnyPath, is_file, opened, remove_tree, to_write
-from optimag_dist.store.writer import digest_of
+from optimag_dist.store.arrow_files import digest_of
 from optimag_dist.types import InputError
 
 # The underscore hides it from readers that take the directory for one table.

@@ -13,7 +13,7 @@ from optimag_dist.layerwise import LayerwiseForward
 from optimag_dist.models import MultimodalModel
 from optimag_dist.options import merge, validate_options
 from optimag_dist.sampling import GraphDataSource, LocalSource, RawRows, check_encoders
-from optimag_dist.storage import AnyPath, files_below, is_file, on_this_host
+from optimag_dist.storage import AnyPath, file_sizes, is_file, on_this_host
 from optimag_dist.store import GraphStore
 from optimag_dist.tasks import NodeClassificationOptions, named
 from optimag_dist.tasks.node_classification import ClassifierHead
@@ -183,7 +183,7 @@ def _check_state(file: Path, state: dict[str, Any]) -> None:
 
 def _no_model(path: AnyPath) -> InputError:
     needed = "give the model.pt of a finished fit, or its directory: RUN/VARIANT/seed-N"
-    there = files_below(path)
+    there = file_sizes(path, below=True)
     if fits := sorted(name.removesuffix(f"/{MODEL}") for name in there if fnmatch(name, f"*/seed-*/{MODEL}")):
         return InputError(f"{path}: is a whole run; give one of its fits: {', '.join(str(path / fit) for fit in fits)}")
     is_folder = there or (isinstance(path, Path) and path.is_dir())

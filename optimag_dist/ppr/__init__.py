@@ -1,7 +1,5 @@
-"""Personalised PageRank: push kernel, top-k rows, and the artefact a run reads them from.
-
-:mod:`optimag_dist.ppr.driver` and :mod:`optimag_dist.ppr.update` compute artefacts, on Ray; nothing here needs it.
-"""
+"""Personalised PageRank: push kernel, top-k rows, and the artefact a run reads them from; computed by
+:mod:`optimag_dist.ppr.driver` and :mod:`optimag_dist.ppr.update`, which need Ray."""
 
 from optimag_dist.ppr.artefact import PPRArtefact
 from optimag_dist.ppr.options import PPROptions

@@ -19,10 +19,7 @@ at most t·deg, of either sign, is within t·deg of the truth everywhere. Both p
 Nodes that lose their last edge: π'_s(v) = 0 for s ≠ v, so v can be left out of c_u if rows that store v are made anew.
 Nodes that had no edge: π_s(u) = 0 for s ≠ u. The rows of all u are made anew.
 
-Zhang, Lofgren & Goel (KDD 2016) correct each source's own estimate p and residual r and push on from there. That needs
-p and r of every source, where an artefact keeps the k largest entries of p + βr: 32 numbers instead of the about 1,700
-nodes that a push at eps 1e-4 touches. Without them a row is corrected by pushing it from its source; this is what the
-rows that moved too far get, and then they are exactly those of a fresh run.
+Zhang, Lofgren & Goel (KDD 2016) push on from each source's own estimate and residual, which an artefact does not keep.
 """
 
 from dataclasses import dataclass
@@ -53,37 +50,25 @@ class Drift:
     growth: np.ndarray
     ends: np.ndarray
 
-    def bounds(
-        self, first_node: int, offsets: np.ndarray, indices: np.ndarray, bounds: np.ndarray, k: int
-    ) -> np.ndarray:
-        """Error bounds that the stored rows of consecutive nodes have on the new graph.
-
-        Args:
-            first_node: node of the first row.
-            offsets, indices: (rows + 1,) and (entries,) of the stored rows.
-            bounds: (rows,) error bounds on the old graph, as in :class:`~optimag_dist.ppr.block.PPRBlock`.
-            k: entries of a full row.
-
-        Returns:
-            (rows,) float64; infinite where nothing can be said and the row must be made anew.
-        """
-        rows = slice(first_node, first_node + len(bounds))
+    def bounds(self, first_node: int, offsets: np.ndarray, indices: np.ndarray, old: np.ndarray, k: int) -> np.ndarray:
+        """(rows,) float64 error bounds that stored rows, ``offsets`` (rows + 1,) and ``indices`` (entries,), of
+        consecutive nodes from ``first_node`` on have on the new graph; infinite where a row must be made anew.
+        ``old`` (rows,) are those on the old one, ``k`` the entries of a full row."""
+        rows = slice(first_node, first_node + len(old))
         # A stored entry's error is measured by the degree, which may have shrunk.
         factor = np.maximum.reduceat(self.growth[indices], offsets[:-1])
-        grown = np.multiply(bounds, factor, out=np.full(len(bounds), np.inf), where=np.isfinite(factor))
+        grown = np.multiply(old, factor, out=np.full(len(old), np.inf), where=np.isfinite(factor))
         # What a row shorter than k does not store is promised to be small as well: π_s(v)/deg'(v) ≤ bound + thinned.
-        short = np.diff(offsets) < k
-        grown = np.maximum(grown, np.where(short, bounds + self.thinned[rows], 0.0))
+        grown = np.maximum(grown, np.where(np.diff(offsets) < k, old + self.thinned[rows], 0.0))
         return np.where(self.ends[rows], np.inf, grown + self.score[rows])
 
 
 def measure_drift(
     old: CSR, new: CSR, inserted: np.ndarray, deleted: np.ndarray, *, teleport: float, eps: float
 ) -> Drift:
-    """The :class:`Drift` from the graph ``old`` to ``new``.
+    """The :class:`Drift` from the graph ``old`` to ``new``, both symmetric, without self loops and duplicates.
 
     Args:
-        old, new: symmetric, without self loops and duplicates.
         inserted, deleted: (·, 2) int64 ends of the edges in which they differ, each edge once.
         teleport: β.
         eps: of the rows; what the pushes leave open costs each row about eps/128.
@@ -103,8 +88,7 @@ def measure_drift(
     weight = _weights(new.indptr, new.indices, changed, *starts, teleport, open_part, _scratch(n))
     score = factor * _per_degree(old, changed, degree[changed] * weight, teleport, open_part)
     thinner = np.flatnonzero(lost & (new_degree > 0))
-    thinned = _per_degree(old, thinner, growth[thinner] - 1, teleport, eps * _UNKNOWN)
-    return Drift(score, thinned, growth, ends)
+    return Drift(score, _per_degree(old, thinner, growth[thinner] - 1, teleport, eps * _UNKNOWN), growth, ends)
 
 
 def _starts(

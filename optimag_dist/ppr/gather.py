@@ -44,16 +44,13 @@ def _row(blocks, block_size, node):  # type: ignore[no-untyped-def]
 
 @jit(nogil=True)
 def row_sizes(blocks, block_size, nodes, sizes, mass):  # type: ignore[no-untyped-def]
-    """Entries and sum of each row.
+    """Entries and sum of each row; a node whose row lies outside its block, or −1.
 
     Args:
         blocks: (B, 5) int64: addresses of offsets, indices and values, number of rows, number of entries.
         block_size: rows of every block but the last.
         nodes: (N,) int64.
         sizes, mass: (N,) int64 and (N,) float64, written.
-
-    Returns:
-        A node whose row lies outside its block, or −1.
     """
     for i in range(len(nodes)):
         columns, values, sound = _row(blocks, block_size, nodes[i])
@@ -69,7 +66,6 @@ def row_sizes(blocks, block_size, nodes, sizes, mass):  # type: ignore[no-untype
 
 @jit(nogil=True)
 def copy_rows(blocks, block_size, nodes, indptr, indices, values):  # type: ignore[no-untyped-def]
-    """Rows of ``nodes`` into CSR arrays whose ``indptr`` is known."""
     for i in range(len(nodes)):
         row_columns, row_values, _ = _row(blocks, block_size, nodes[i])
         start = indptr[i]
@@ -82,8 +78,7 @@ def copy_rows(blocks, block_size, nodes, indptr, indices, values):  # type: igno
 def fill_submatrix(blocks, block_size, nodes, out):  # type: ignore[no-untyped-def]
     """Entries of the rows of ``nodes`` whose columns are among ``nodes``, into ``out`` (N, N), zeros elsewhere.
 
-    Returns:
-        A node whose row lies outside its block, −1 when all is well, −2 when ``nodes`` are not distinct.
+    Returns a node whose row lies outside its block, −1 when all is well, −2 when ``nodes`` are not distinct.
     """
     bits = 3
     while (1 << bits) < 4 * len(nodes):

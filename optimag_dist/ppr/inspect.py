@@ -11,7 +11,6 @@ _CHUNK = 1 << 18
 
 
 def summary_table(artefact: PPRArtefact) -> Table:
-    """Options, size, and how much of the rows' unit mass is stored within which bounds."""
     options = artefact.options
     n = artefact.num_nodes
     short, mass, bounds = 0, 0.0, np.empty(n, np.float32)
@@ -38,11 +37,7 @@ def summary_table(artefact: PPRArtefact) -> Table:
 
 
 def row_table(artefact: PPRArtefact, store: GraphStore, user_id: str) -> Table:
-    """The row of the node a user calls ``user_id``.
-
-    Raises:
-        InputError: no node has that id, or the store has another number of nodes than the artefact.
-    """
+    """The row of the node a user calls ``user_id``."""
     if store.num_nodes != artefact.num_nodes:
         raise InputError(
             f"{artefact.path}: holds {artefact.num_nodes:,} nodes, {store.path} has {store.num_nodes:,}; "

@@ -12,10 +12,7 @@ class PPROptions(Options):
     teleport: β in (0, 1), the probability to jump back to the source at each step.
     eps: residual allowed per degree; each entry is at most eps·degree too small. Ten times smaller is about ten
         times slower.
-    k: entries kept per node.
-
-    The others change neither the result nor the artefact's key:
-
+    k: entries kept per node. What follows changes neither the result nor the artefact's key.
     block_size: nodes per task and per file.
     placement: replicated maps the whole topology on every host; sharded has actors that own parts of it and fetch
         the rest, for a graph larger than a host. It needs ``optimag partition``.

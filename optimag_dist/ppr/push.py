@@ -37,15 +37,12 @@ _CACHE_LINE = 16  # int32 entries
 
 
 class Workspace(NamedTuple):
-    """Scratch of one thread for a graph of n nodes. Pages of the packed arrays are used only as far as pushes reach.
+    """Scratch of one thread for a graph of n nodes: ``record`` (2n,) int32, per node its slot and its degree, and the
+    slot ``first_slot`` (1,) int64 at which the next source begins.
 
-    Attributes:
-        record: (2n,) int32, per node its slot and its degree.
-        first_slot: (1,) int64 the slot at which the next source begins.
-        node: (n,) int32 packed: node id.
-        residual: (n,) float64 packed: r, zero beyond the touched ones.
-        estimate: (n,) float64 packed: p, zero beyond the touched ones.
-        queue: (n,) int32 ring of packed places whose residual is above eps·deg.
+    Packed, and used only as far as pushes reach: ``node`` (n,) int32 ids, ``residual`` r and ``estimate`` p (n,)
+    float64, zero beyond the touched ones. ``queue`` (n,) int32: a ring of packed places whose residual is above
+    eps·deg.
     """
 
     record: np.ndarray
@@ -57,7 +54,6 @@ class Workspace(NamedTuple):
 
     @staticmethod
     def allocate(degrees: np.ndarray) -> "Workspace":
-        """For the graph whose nodes have ``degrees`` (n,)."""
         num_nodes = len(degrees)
         record = np.zeros(2 * num_nodes, np.int32)
         record[1::2] = degrees
@@ -67,13 +63,9 @@ class Workspace(NamedTuple):
 
 
 class PushedRows(NamedTuple):
-    """What the kernel writes: k places for each of S sources.
-
-    Attributes:
-        nodes, values: (S, k) int32 and float32.
-        sizes: (S,) int64 places in use; −1 where an adjacency row was missing.
-        bounds: (S,) float32: 0 ≤ π_s(v) − value(v) ≤ bound·deg(v) before the values' rounding.
-    """
+    """What the kernel writes, k places for each of S sources: ``nodes`` and ``values`` (S, k) int32 and float32;
+    ``sizes`` (S,) int64 places in use, −1 where an adjacency row was missing; ``bounds`` (S,) float32: 0 ≤ π_s(v) −
+    value(v) ≤ bound·deg(v) before the values' rounding."""
 
     nodes: np.ndarray
     values: np.ndarray
@@ -89,7 +81,6 @@ class PushedRows(NamedTuple):
         return PushedRows(*(array[rows] for array in self))
 
     def put(self, rows: np.ndarray, other: "PushedRows", chosen: np.ndarray) -> None:
-        """Copy the ``chosen`` rows (mask) of ``other`` to ``rows``."""
         for mine, theirs in zip(self, other, strict=True):
             mine[rows] = theirs[chosen]
 
@@ -168,7 +159,8 @@ def _drain_top(packed_node, residual, estimate, count, teleport, values, nodes):
 
 @jit(nogil=True)
 def push_top_k(starts, stops, indices, sources, teleport, eps, space, missing, out):  # type: ignore[no-untyped-def]
-    """Push every source and keep the k largest entries of p + βr, rounded down to float32.
+    """Push every source and keep the k largest entries of p + βr, rounded down to float32. Returns pushes done and arcs
+    read, summed over the sources, and how many entries of ``missing`` are filled.
 
     Args:
         starts, stops: (n,) int64; the neighbours of node u are ``indices[starts[u]:stops[u]]``, and ``starts[u] < 0``
@@ -179,9 +171,6 @@ def push_top_k(starts, stops, indices, sources, teleport, eps, space, missing, o
         space: a :class:`Workspace` of this graph.
         missing: (L,) int32, written: nodes whose rows were needed and not here, repeated where several sources asked.
         out: :class:`PushedRows`, written.
-
-    Returns:
-        Pushes done and arcs read, summed over the sources, and how many entries of ``missing`` are filled.
     """
     record, first_slot, node, residual, estimate, queue = space
     out_nodes, out_values, out_size, out_bound = out

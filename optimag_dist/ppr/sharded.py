@@ -1,6 +1,8 @@
 """Pushes sources of a graph whose adjacency rows lie elsewhere: in rounds of push, fetch what was missing, push again.
 
-Pure: where rows come from is a function the caller gives, and nothing here depends on who owns them.
+Where rows come from is a function the caller gives. They are kept in bounded memory: a ring in which the newest rows
+replace the oldest. A row lies in the arena as its node's id followed by its neighbours, so the ring can be unwound from
+its oldest end with no list beside it.
 """
 
 import math
@@ -9,10 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from optimag_dist.jit import jit
 from optimag_dist.ppr.options import PPROptions
 from optimag_dist.ppr.push import PushedRows, Workspace, push_top_k
-from optimag_dist.ppr.row_cache import RowCache, whole_graph_words
-from optimag_dist.ppr.topk import TopK, pack
+from optimag_dist.ppr.topk import TopK, pack, read_only
 from optimag_dist.types import InputError
 
 MB = 1 << 20
@@ -26,17 +28,101 @@ _PROCESS_BYTES = 200 * MB
 
 # (k,) int32 distinct nodes → their rows in pieces of any size and order: nodes, indptr (k' + 1,) int64, indices int32.
 Fetch = Callable[[np.ndarray], Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]]
+_ABSENT, _WANTED = -1, -2
+# In place of a node id: nothing more up to the end of the arena.
+_SKIP = -1
+
+
+class RowCache:
+    """Rows of a graph whose ``degrees`` (n,) int32 are known: row u is ``arena[starts[u]:stops[u]]``, all int32, and
+    ``starts[u] < 0`` where it is not here."""
+
+    def __init__(self, degrees: np.ndarray, num_bytes: float) -> None:
+        self.degrees = degrees
+        self.arena = np.zeros(min(int(num_bytes) // 4, whole_graph_words(degrees), np.iinfo(np.int32).max), np.int32)
+        self.starts = np.full(len(degrees), _ABSENT, np.int32)
+        self.stops = np.zeros(len(degrees), np.int32)
+        # Where the oldest row lies, and how many words from there on are in use.
+        self._ring = np.zeros(2, np.int64)
+
+    def words(self, nodes: np.ndarray) -> int:
+        """At most these words the ring goes on by when ``nodes`` are inserted, if that is ``len(arena)`` or less."""
+        return whole_graph_words(self.degrees[nodes])
+
+    def missing(self, asked: np.ndarray) -> np.ndarray:
+        """Distinct nodes of ``asked`` (int32, repeats allowed) whose rows are not here, in order of first mention."""
+        out = np.empty(len(asked), np.int32)
+        return out[: _distinct(asked, self.starts, out)]
+
+    def insert(self, nodes: np.ndarray, indptr: np.ndarray, indices: np.ndarray) -> int:
+        """Add rows that are not here, the oldest rows giving way; returns the words the ring went on by.
+
+        ``nodes`` are (k,) int32, distinct; ``indptr`` (k + 1,) int64 and ``indices`` int32 their rows, none longer than
+        the arena. What was inserted stays until the ring has gone on by ``len(arena)`` words in all.
+        """
+        # Rows from Ray's object store are read-only, those of own shards are not: one compilation for both.
+        rows = read_only(nodes), read_only(indptr), read_only(indices)
+        return int(_insert(*rows, self.degrees, self.arena, self.starts, self.stops, self._ring))
+
+
+def whole_graph_words(degrees: np.ndarray) -> int:
+    """Arena words in which all rows of a graph find room."""
+    return int(degrees.sum(dtype=np.int64)) + len(degrees) + int(degrees.max(initial=0))
+
+
+@jit(nogil=True)
+def _distinct(asked, starts, out):  # type: ignore[no-untyped-def]
+    size = 0
+    for u in asked:
+        if starts[u] == _ABSENT:
+            starts[u] = _WANTED
+            out[size] = u
+            size += 1
+    for i in range(size):
+        starts[out[i]] = _ABSENT
+    return size
+
+
+@jit(nogil=True)
+def _insert(nodes, indptr, indices, degrees, arena, starts, stops, ring):  # type: ignore[no-untyped-def]
+    size = len(arena)
+    oldest, used = ring[0], ring[1]
+    advance = 0
+    for i in range(len(nodes)):
+        needed = 1 + indptr[i + 1] - indptr[i]
+        at = (oldest + used) % size
+        # A row lies in one piece: what is left before the end may be too short for it.
+        left = size - at if at + needed > size else 0
+        while size - used < left + needed and used > 0:
+            node = arena[oldest]
+            if node == _SKIP:
+                length = size - oldest
+            else:
+                length = 1 + degrees[node]
+                starts[node] = _ABSENT
+            oldest = (oldest + length) % size
+            used -= length
+        if used == 0:
+            # Nothing to unwind: a gap and a row that together are longer than the arena must not both be counted.
+            oldest = at = 0
+        elif left > 0:
+            arena[at] = _SKIP
+            used += left
+            at = 0
+        u = nodes[i]
+        arena[at] = u
+        arena[at + 1 : at + needed] = indices[indptr[i] : indptr[i + 1]]
+        starts[u] = at + 1
+        stops[u] = at + needed
+        used += needed
+        advance += left + needed
+    ring[0], ring[1] = oldest, used
+    return advance
 
 
 @dataclass(frozen=True)
 class Traffic:
-    """What was fetched.
-
-    Attributes:
-        rounds: of push and fetch.
-        rows: adjacency rows.
-        num_bytes: of neighbour ids in them.
-    """
+    """What was fetched: rounds of push and fetch, adjacency rows, and bytes of neighbour ids in them."""
 
     rounds: int = 0
     rows: int = 0
@@ -63,11 +149,7 @@ class ShardedPusher:
         self._room_for_all = len(self._cache.arena) >= whole_graph_words(degrees)
 
     def push(self, sources: np.ndarray) -> tuple[TopK, Traffic]:
-        """Top-k rows of ``sources`` ((S,) int64 node ids).
-
-        Raises:
-            InputError: the rows that one source needs do not fit into the cache.
-        """
+        """Top-k rows of ``sources`` ((S,) int64 node ids)."""
         out = PushedRows.allocate(len(sources), min(self._options.k, len(self._cache.degrees)))
         waiting = np.arange(len(sources))
         pushes = arcs = 0
@@ -95,8 +177,7 @@ class ShardedPusher:
     ) -> tuple[np.ndarray, tuple[int, int], Traffic, int]:
         """Push ``sources[group]`` until done or until the cache would begin to drop what the group itself fetched.
 
-        Returns:
-            The places still to do, (pushes, arcs), what was fetched, and how many words the cache went on by.
+        Returns the places still to do, (pushes, arcs), what was fetched, and how many words the cache went on by.
         """
         options, cache = self._options, self._cache
         alone = len(group) == 1
@@ -116,7 +197,12 @@ class ShardedPusher:
             needed = advance + cache.words(missing)
             if needed > len(cache.arena):
                 if alone:
-                    raise self._too_small(int(sources[group[0]]), needed)
+                    # What else the source will ask for is not known: twice what is, and never more than all there is.
+                    advised = 4 * min(2 * needed, whole_graph_words(cache.degrees)) / MB
+                    raise InputError(
+                        f"row_cache_mb={options.row_cache_mb:g}: the rows that node {sources[group[0]]} alone needs at "
+                        f"eps={options.eps:g} do not fit; set row_cache_mb={math.ceil(advised * 100) / 100:g}"
+                    )
                 return group, (pushes, arcs), traffic, advance
             words, fetched = self._fetch_rows(missing)
             advance, traffic = advance + words, traffic + fetched
@@ -139,31 +225,18 @@ class ShardedPusher:
             traffic += Traffic(rows=len(asked), num_bytes=indices.nbytes)
         return words, traffic
 
-    def _too_small(self, node: int, words: int) -> InputError:
-        # What else the source will ask for is not known: twice what is, and never more than all there is.
-        advised = 4 * min(2 * words, whole_graph_words(self._cache.degrees)) / MB
-        return InputError(
-            f"row_cache_mb={self._options.row_cache_mb:g}: the rows that node {node} alone needs at "
-            f"eps={self._options.eps:g} do not fit; set row_cache_mb={math.ceil(advised * 100) / 100:g}"
-        )
-
 
 def requests(
     nodes: np.ndarray, owner: np.ndarray, degrees: np.ndarray, max_bytes: float
 ) -> Iterator[tuple[int, np.ndarray, int]]:
-    """Divide ``nodes`` (k,) by their ``owner`` (k,) into requests of at most ``max_bytes``, or of one row.
-
-    Yields:
-        Owner, nodes, and the size of the answer in bytes.
-    """
+    """``nodes`` (k,) by ``owner`` (k,), in requests of up to ``max_bytes`` or one row: owner, nodes, and bytes."""
     order = np.argsort(owner, kind="stable")
     nodes, owner = nodes[order], owner[order]
     sizes = 4 * degrees[nodes].astype(np.int64)
     start = 0
     while start < len(nodes):
         stop = int(np.searchsorted(owner, owner[start], side="right"))
-        within = int(np.searchsorted(np.cumsum(sizes[start:stop]), max_bytes, side="right"))
-        stop = start + max(1, within)
+        stop = start + max(1, int(np.searchsorted(np.cumsum(sizes[start:stop]), max_bytes, side="right")))
         yield int(owner[start]), nodes[start:stop], int(sizes[start:stop].sum())
         start = stop
 

@@ -4,13 +4,13 @@ import itertools
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from numbers import Integral, Real
+from typing import Any
 
 import numpy as np
 from numba import config
 
-from optimag_dist.ppr.graph import as_array, check_csr
 from optimag_dist.ppr.push import PushedRows, Workspace, push_top_k
-from optimag_dist.store.csr import symmetrise
+from optimag_dist.store.csr import row_pointers, symmetrise
 from optimag_dist.types import CSR, InputError
 
 # Sources a thread takes at a time: some milliseconds of work, so that an expensive source holds nobody up for long.
@@ -19,15 +19,8 @@ _CHUNK = 128
 
 @dataclass(frozen=True)
 class TopK:
-    """Rows of PPR and the work they took.
-
-    Attributes:
-        indptr: (S + 1,) int64.
-        indices: (entries,) int32 node ids.
-        values: (entries,) float32, falling within a row.
-        bounds: (S,) float32: 0 ≤ π_s(v) − value(v) ≤ bound·deg(v), at most eps.
-        pushes: push operations done.
-        arcs: arcs read by them.
+    """Rows of PPR: ``indptr`` (S + 1,) int64; ``indices`` and ``values`` (entries,) int32 and float32, falling within a
+    row; ``bounds`` (S,) float32: 0 ≤ π_s(v) − value(v) ≤ bound·deg(v), at most eps. Pushes done and arcs read by them.
     """
 
     indptr: np.ndarray
@@ -67,9 +60,7 @@ def ppr_topk(
         indptr: (n + 1,) integers.
         indices: (m,) integers, neighbours of node i at ``indices[indptr[i]:indptr[i + 1]]`` in any order.
         sources: (S,) integers, node ids in any order, repetitions allowed.
-        teleport: β in (0, 1), the probability to jump back to the source at each step.
-        eps: positive residual tolerance per degree; work per source is at most 1/(eps·β) arcs.
-        k: at least 1, entries kept per source; a row is shorter where push reaches fewer nodes.
+        teleport, eps, k: see :class:`~optimag_dist.ppr.PPROptions`; a row is shorter where push reaches fewer nodes.
         num_threads: default: the cores this process may use.
         assume_symmetric: trust that the graph is undirected, without self loops and duplicates (saves an O(m) check).
 
@@ -88,7 +79,7 @@ def ppr_topk(
         raise InputError(f"k: needed at least 1 entry per row, got {k!r}")
     if num_threads is not None and not (isinstance(num_threads, Integral) and num_threads >= 1):
         raise InputError(f"num_threads: needed at least 1, got {num_threads!r}")
-    csr = check_csr(indptr, indices)
+    csr = _check_csr(indptr, indices)
     source_ids = check_node_ids(sources, csr.num_nodes, "sources")
     if not assume_symmetric:
         csr = symmetrise(csr)
@@ -97,20 +88,45 @@ def ppr_topk(
 
 
 def check_node_ids(node_ids: np.ndarray, num_nodes: int, name: str = "node_ids") -> np.ndarray:
-    """``node_ids`` as (N,) int64.
+    """``node_ids`` as (N,) int64; ``InputError`` unless they are a vector of integers in [0, num_nodes)."""
+    ids = _integers(name, node_ids)
+    _check_nodes(name, ids, num_nodes)
+    return ids.astype(np.int64, copy=False)
 
-    Raises:
-        InputError: not a vector of integers, or an entry outside [0, num_nodes).
-    """
-    ids = as_array(name, node_ids)
-    if ids.ndim != 1 or (ids.dtype.kind not in "iu" and len(ids)):
-        raise InputError(f"{name}: needed a vector of integer node ids, got {ids.dtype} of shape {ids.shape}")
-    ids = ids.astype(np.int64, copy=False)
-    outside = np.flatnonzero((ids < 0) | (ids >= num_nodes))
-    if len(outside):
-        place = int(outside[0])
+
+def _check_csr(indptr: np.ndarray, indices: np.ndarray) -> CSR:
+    indptr, indices = _integers("indptr", indptr), _integers("indices", indices)
+    num_nodes = len(indptr) - 1
+    if num_nodes < 1:
+        raise InputError("indptr: needed n + 1 entries with n ≥ 1 nodes, got an empty graph")
+    if num_nodes >= np.iinfo(np.int32).max:
+        raise InputError(f"the graph has {num_nodes} nodes; the push kernel addresses at most {2**31 - 2}")
+    indptr = indptr.astype(np.int64, copy=False)
+    falls = np.flatnonzero(indptr[1:] < indptr[:-1])
+    if len(falls):
+        row = int(falls[0])
+        raise InputError(f"indptr: falls from {indptr[row]} to {indptr[row + 1]} at row {row}; it must not fall")
+    if indptr[0] != 0 or indptr[-1] != len(indices):
+        raise InputError(f"indptr: needed 0 to len(indices) = {len(indices)}, got {indptr[0]} to {indptr[-1]}")
+    _check_nodes("indices", indices, num_nodes)
+    return CSR(indptr, np.ascontiguousarray(indices, dtype=np.int32))
+
+
+def _check_nodes(name: str, ids: np.ndarray, num_nodes: int) -> None:
+    if len(ids) and (ids.min() < 0 or ids.max() >= num_nodes):
+        place = int(np.flatnonzero((ids < 0) | (ids >= num_nodes))[0])
         raise InputError(f"{name}[{place}] = {ids[place]} is no node of a graph with {num_nodes} nodes")
-    return ids
+
+
+def _integers(name: str, values: Any) -> np.ndarray:
+    try:
+        array = np.asarray(values)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise InputError(f"{name}: needed a vector of integers: {error}") from error
+    # An empty list has numpy's default dtype, float64: no neighbours at all is a valid graph.
+    if array.ndim != 1 or (array.dtype.kind not in "iu" and len(array)):
+        raise InputError(f"{name}: needed a vector of integers, got {array.dtype} of shape {array.shape}")
+    return array
 
 
 def push_sources(
@@ -120,7 +136,7 @@ def push_sources(
     # One signature for arrays from memory, from a memory map and from Ray's object store: one compilation.
     indptr, indices, sources = (read_only(array) for array in (csr.indptr, csr.indices, sources))
     rows = PushedRows.allocate(len(sources), min(k, csr.num_nodes))
-    teleport, eps = float(teleport), float(eps)
+    graph, teleport, eps = (indptr[:-1], indptr[1:], indices), float(teleport), float(eps)
     nothing_missing = np.empty(0, np.int32)
     chunks = itertools.count(0, _CHUNK)
 
@@ -130,9 +146,7 @@ def push_sources(
         # next() on the shared counter is atomic: every chunk goes to exactly one thread.
         while (start := next(chunks)) < len(sources):
             part = slice(start, start + _CHUNK)
-            done = push_top_k(
-                indptr[:-1], indptr[1:], indices, sources[part], teleport, eps, space, nothing_missing, rows.part(part)
-            )
+            done = push_top_k(*graph, sources[part], teleport, eps, space, nothing_missing, rows.part(part))
             pushes, arcs = pushes + done[0], arcs + done[1]
         return pushes, arcs
 
@@ -149,11 +163,8 @@ def push_sources(
 
 
 def pack(rows: PushedRows, pushes: int, arcs: int) -> TopK:
-    """The rows without their empty places."""
     kept = np.arange(rows.nodes.shape[1]) < rows.sizes[:, None]
-    indptr = np.zeros(len(rows.sizes) + 1, np.int64)
-    np.cumsum(rows.sizes, out=indptr[1:])
-    return TopK(indptr, rows.nodes[kept], rows.values[kept], rows.bounds, pushes, arcs)
+    return TopK(row_pointers(rows.sizes), rows.nodes[kept], rows.values[kept], rows.bounds, pushes, arcs)
 
 
 def read_only(array: np.ndarray) -> np.ndarray:

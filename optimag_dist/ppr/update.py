@@ -6,9 +6,10 @@ for bit. Bounds add up over updates, so a row is pushed again once many small ch
 """
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -16,19 +17,26 @@ from pydantic import Field
 
 from optimag_dist.files import sole_writer
 from optimag_dist.options import Options
-from optimag_dist.ppr.artefact import META_NAME, PPRArtefact, artefact_key
-from optimag_dist.ppr.block import BlockRecord, PPRBlock, block_name, read_block, write_block
+from optimag_dist.ppr.artefact import (
+    BlockRecord,
+    PPRArtefact,
+    PPRBlock,
+    artefact_key,
+    block_name,
+    read_block,
+    write_block,
+)
 from optimag_dist.ppr.drift import Drift, measure_drift
 from optimag_dist.ppr.driver import compute_ppr
 from optimag_dist.ppr.options import PPROptions
 from optimag_dist.ppr.topk import TopK, push_sources
 from optimag_dist.progress_bar import progress_bar
 from optimag_dist.store import GraphStore
-from optimag_dist.store.csr import graph_hash
-from optimag_dist.store.edge_changes import EdgeChanges, apply_changes, read_changes
+from optimag_dist.store.csr import graph_hash, row_pointers
+from optimag_dist.store.derive import EdgeChanges, apply_changes, read_changes
 from optimag_dist.store.layout import META, read_meta
 from optimag_dist.store.partition import PARTITIONS
-from optimag_dist.store.staging import fingerprint, publish, staging
+from optimag_dist.store.staging import Say, bytes_under, fingerprint, publish, staging
 from optimag_dist.types import CSR, InputError
 
 # Up to so many rows are pushed in this process. Of more, blocks of which most rows are affected go to Ray as a whole.
@@ -39,25 +47,16 @@ _PPR_FOLDER = "ppr"
 
 
 class UpdateOptions(Options):
-    """Attributes:
-    slack: a row is kept while its error bound is at most (1 + slack)·eps; 0 keeps only rows that cannot have moved
-        beyond a bound that was below eps.
-    """
+    """A row is kept while its error bound is at most (1 + ``slack``)·eps; at 0, only if it cannot have
+    gone beyond eps."""
 
     slack: float = Field(1.0, ge=0, allow_inf_nan=False)
 
 
 @dataclass(frozen=True)
 class ArtefactUpdate:
-    """One artefact after an update.
-
-    Attributes:
-        path: of the new artefact.
-        rows: of it.
-        renewed: how many of them were pushed again.
-        worst_bound: the largest error bound of a row, in units of eps.
-        seconds: what it took.
-    """
+    """An artefact after an update: its rows, how many were pushed again, the largest error bound of a row in units of
+    eps, and the seconds it took."""
 
     path: Path
     rows: int
@@ -73,21 +72,14 @@ def update_ppr(
     options: UpdateOptions = UpdateOptions(),  # noqa: B008  (frozen)
     *,
     progress: bool = True,
-    say: Callable[[str], None] = print,
+    say: Say = print,
 ) -> list[ArtefactUpdate]:
     """Insert and delete edges in an undirected store and bring every finished PPR artefact in it up to date.
 
     The new store stands at ``out_path``, by default in the place of the old one, which goes only when the new one is
     whole, with its artefacts; a killed update leaves the old one as it was. Files other than the topology are hard
-    links. Updates of one store wait for one another, and for artefacts that are being computed in it.
-
-    Args:
-        store_path: a graph store.
-        edges_path: what changes, see :func:`~optimag_dist.store.edge_changes.read_changes`.
-        out_path: a folder to be made.
-        options: see :class:`UpdateOptions`.
-        progress: show bars when the terminal can.
-        say: takes lines for people.
+    links. Updates of one store wait for one another, and for artefacts that are being computed in it. ``edges_path`` is
+    as :func:`~optimag_dist.store.derive.read_changes` reads it; ``say`` takes lines for people.
 
     Returns:
         What became of each artefact, in the order of their old keys.
@@ -101,7 +93,7 @@ def update_ppr(
     if target != source and target.exists():
         raise InputError(f"{target}: is taken; name a new folder for the changed store")
     inputs = fingerprint([Path(edges_path)] if Path(edges_path).is_file() else [], str(source))
-    with staging(target, inputs, _bytes_under(source), say) as stage:
+    with staging(target, inputs, bytes_under(source), say) as stage:
         # Opened under the lock of the target: an update that came before this one has been published, and a store
         # that a killed one had moved away has come back.
         store = GraphStore.open(source)
@@ -115,17 +107,7 @@ def update_ppr(
     return [ArtefactUpdate(**{**vars(u), "path": target / u.path.relative_to(new.path)}) for u in updates]
 
 
-def _bytes_under(source: Path) -> int:
-    """About what the new store takes if nothing can be linked."""
-    size = 0
-    # Another update may be replacing the store just now.
-    with suppress(FileNotFoundError):
-        for path in source.rglob("*.arrow"):
-            size += path.stat().st_size
-    return size
-
-
-def _check_nothing_is_lost(source: Path, say: Callable[[str], None]) -> None:
+def _check_nothing_is_lost(source: Path, say: Say) -> None:
     known = {*read_meta(source).files, META, _PPR_FOLDER, PARTITIONS}
     strange = sorted(path.name for path in source.iterdir() if path.name not in known)
     if strange:
@@ -138,14 +120,14 @@ def _check_nothing_is_lost(source: Path, say: Callable[[str], None]) -> None:
 
 
 @contextmanager
-def _finished_artefacts(store: GraphStore, say: Callable[[str], None]) -> Iterator[list[PPRArtefact]]:
+def _finished_artefacts(store: GraphStore, say: Say) -> Iterator[list[PPRArtefact]]:
     """The store's finished artefacts, each locked against other writers and compared with its checksums."""
     digest = graph_hash(store.topology)
     with ExitStack() as locks:
         artefacts = []
         for path in sorted(path for path in (store.path / _PPR_FOLDER).glob("*") if path.is_dir()):
             locks.enter_context(sole_writer(path))
-            if not (path / META_NAME).is_file():
+            if not (path / META).is_file():
                 say(f"{path}: unfinished, not carried over; `optimag ppr` computes it for the changed store")
                 continue
             artefact = PPRArtefact.open(path)
@@ -179,11 +161,9 @@ def _update(
     blocks = (read_block(artefact.path / block_name(index)) for index in range(num_blocks))
     plans = [_Plan.make(block, drift, min(ppr.k, artefact.num_nodes), limit) for block in blocks]
     renewed = sum(len(plan.renew) for plan in plans)
-    if renewed <= _LOCAL_ROWS:
-        merged, whole = plans, []
-    else:
-        merged = [plan for plan in plans if 2 * len(plan.renew) <= plan.block.num_rows]
-        whole = [plan for plan in plans if 2 * len(plan.renew) > plan.block.num_rows]
+    most = {plan.block.first_node for plan in plans if 2 * len(plan.renew) > plan.block.num_rows}
+    whole = [plan for plan in plans if renewed > _LOCAL_ROWS and plan.block.first_node in most]
+    merged = [plan for plan in plans if renewed <= _LOCAL_ROWS or plan.block.first_node not in most]
     records = _merge_blocks(merged, new.topology, ppr, path, key, progress)
     if whole:
         renewed += sum(plan.block.num_rows - len(plan.renew) for plan in whole)
@@ -198,12 +178,14 @@ def _update(
 def _merge_blocks(
     plans: list["_Plan"], topology: CSR, ppr: PPROptions, path: Path, key: str, progress: bool
 ) -> list[BlockRecord]:
-    """Push the rows to be renewed, and write the blocks with them into ``path``."""
     records = []
     num_rows = sum(len(plan.renew) for plan in plans)
     with progress_bar("PPR rows", num_rows, wanted=progress) as advance:
-        for group in _groups(plans):
-            nodes = np.concatenate([plan.nodes for plan in group])
+        # A push costs O(n) once, so not one for each block.
+        ends = np.cumsum([len(plan.renew) for plan in plans]) // _GROUP_ROWS
+        for _, numbers in groupby(range(len(plans)), ends.__getitem__):
+            group = [plans[number] for number in numbers]
+            nodes = np.concatenate([plan.block.first_node + plan.renew for plan in group])
             rows = push_sources(topology, nodes, teleport=ppr.teleport, eps=ppr.eps, k=ppr.k)
             first = 0
             for plan in group:
@@ -217,13 +199,7 @@ def _merge_blocks(
 
 @dataclass(frozen=True)
 class _Plan:
-    """What becomes of a block.
-
-    Attributes:
-        block: as it is.
-        bounds: (rows,) float32 error bounds on the new graph.
-        renew: (·,) rows of the block to be pushed again.
-    """
+    """What becomes of a block: ``bounds`` (rows,) float32 on the new graph; rows to ``renew`` are pushed again."""
 
     block: PPRBlock
     bounds: np.ndarray
@@ -236,10 +212,6 @@ class _Plan:
         above = np.nextafter(bounds.astype(np.float32), np.float32(np.inf))
         return _Plan(block, np.where(bounds > 0, above, 0).astype(np.float32), np.flatnonzero(~(bounds <= limit)))
 
-    @property
-    def nodes(self) -> np.ndarray:
-        return self.block.first_node + self.renew
-
     def merge(self, rows: TopK, first: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """``indptr, indices, values, bounds`` of the block, in which ``rows`` from ``first`` on replace the renewed."""
         last = first + len(self.renew)
@@ -248,7 +220,7 @@ class _Plan:
         old_sizes = np.diff(self.block.offsets)
         sizes = old_sizes.astype(np.int64)
         sizes[self.renew] = np.diff(rows.indptr[first : last + 1])
-        indptr = np.concatenate([[0], np.cumsum(sizes)])
+        indptr = row_pointers(sizes)
         from_rows, kept = np.repeat(is_new, sizes), np.repeat(~is_new, old_sizes)
         entries = slice(rows.indptr[first], rows.indptr[last])
         indices, values = np.empty(indptr[-1], np.int32), np.empty(indptr[-1], np.float32)
@@ -257,17 +229,3 @@ class _Plan:
         bounds = self.bounds.copy()
         bounds[self.renew] = rows.bounds[first:last]
         return indptr, indices, values, bounds
-
-
-def _groups(plans: list[_Plan]) -> Iterator[list[_Plan]]:
-    """``plans`` in runs of about ``_GROUP_ROWS`` rows to push: a push costs O(n) once, so not one for each block."""
-    group: list[_Plan] = []
-    count = 0
-    for plan in plans:
-        group.append(plan)
-        count += len(plan.renew)
-        if count >= _GROUP_ROWS:
-            yield group
-            group, count = [], 0
-    if group:
-        yield group

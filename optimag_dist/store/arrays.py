@@ -2,7 +2,7 @@
 
 import math
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -22,6 +22,29 @@ def block_rows(width: int) -> int:
     return max(1, min(BATCH_ROWS, _BLOCK_NUMBERS // max(width, 1)))
 
 
+def checking_bytes(num_rows: int, width: int, dtype: StoredDtype) -> int:
+    """Memory that checking a modality takes: a batch as it is stored, and several copies of the block before it."""
+    return (min(num_rows, BATCH_ROWS) * np.dtype(dtype).itemsize + 5 * 8 * min(num_rows, block_rows(width))) * width
+
+
+def recut(
+    blocks: Iterable[Sequence[Any]], join: Callable[[list[Any]], Any], rows: int = BATCH_ROWS
+) -> Iterator[list[Any]]:
+    """``blocks`` of arrays that are parallel, cut anew into ``rows`` rows, the last ones shorter."""
+    held: list[list[Any]] = []
+    count = 0
+    for block in blocks:
+        start = 0
+        while start < len(block[0]):
+            held.append([array[start : start + rows - count] for array in block])
+            start, count = start + len(held[-1][0]), count + len(held[-1][0])
+            if count == rows:
+                yield [join(list(parts)) for parts in zip(*held, strict=True)]
+                held, count = [], 0
+    if held:
+        yield [join(list(parts)) for parts in zip(*held, strict=True)]
+
+
 def as_floats(numbers: np.ndarray) -> np.ndarray:
     """``numbers`` as floats that hold every one of them exactly."""
     if numbers.dtype.kind == "f":
@@ -32,12 +55,7 @@ def as_floats(numbers: np.ndarray) -> np.ndarray:
 
 
 class RowSource(Protocol):
-    """An array that is read from its first row to its last.
-
-    Attributes:
-        shape, dtype: of the whole array.
-        resident_bytes: what of it is in memory.
-    """
+    """An array of ``shape`` and ``dtype`` that is read from its first row to its last."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -45,7 +63,6 @@ class RowSource(Protocol):
 
     def blocks(self, rows: int) -> Iterator[np.ndarray]:
         """The array in blocks of ``rows`` rows, the last one shorter."""
-        ...
 
 
 class ArrayRows:
@@ -63,11 +80,7 @@ class ArrayRows:
 
 
 class NpyRows:
-    """A ``.npy`` file.
-
-    Raises:
-        InputError: no such file, another ending, or no plain array.
-    """
+    """A ``.npy`` file; ``InputError`` where there is none, or no plain array."""
 
     resident_bytes = 0
 
@@ -92,8 +105,7 @@ class NpyRows:
 
     def blocks(self, rows: int) -> Iterator[np.ndarray]:
         if not self._array.flags.c_contiguous:
-            for start in range(0, self.shape[0], rows):
-                yield self._array[start : start + rows]
+            yield from ArrayRows(self._array).blocks(rows)
             return
         # Read, not mapped: pages that have been looked at would stay resident.
         with self._path.open("rb") as file:
@@ -105,11 +117,7 @@ class NpyRows:
 
 
 def npz_keys(path: Path) -> list[str]:
-    """The arrays of an ``.npz`` archive.
-
-    Raises:
-        InputError: the archive is damaged, or one of its arrays is there twice.
-    """
+    """The arrays of an ``.npz`` archive; ``InputError`` where it is damaged, or has one of its arrays twice."""
     with _reading_archive(f"{path}"), zipfile.ZipFile(path) as archive:
         names = archive.namelist()
         if len(set(names)) < len(names):
@@ -118,11 +126,7 @@ def npz_keys(path: Path) -> list[str]:
 
 
 class NpzRows:
-    """One array of an ``.npz`` archive, compressed or not; numbers come in the machine's byte order.
-
-    Raises:
-        InputError: the archive is damaged, or the member is no plain array.
-    """
+    """One array of an ``.npz`` archive, compressed or not, in the machine's byte order."""
 
     def __init__(self, path: Path, key: str) -> None:
         self._path, self._key = path, key
@@ -155,7 +159,6 @@ class NpzRows:
             member.read(1)
 
     def read(self) -> np.ndarray:
-        """The whole array."""
         with self._open() as (member, _):
             array = np.lib.format.read_array(member, allow_pickle=False)
             member.read(1)
@@ -163,7 +166,6 @@ class NpzRows:
 
     @contextmanager
     def _open(self) -> Iterator[tuple[IO[bytes], int]]:
-        """The open member and its size."""
         with (
             _reading_archive(f"{self._path}, array {self._key!r}"),
             zipfile.ZipFile(self._path) as archive,
@@ -199,26 +201,13 @@ def _read_header(member: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
 class ArrayFeatures:
     """A modality that is an array of shape (nodes, width); a row of NaN means missing.
 
-    Args:
-        path: file named in messages.
-        rows: the array.
-        num_nodes: rows it must have.
-        nodes: what has that many, in words.
-        key: name of the array within the file, if it has one.
-        dtype: how the store keeps it; by default float16 where the array is, else float32.
-
-    Raises:
-        InputError: no numbers, no two dimensions, or another number of rows.
+    ``path`` and ``key``, the array's name within it, are named in messages; ``nodes`` is what has ``num_nodes``, in
+    words; by default the store keeps float16 where the array is, else float32. ``InputError``: no numbers, no two
+    dimensions, or another number of rows.
     """
 
     def __init__(
-        self,
-        path: Path,
-        rows: RowSource,
-        num_nodes: int,
-        nodes: str,
-        key: str = "",
-        dtype: StoredDtype | None = None,
+        self, path: Path, rows: RowSource, num_nodes: int, nodes: str, key: str = "", dtype: StoredDtype | None = None
     ) -> None:
         place = f"{path}, array {key!r}" if key else str(path)
         if rows.dtype.kind not in "fiu":

@@ -31,11 +31,7 @@ class AttributeColumn:
         self._nodes = nodes
 
     def blocks(self) -> Iterator[pa.Array]:
-        """The attribute as large_string (text) or large_binary (pictures) in blocks of ``ATTRIBUTE_ROWS`` rows.
-
-        Raises:
-            InputError: the column holds something else, or a picture file cannot be read.
-        """
+        """large_string (text) or large_binary (pictures) in blocks of ``ATTRIBUTE_ROWS`` rows."""
         source, nodes = self._source, self._nodes
         bad = nodes.bad_rows(source.column)
         pictures = _PictureFiles(self._folder, source.allow)
@@ -53,10 +49,7 @@ class AttributeColumn:
                         contents[-1] = pictures.read(path) if path else None
                     except (OSError, ValueError) as error:
                         reason = getattr(error, "strerror", None) or str(error)
-                        text = (
-                            f"the picture {shown(path, 200)} cannot be read: {reason}; correct the path or leave it "
-                            "empty"
-                        )
+                        text = f"the picture {shown(path, 200)} cannot be read: {reason}; correct it or leave it empty"
                         bad.add("file", np.array([row]), lambda _, text=text: text)  # type: ignore[misc]
                 yield pa.array(contents, pa.large_binary())
             first += len(array)
@@ -72,20 +65,12 @@ class _PictureFiles:
         self._real = lru_cache(1024)(os.path.realpath)
 
     def read(self, path: str) -> bytes:
-        """The content of ``path``, relative to the folder.
-
-        Raises:
-            OSError: the system refuses.
-            ValueError: outside the folders, no regular file, or larger than a picture.
-        """
         named = self._folder / path
         real = os.path.join(self._real(str(named.parent)), named.name)
         if named.name == ".." or os.path.islink(real):
             real = os.path.realpath(named)
         if not any(real.startswith(root) for root in self._roots):
-            raise ValueError(
-                f"it lies outside {self._roots[0]}; move it there, or name its folder in the attribute's 'allow'"
-            )
+            raise ValueError(f"it lies outside {self._roots[0]}; move it there, or name its folder in 'allow'")
         # A pipe would wait for somebody to write into it.
         with open(real, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK | os.O_NOFOLLOW)) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):

@@ -2,10 +2,11 @@
 
 import csv
 import zlib
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,30 +14,20 @@ import pyarrow as pa
 from optimag_dist.types import InputError
 
 
-@dataclass
-class _Problem:
-    column: str
-    row: int
-    text: str
-    count: int
-
-
 class BadRows:
     """Collects rows of one table by kind, to tell of the first one of each and how many follow.
 
-    Rows are counted from 0 here and from 1 in messages, the header of a CSV file not counted.
-
-    Args:
-        file: what the messages name.
-        column: default column of the messages.
-        locate: row of the whole table → the file it stands in and its row there, for tables of several files.
+    Rows are counted from 0 here and from 1 in messages, the header of a CSV file not counted. ``column`` is the default
+    of the messages; ``locate`` maps a row of a table of several files to the file it stands in and its row there.
     """
 
     def __init__(self, file: Path, column: str, locate: Callable[[int], tuple[Path, int]] | None = None) -> None:
         self.file = file
         self.column = column
         self._locate = locate or (lambda row: (file, row))
-        self._problems: dict[str, _Problem] = {}
+        # Kind → the first row, what is said of it, and how many there are.
+        self._found: dict[str, tuple[int, str]] = {}
+        self._counts: Counter[str] = Counter()
 
     def emptied(self) -> "BadRows":
         """A collector of the same table and column that holds nothing yet."""
@@ -46,13 +37,12 @@ class BadRows:
         """Note ``rows`` ((k,) ascending 0-based); ``describe(row)`` words the first one of its kind."""
         if len(rows) == 0:
             return
-        if kind in self._problems:
-            self._problems[kind].count += len(rows)
-        else:
+        if kind not in self._found:
             first = int(rows[0])
-            self._problems[kind] = _Problem(
-                self.column if column is None else column, first, describe(first), len(rows)
-            )
+            name, (file, row) = self.column if column is None else column, self._locate(first)
+            where = f"{file}, column {name!r}" if name else str(file)
+            self._found[kind] = first, f"{where}, row {row + 1}: {describe(first)}"
+        self._counts[kind] += len(rows)
 
     def place(self, row: int) -> str:
         """How to name ``row`` within a sentence about another row of the table."""
@@ -61,18 +51,15 @@ class BadRows:
 
     def sentences(self) -> list[str]:
         """One for each kind of row, the earliest first."""
-        return [self._sentence(problem) for problem in sorted(self._problems.values(), key=lambda each: each.row)]
+        found = [
+            (row, text + (f" ({count - 1:,} more such rows)" if count > 1 else ""))
+            for (row, text), count in zip(self._found.values(), self._counts.values(), strict=True)
+        ]
+        return [text for _, text in sorted(found, key=lambda each: each[0])]
 
     def raise_if_any(self) -> None:
-        """Raise an ``InputError`` about the earliest bad row, if there is one."""
-        if self._problems:
+        if self._found:
             raise InputError(self.sentences()[0])
-
-    def _sentence(self, problem: _Problem) -> str:
-        more = f" ({problem.count - 1:,} more such rows)" if problem.count > 1 else ""
-        column = f", column {problem.column!r}" if problem.column else ""
-        file, row = self._locate(problem.row)
-        return f"{file}{column}, row {row + 1}: {problem.text}{more}"
 
 
 # Letters of what a library says.
@@ -103,7 +90,7 @@ def shown(value: object, length: int = 60) -> str:
     return text if len(text) <= length else f"{text[: length - 1]}… ({len(text):,} characters)"
 
 
-def listed(values: "list[object] | tuple[object, ...] | list[str] | tuple[str, ...]", most: int = 20) -> str:
+def listed(values: Sequence[Any], most: int = 20, show: Callable[[Any], str] = shown) -> str:
     """``values`` as a message lists them, the first ``most`` of them."""
     more = f" and {len(values) - most:,} more" if len(values) > most else ""
-    return ", ".join(map(shown, values[:most])) + more
+    return ", ".join(map(show, values[:most])) + more

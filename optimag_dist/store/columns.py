@@ -1,14 +1,14 @@
 """Mean and spread of a modality's columns over the nodes that have it: models scale its features by them."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from optimag_dist.store.layout import BATCH_ROWS, StoredFile
-from optimag_dist.store.writer import write_batches
+from optimag_dist.store.arrow_files import write_batches
+from optimag_dist.store.layout import StoredFile
 
 #: Columns of the file that holds them.
 COLUMNS = {"mean": pa.float64(), "spread": pa.float64()}
@@ -18,9 +18,7 @@ _AT_ONCE = 1 << 18
 
 @dataclass(frozen=True)
 class Columns:
-    """Attributes:
-    mean, spread: (width,) float64; spread is the standard deviation, exactly 0 where all nodes have the same number.
-    """
+    """(width,) float64 each; ``spread`` is the standard deviation, exactly 0 where all nodes have the same number."""
 
     mean: np.ndarray
     spread: np.ndarray
@@ -56,15 +54,6 @@ class ColumnSums:
         return Columns(self._first + offset, np.sqrt(np.maximum(variance, 0)))
 
 
-def summed(
-    blocks: Iterable[tuple[np.ndarray, np.ndarray]], sums: ColumnSums
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """``blocks`` as they come, each added to ``sums`` on the way."""
-    for block, present in blocks:
-        sums.add(block, present)
-        yield block, present
-
-
 def write_columns(path: Path, columns: Columns) -> StoredFile:
     """Write the file of a store that :func:`read_columns` reads."""
     return write_batches(path, [{"mean": pa.array(columns.mean), "spread": pa.array(columns.spread)}])
@@ -80,12 +69,3 @@ def check_columns(batches: Sequence[pa.RecordBatch]) -> None:
 def read_columns(batch: pa.RecordBatch) -> Columns:
     """The one batch of such a file."""
     return Columns(batch.column("mean").to_numpy(), batch.column("spread").to_numpy())
-
-
-def columns_of(batches: Iterable[np.ndarray], present: np.ndarray) -> Columns:
-    """Of a modality's rows in batches of ``BATCH_ROWS``; ``present`` (n,) bool, at least one of them."""
-    sums = ColumnSums()
-    for number, batch in enumerate(batches):
-        first = number * BATCH_ROWS
-        sums.add(batch, present[first : first + len(batch)])
-    return sums.columns()

@@ -10,14 +10,14 @@ from optimag_dist.types import CSR
 _HASH_CHUNK = 1 << 22
 
 
-def arc_places(csr: CSR, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """(k,) int64: where in ``csr.indices`` each arc stands or would stand; rows ascend; O(log degree) each.
+def row_pointers(sizes: np.ndarray) -> np.ndarray:
+    """(n + 1,) int64 ``indptr`` of rows of ``sizes`` (n,)."""
+    return np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
 
-    Args:
-        csr: of n rows.
-        rows: (k,) int64, 0 … n − 1.
-        columns: (k,) int64.
-    """
+
+def arc_places(csr: CSR, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """(k,) int64: where in ``csr.indices`` each arc ``rows[i]``, ``columns[i]`` (both (k,) int64) stands or would
+    stand; rows of ``csr`` ascend; O(log degree) each."""
     places = np.empty(len(rows), np.int64)
     _find(csr.indptr, csr.indices, rows, columns, places)
     return places

@@ -23,11 +23,8 @@ def endpoint_batches(
     """(sources, targets) of the edges, each (k,) int64 positions in ``ids`` ((n,) int64 or large_string).
 
     ``nodes`` is where the ids stand, for messages. With ``schema.unknown`` to drop, edges of ids that no node has are
-    left out, and ``notes`` gets a sentence about them.
-
-    Raises:
-        InputError: after the last batch, an empty endpoint or one that is no node; at the first, endpoints of another
-            type than the ids.
+    left out, and ``notes`` gets a sentence about them. ``InputError``: after the last batch, an empty endpoint or one
+    that is no node; at the first, endpoints of another type than the ids.
     """
     known = NodeIds(ids)
     # A lookup builds a hash table of all ids, so it has to serve about as many rows.
@@ -64,12 +61,7 @@ def endpoint_batches(
 
 
 class IdColumn:
-    """A column of a table that names nodes by their ids.
-
-    Attributes:
-        bad: empty cells.
-        unknown: ids that no node has; ``remedy`` ends what is said of them.
-    """
+    """A column that names nodes by their ids; notes empty cells, and ids that no node has, which ``remedy`` is for."""
 
     def __init__(self, table: SourceTable, column: str, nodes: Path, known: NodeIds, remedy: str) -> None:
         self.bad = table.bad_rows(column)
@@ -80,11 +72,8 @@ class IdColumn:
         self._remedy = remedy
 
     def find(self, values: pa.Array, first: int) -> tuple[np.ndarray, np.ndarray]:
-        """Positions of ``values``, which start at row ``first``, and which of them are no node.
-
-        Returns:
-            (k,) int64, 0 where there is none, and (k,) bool.
-        """
+        """(k,) int64 positions of ``values``, from row ``first`` on, 0 where there is none; (k,) bool which are no
+        node."""
         empty = null_rows(values)
         self.bad.add("empty", empty + first, lambda _: "the id of a node is empty; fill it or drop the row")
         if len(empty) == len(values):
@@ -92,7 +81,12 @@ class IdColumn:
         result = self._known.find(values, self._is_text)
         if result is None:
             row = int(values.is_valid().index(True).as_py())
-            self.bad.add("type", np.array([row + first]), lambda _: self._other_type(values, row))
+            words = (
+                f"holds {values.type} such as {shown(values[row].as_py())}, but the ids of {self._nodes} are "
+                f"{self._known.kind} such as {shown(self._known.ids[0].as_py())}; cast one of the two columns to the "
+                "other's type"
+            )
+            self.bad.add("type", np.array([row + first]), lambda _: words)
             self.bad.raise_if_any()
             raise AssertionError
         found, unknown = result
@@ -106,10 +100,3 @@ class IdColumn:
             ),
         )
         return found, unknown
-
-    def _other_type(self, values: pa.Array, row: int) -> str:
-        return (
-            f"holds {values.type} such as {shown(values[row].as_py())}, but the ids of {self._nodes} are "
-            f"{self._known.kind} such as {shown(self._known.ids[0].as_py())}; cast one of the two columns to the "
-            "other's type"
-        )

@@ -21,11 +21,7 @@ _FIRST_ROWS = 256
 
 
 def open_features(name: str, source: ModalitySource, folder: Path, nodes: SourceTable) -> FeatureReader:
-    """The reader that ``source`` asks for.
-
-    Raises:
-        InputError: the file is missing or no plain (n, width) array, a column holds no numbers, or no node has a value.
-    """
+    """The reader that ``source`` asks for."""
     if source.file is not None:
         path = folder / source.file
         return ArrayFeatures(path, NpyRows(path), nodes.num_rows, nodes.path.name, dtype=source.dtype)
@@ -39,35 +35,48 @@ def checked_blocks(reader: FeatureReader, noted: BadRows) -> Iterator[tuple[np.n
     """Blocks as they are stored: (rows, width) of the reader's dtype, zeros in absent rows, and (rows,) bool present.
 
     ``noted`` is given what is doubtful and kept: rows of zeros, and numbers that the dtype changes by more than
-    rounding.
-
-    Raises:
-        InputError: after the last block, when a row was bad: partly NaN, infinite, beyond the dtype, or badly shaped.
+    rounding. After the last block, ``InputError`` when a row was bad: partly NaN, infinite, beyond the dtype, or badly
+    shaped.
     """
     dtype = reader.dtype
     # Beyond it not every whole number is one of the dtype.
     whole_to = 2.0 ** (np.finfo(dtype).nmant + 1)
-    ends = f"{dtype} ends at {float(np.finfo(dtype).max):.6g}"
-    too_large = f"{ends}; use dtype: float32 or scale it" if dtype == "float16" else f"{ends}; scale it"
+    wider = "use dtype: float32, or " if dtype == "float16" else ""
+    too_large = f"{dtype} ends at {float(np.finfo(dtype).max):.6g}; {wider}scale it"
     first = 0
     any_present = False
+
+    def note(rows_of: BadRows, kind: str, wrong: np.ndarray, remedy: Callable[[np.floating], str]) -> None:
+        rows = np.flatnonzero(wrong.any(axis=1))
+        if len(rows) == 0:
+            return
+        position = int(np.flatnonzero(wrong[rows[0]])[0])
+        column, words = reader.describe(position)
+        value = block[rows[0], position]
+        number = int(value) if abs(value) < 1e20 and value == np.trunc(value) else value
+        rows_of.add(kind, rows + first, lambda _: f"{words} is {number}; {remedy(value)}", column)
+
+    def rounding(value: np.floating) -> str:
+        return (
+            f"which becomes {int(np.dtype(dtype).type(value))}, since {dtype} holds whole numbers exactly only up to "
+            f"{whole_to:,.0f}; {wider}scale it, or split a code into columns"
+        )
+
     for block in reader.blocks():
         nan, infinite = _nan_and_inf(block)
         absent = np.asarray(nan.all(axis=1))
-        _note(reader, reader.bad, "nan", nan & ~absent[:, None], block, first, _NAN)
-        _note(reader, reader.bad, "inf", infinite, block, first, lambda _: "features must be finite")
+        note(reader.bad, "nan", nan & ~absent[:, None], lambda _: "only a whole row of them means a missing value")
+        note(reader.bad, "inf", infinite, lambda _: "features must be finite")
         with np.errstate(over="ignore"):
             stored = np.array(block, dtype=dtype, order="C")
         if not np.can_cast(block.dtype, dtype):
-            _note(
-                reader, reader.bad, "overflow", _nan_and_inf(stored)[1] & ~infinite, block, first, lambda _: too_large
-            )
+            note(reader.bad, "overflow", _nan_and_inf(stored)[1] & ~infinite, lambda _: too_large)
             if np.fmax.reduce(block, axis=None) >= whole_to or np.fmin.reduce(block, axis=None) <= -whole_to:
                 large = np.isfinite(stored) & (np.abs(block) >= whole_to)
                 rounded = large & (stored.astype(block.dtype) != block) & (np.trunc(block) == block)
-                _note(reader, noted, "rounded", rounded, block, first, lambda value: _rounded(value, dtype, whole_to))
+                note(noted, "rounded", rounded, rounding)
             vanished = (stored.view(f"u{stored.itemsize}") << 1 == 0) & (block != 0)
-            _note(reader, noted, "vanished", vanished, block, first, lambda _: f"which {dtype} keeps as 0; scale it")
+            note(noted, "vanished", vanished, lambda _: f"which {dtype} keeps as 0; scale it")
         zeros = np.flatnonzero((stored[:, 0] == 0) & ~absent)
         zeros = zeros[~stored[zeros].any(axis=1)]
         noted.add("zeros", zeros + first, lambda _: _ZEROS, "")
@@ -86,18 +95,6 @@ _ZEROS = (
 )
 
 
-def _NAN(_: object) -> str:
-    return "only a whole row of them means a missing value"
-
-
-def _rounded(value: np.floating, dtype: StoredDtype, whole_to: float) -> str:
-    wider = "use dtype: float32, or " if dtype == "float16" else ""
-    return (
-        f"which becomes {int(np.dtype(dtype).type(value))}, since {dtype} holds whole numbers exactly only up to "
-        f"{whole_to:,.0f}; {wider}scale it, or split a code into columns"
-    )
-
-
 def _nan_and_inf(block: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if block.dtype != np.float16:
         return np.isnan(block), np.isinf(block)
@@ -106,33 +103,12 @@ def _nan_and_inf(block: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return magnitude > 0x7C00, magnitude == 0x7C00
 
 
-def _note(
-    reader: FeatureReader,
-    rows_of: BadRows,
-    kind: str,
-    wrong: np.ndarray,
-    block: np.ndarray,
-    first: int,
-    remedy: Callable[[np.floating], str],
-) -> None:
-    rows = np.flatnonzero(wrong.any(axis=1))
-    if len(rows) == 0:
-        return
-    position = int(np.flatnonzero(wrong[rows[0]])[0])
-    column, words = reader.describe(position)
-    value = block[rows[0], position]
-    number = int(value) if abs(value) < 1e20 and value == np.trunc(value) else value
-    rows_of.add(kind, rows + first, lambda _: f"{words} is {number}; {remedy(value)}", column)
-
-
 def _all_missing(file: Path, column: str) -> InputError:
     place = f"{file}, column {column!r}" if column else f"{file}"
     return InputError(f"{place}: no node has a value, from row 1 to the last; fill it or drop the modality")
 
 
 class _NumberColumns:
-    """Several columns of the node table with one number each."""
-
     def __init__(self, columns: list[str], nodes: SourceTable, dtype: StoredDtype) -> None:
         self.width = len(columns)
         self.dtype = dtype
@@ -173,8 +149,6 @@ class _NumberColumns:
 
 
 class _ListColumn:
-    """One column of the node table with a list of numbers per node, or text that spells one."""
-
     def __init__(self, name: str, column: str, nodes: SourceTable, dtype: StoredDtype) -> None:
         self.dtype = dtype
         self.bad = nodes.bad_rows(column)
@@ -266,10 +240,8 @@ def _floats(array: pa.Array) -> np.ndarray:
 
 
 def _is_number(kind: pa.DataType) -> bool:
-    types = pa.types
-    return any(
-        test(kind) for test in (types.is_integer, types.is_floating, types.is_decimal, types.is_boolean, types.is_null)
-    )
+    is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+    return is_number or pa.types.is_boolean(kind) or pa.types.is_null(kind)
 
 
 def _lengths(lists: pa.Array) -> np.ndarray:
@@ -280,9 +252,7 @@ def _lengths(lists: pa.Array) -> np.ndarray:
 
 
 def _note_empty(lengths: np.ndarray, first: int, bad: BadRows) -> None:
-    bad.add(
-        "empty", np.flatnonzero(lengths == 0) + first, lambda _: "the list is empty; a missing value is an empty cell"
-    )
+    bad.add("empty", np.flatnonzero(lengths == 0) + first, lambda _: "an empty list; a missing value is an empty cell")
 
 
 def _number(text: str) -> float:

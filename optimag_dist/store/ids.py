@@ -3,6 +3,7 @@
 import re
 import unicodedata
 from collections.abc import Callable
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -18,9 +19,7 @@ _BLANKS = " \t\r\n\u00a0\u200b\u200c\u200d\u2060\ufeff"
 
 def integers_if_plain(strings: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
     """Text cells as int64 when every one is an integer as a machine writes it (no leading zero or plus), else as is."""
-    if strings.null_count == len(strings):
-        return strings
-    if not pc.all(pc.match_substring_regex(strings, _PLAIN_INTEGER)).as_py():
+    if strings.null_count == len(strings) or not pc.all(pc.match_substring_regex(strings, _PLAIN_INTEGER)).as_py():
         return strings
     try:
         return strings.cast(pa.int64())
@@ -28,23 +27,14 @@ def integers_if_plain(strings: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | 
         return strings
 
 
-def is_counting(ids: pa.Array) -> bool:
-    """Whether the ids are 0, 1, …, n − 1, so that nothing needs looking up."""
-    return pa.types.is_integer(ids.type) and bool(np.array_equal(ids.to_numpy(), np.arange(len(ids))))
-
-
 class NodeIds:
-    """The ids of all nodes, to look others up in.
-
-    Args:
-        ids: (n,) int64 or large_string.
-    """
+    """The ids of all nodes, (n,) int64 or large_string, to look others up in."""
 
     def __init__(self, ids: pa.Array) -> None:
         self.ids = ids
-        self.counting = is_counting(ids)
         self.kind = "integers" if pa.types.is_integer(ids.type) else "strings"
-        self._text: pa.Array | None = None
+        # 0, 1, …, n − 1, so that nothing needs looking up.
+        self.counting = self.kind == "integers" and bool(np.array_equal(ids.to_numpy(), np.arange(len(ids))))
 
     def find(self, values: pa.Array, is_text: bool) -> tuple[np.ndarray, np.ndarray] | None:
         """Positions of ``values`` and which of them are unknown (position 0); None if they are of another type.
@@ -64,29 +54,24 @@ class NodeIds:
         return found.fill_null(0).to_numpy().astype(np.int64), unknown
 
     def near_miss(self, value: object) -> str:
-        """A sentence about the id that ``value`` was probably meant to be, or nothing."""
-        if not isinstance(value, str):
-            return ""
-        return near_miss(value, self._as_text())
+        return near_miss(value, self._text) if isinstance(value, str) else ""
 
     def _comparable(self, values: pa.Array, is_text: bool) -> tuple[pa.Array, pa.Array] | None:
-        """``values`` and the ids as one type."""
         if self.kind == "integers":
             keys = integers_if_plain(values) if is_text else values
             if pa.types.is_uint64(keys.type):
-                return keys.cast(pa.large_string()), self._as_text()
+                return keys.cast(pa.large_string()), self._text
             if pa.types.is_integer(keys.type):
                 return keys.cast(pa.int64()), self.ids
             # Compare as text: '007' is no way to write node 7, and 'x' is simply no node.
-            return (keys.cast(pa.large_string()), self._as_text()) if is_text else None
+            return (keys.cast(pa.large_string()), self._text) if is_text else None
         if pa.types.is_string(values.type):
             values = values.cast(pa.large_string())
         return (values, self.ids) if values.type == self.ids.type else None
 
-    def _as_text(self) -> pa.Array:
-        if self._text is None:
-            self._text = self.ids.cast(pa.large_string())
-        return self._text
+    @cached_property
+    def _text(self) -> pa.Array:
+        return self.ids.cast(pa.large_string())
 
 
 _ACCENTS = "how accents are composed (NFC, NFD)"
@@ -99,10 +84,7 @@ _STEPS: tuple[tuple[str, Callable[[str], str]], ...] = (
 
 
 def near_miss(value: str, known: pa.Array) -> str:
-    """A remark that names the text of ``known`` (large_string) which differs from ``value`` in what is hard to see.
-
-    Empty where there is none.
-    """
+    """A remark on the text of ``known`` (large_string) that differs from ``value`` in what is hard to see, if any."""
     # Composed (NFC) would do as well, but pyarrow before 26 decomposes whatever it is asked for.
     plain = pc.utf8_lower(pc.utf8_normalize(pc.utf8_trim(known, _BLANKS), "NFD"))
     plain = pc.replace_substring_regex(plain, _NUMBER, r"\1\2")

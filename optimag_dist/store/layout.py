@@ -11,8 +11,6 @@ links.arrow               if links are held out: one row per query, val then tes
 Version 1 had no checksums. Its files are compared with their digests, which takes longer and reads all of a file.
 """
 
-import hashlib
-import json
 import re
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
@@ -21,7 +19,7 @@ from typing import Annotated, Final, Literal, TypeAlias
 
 from pydantic import Field, StringConstraints, model_validator
 
-from optimag_dist.integrity import read_record, write_record
+from optimag_dist.integrity import json_digest, read_record, write_record
 from optimag_dist.options import Options, validate_options
 from optimag_dist.types import InputError
 
@@ -54,13 +52,7 @@ Count: TypeAlias = Annotated[int, Field(ge=0, lt=2**62)]
 
 
 class Modality(Options):
-    """One kind of features.
-
-    Attributes:
-        name: as in the schema.
-        width: numbers per node.
-        dtype: how they are stored.
-    """
+    """One kind of features: its name in the schema, numbers per node, and how they are stored."""
 
     name: FileName
     width: int = Field(ge=0, lt=2**31)
@@ -76,22 +68,15 @@ class Modality(Options):
 
 
 class StoredFile(Options):
-    """What was written.
+    """What was written: bytes, and a digest of the content, however the bytes lie.
 
-    Attributes:
-        size: in bytes.
-        digest: of the content, however the bytes lie.
-        segments: (end, checksum) of the parts of an Arrow file one after the other: each record batch, the first one
-            with what stands before it, and the footer. None in files that version 1 wrote.
+    ``segments`` are (end, checksum) of the parts of an Arrow file one after the other: each record batch, the first one
+    with what stands before it, and the footer. None in files that version 1 wrote.
     """
 
     size: Count
     digest: Hex
     segments: tuple[tuple[Count, Hex], ...] | None = None
-
-    def plain(self) -> "StoredFile":
-        """This alone of a record that knows more."""
-        return StoredFile(size=self.size, digest=self.digest, segments=self.segments)
 
     @model_validator(mode="after")
     def _covers_all(self) -> "StoredFile":
@@ -134,7 +119,7 @@ class StoreMeta(Options):
         content = self.model_dump(mode="json", exclude={"format", "version", "name", "files"})
         derived = {modality.columns_file for modality in self.modalities}
         content["digests"] = {name: file.digest for name, file in self.files.items() if name not in derived}
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        return json_digest(content)
 
 
 def check_names(names: Iterable[str], place: str = "") -> None:
@@ -143,8 +128,7 @@ def check_names(names: Iterable[str], place: str = "") -> None:
     for name in names:
         if not _NAME.fullmatch(name):
             raise InputError(
-                f"{place}the name {name!r} may hold only letters, digits, '_' and '-', starting with a letter; "
-                "rename it"
+                f"{place}the name {name!r} may hold only letters, digits, '_' and '-', a letter first; rename it"
             )
         if name.lower() == "id":
             raise InputError(f"{place}the name {name!r} is kept for the column of node ids in exported tables")
@@ -168,19 +152,14 @@ def write_meta(directory: Path, meta: StoreMeta) -> None:
 
 
 def read_meta(directory: Path) -> StoreMeta:
-    """Read and check ``meta.json`` and the sizes of the files it names.
-
-    Raises:
-        InputError: no store, another format version, or a file missing or of another size than recorded.
-    """
+    """``meta.json`` and the sizes of its files, checked; ``InputError`` where there is no whole store of a known
+    version."""
     if not directory.exists():
         left = old_store(directory)
-        hint = (
-            f"; an interrupted overwrite left the old one as {left}, which the next ingest restores"
-            if left.exists()
-            else ""
+        hint = f"; an interrupted overwrite left the old one as {left}, which the next ingest restores"
+        raise InputError(
+            f"{directory}: no such graph store; make one with optimag ingest{hint if left.exists() else ''}"
         )
-        raise InputError(f"{directory}: no such graph store; make one with optimag ingest{hint}")
     path = directory / META
     if not path.is_file():
         raise InputError(f"{directory}: not a graph store, or half of one (no {META}); {AGAIN}")
@@ -188,9 +167,9 @@ def read_meta(directory: Path) -> StoreMeta:
     if record.get("format") != FORMAT:
         raise InputError(f"{path}: not the description of a graph store; {AGAIN}")
     if record.get("version") not in READABLE_VERSIONS:
+        known = ", ".join(map(str, READABLE_VERSIONS))
         raise InputError(
-            f"{path}: written in format version {record.get('version')}, this program reads version "
-            f"{', '.join(map(str, READABLE_VERSIONS))}; {AGAIN}"
+            f"{path}: in format version {record.get('version')}, this program reads version {known}; {AGAIN}"
         )
     recorded_hash = record.pop("content_hash", None)
     meta = validate_options(StoreMeta, record, source=str(path))

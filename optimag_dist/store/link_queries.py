@@ -1,14 +1,14 @@
 """Links that are held out of a store's topology, and the file they stand in."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from optimag_dist.store.arrow_map import needed_range
+from optimag_dist.store.arrow_files import needed_range, write_batches
 from optimag_dist.store.layout import SPLITS, StoredFile
-from optimag_dist.store.writer import write_batches
 
 LINK_COLUMNS = {"part": pa.int8(), "source": pa.int64(), "target": pa.int64()}
 _VAL, _TEST = SPLITS.index("val"), SPLITS.index("test")
@@ -18,11 +18,9 @@ _VAL, _TEST = SPLITS.index("val"), SPLITS.index("test")
 class LinkQueries:
     """Which of these nodes is linked with the source: the target or one of the negatives? Both ways of every link.
 
-    Attributes:
-        sources: (k,) int64, ascending.
-        targets: (k,) int64, ascending for each source.
-        negatives: (k, K) int64, a row's distinct and in random order; neither the source nor a neighbour of it in the
-            graph with all its links, when they were drawn.
+    ``sources`` (k,) int64 ascend, and so do ``targets`` (k,) for each of them. ``negatives`` (k, K): a row's are
+    distinct and in random order, neither the source nor its neighbours in the graph with all its links, when they were
+    drawn.
     """
 
     sources: np.ndarray
@@ -38,12 +36,7 @@ class LinkQueries:
 
 @dataclass(frozen=True)
 class LinkSplit:
-    """Held-out links.
-
-    Attributes:
-        val: to choose a model by.
-        test: to judge it by.
-    """
+    """Held-out links: ``val`` to choose a model by, and ``test`` to judge it by."""
 
     val: LinkQueries
     test: LinkQueries
@@ -70,8 +63,9 @@ def read_links(batch: pa.RecordBatch) -> LinkSplit:
     return LinkSplit(queries[:num_val], queries[num_val:])
 
 
-def check_links(batch: pa.RecordBatch, num_nodes: int) -> None:
-    """Raise ValueError unless ``batch`` holds queries about nodes, those for validation first."""
+def check_links(batches: Sequence[pa.RecordBatch], num_nodes: int) -> None:
+    """Raise ValueError unless the one batch holds queries about nodes, those for validation first."""
+    (batch,) = batches
     part = batch.column("part").to_numpy()
     needed_range("column 'part'", part, _VAL, _TEST + 1)
     if (part[1:] < part[:-1]).any():

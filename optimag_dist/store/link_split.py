@@ -1,6 +1,5 @@
 """Edges of a graph become links to predict: they leave the topology, and each is asked both ways against negatives."""
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -12,11 +11,11 @@ from optimag_dist.options import Options
 from optimag_dist.progress_bar import progress_bar
 from optimag_dist.storage import AnyPath
 from optimag_dist.store.csr import arc_places, contains
-from optimag_dist.store.edge_changes import EdgeChanges, apply_changes, both_ways
+from optimag_dist.store.derive import EdgeChanges, apply_changes, both_ways
 from optimag_dist.store.layout import LINKS
 from optimag_dist.store.link_queries import LinkQueries, write_links
 from optimag_dist.store.reader import GraphStore
-from optimag_dist.store.staging import destination, make_store, put_in_place, staging
+from optimag_dist.store.staging import Say, destination, make_store, put_in_place, staging
 from optimag_dist.types import CSR, InputError
 
 _NEGATIVES = "negatives.bin"
@@ -40,9 +39,7 @@ class LinkSplitOptions(Options):
     @model_validator(mode="after")
     def _leaves_edges(self) -> "LinkSplitOptions":
         if self.val + self.test >= 1:
-            raise ValueError(
-                f"val + test = {self.val + self.test:g} leaves no edges to train on; make the sum less than 1"
-            )
+            raise ValueError(f"val + test = {self.val + self.test:g} leaves no edges to train on; make it less than 1")
         return self
 
 
@@ -52,21 +49,16 @@ def split_links(
     options: LinkSplitOptions = LinkSplitOptions(),  # noqa: B008  (frozen)
     *,
     overwrite: bool = False,
-    say: Callable[[str], None] = print,
+    say: Say = print,
 ) -> GraphStore:
-    """Write ``store`` without some of its edges, which become its held-out links, to ``out``.
+    """Write ``store``, undirected and without held-out links, less some of its edges, which become these, to ``out``.
 
     What is held out is a function of the graph's content and ``options``, every set of edges equally likely; and so are
     a query's negatives among the nodes that may be one (:class:`~optimag_dist.store.LinkQueries`). Files other than the
     topology are hard links to those of ``store``. PPR and partitions, which know all edges, stay behind.
-    A store of the same content that is there already is left alone; nothing appears before all of it is on the disk.
-
-    Args:
-        store: an undirected one without held-out links.
-        out: a folder to be made; for a URI it is made in this host's cache, and sent when it is whole.
-        options: see :class:`LinkSplitOptions`.
-        overwrite: replace a store of other content (or a damaged one) that stands at ``out``.
-        say: takes lines for people.
+    A store of the same content that is there already is left alone, one of other content or a damaged one unless
+    ``overwrite``; nothing appears before all of it is on the disk. For a URI it is made in this host's cache, and sent
+    when it is whole. ``say`` takes lines for people.
 
     Raises:
         InputError: the store is directed or has held-out links, a share rounds to no edges or leaves none, a node has
@@ -75,9 +67,7 @@ def split_links(
     return make_store(destination(out, store), partial(_split_links, store, options, say), overwrite, say)
 
 
-def _split_links(
-    store: GraphStore, options: LinkSplitOptions, say: Callable[[str], None], target: Path, overwrite: bool
-) -> GraphStore:
+def _split_links(store: GraphStore, options: LinkSplitOptions, say: Say, target: Path, overwrite: bool) -> GraphStore:
     rng = np.random.default_rng(options.seed)
     val, test = _hold_out(store, options, rng)
     sources, targets = (np.concatenate(ends) for ends in zip(both_ways(val), both_ways(test), strict=True))
@@ -94,17 +84,13 @@ def _split_links(
 
 
 def check_no_leak(store: GraphStore) -> None:
-    """Check that no held-out link of ``store`` is an arc of its topology, either way; O(k log degree) for k links.
-
-    Raises:
-        InputError: one is: the first in the order of the queries, validation before test, is named.
-    """
+    """``InputError`` about the first held-out link that is an arc of the topology, either way; O(log
+    degree) for each."""
     if store.links is None:
         return
     for part, queries in (("val", store.links.val), ("test", store.links.test)):
-        incoming = contains(store.topology, queries.targets, queries.sources)
-        outgoing = contains(store.topology, queries.sources, queries.targets)
-        leaks = np.flatnonzero(incoming | outgoing)
+        ends = queries.sources, queries.targets
+        leaks = np.flatnonzero(contains(store.topology, *ends) | contains(store.topology, *ends[::-1]))
         if len(leaks):
             source, target = store.ids(np.array([queries.sources[leaks[0]], queries.targets[leaks[0]]]))
             more = f" ({len(leaks) - 1:,} more such {part} queries)" if len(leaks) > 1 else ""
@@ -131,14 +117,12 @@ def _hold_out(store: GraphStore, options: LinkSplitOptions, rng: np.random.Gener
             raise InputError(f"{store.path}: {key}={share:g} of {num_edges:,} edges is none; raise {key}")
     if num_val + num_test >= num_edges:
         raise InputError(
-            f"{store.path}: val={options.val:g} and test={options.test:g} of {num_edges:,} edges leave none to train "
-            "on; lower them"
+            f"{store.path}: val={options.val:g} and test={options.test:g} of {num_edges:,} edges leave none; lower them"
         )
     drawn = rng.choice(num_edges, num_val + num_test, replace=False)
     # Edges are counted row by row, each in the row of its smaller node: there it lies beyond the node's own place.
     nodes = np.arange(topology.num_nodes)
-    own_place = arc_places(topology, nodes, nodes)
-    ends = np.cumsum(topology.indptr[1:] - own_place)
+    ends = np.cumsum(topology.indptr[1:] - arc_places(topology, nodes, nodes))
     smaller = np.searchsorted(ends, drawn, side="right")
     larger = topology.indices[topology.indptr[smaller + 1] - (ends[smaller] - drawn)]
     pairs = np.stack([smaller, larger], axis=1).astype(np.int64)
@@ -150,9 +134,7 @@ def _check_negatives(store: GraphStore, sources: np.ndarray, negatives: int) -> 
     fewest = int(np.argmin(strangers))
     if strangers[fewest] < negatives:
         node = store.ids(sources[fewest : fewest + 1])[0]
-        remedy = (
-            f"lower negatives to {strangers[fewest]:,}" if strangers[fewest] else "leave that node out of the graph"
-        )
+        remedy = f"lower negatives to {strangers[fewest]:,}" if strangers[fewest] else "leave that node out"
         raise InputError(
             f"{store.path}: negatives={negatives:,}, but only {strangers[fewest]:,} other nodes are not neighbours of "
             f"the node {node!r}, whose links are held out; {remedy}"
@@ -179,8 +161,7 @@ def _draw_strangers(rng, indptr, indices, sources, first, drawn_for, out):  # ty
     Args:
         rng: a numpy Generator.
         indptr, indices: in-CSR of an undirected graph.
-        sources: (k,) int64.
-        first: row of ``out[0]`` among the sources.
+        sources: (k,) int64; ``out[0]`` is of ``sources[first]``.
         drawn_for: (n,) int64, for each rank the last row that drew it; kept between calls.
         out: (rows, count) int64, written.
     """

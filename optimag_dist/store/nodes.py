@@ -17,21 +17,15 @@ _MISSING_WORDS = ("nan", "none", "null", "na", "n/a", "<na>", "nat", "#n/a")
 
 
 def read_ids(nodes: SourceTable, column: str) -> pa.Array:
-    """The users' ids, (n,) int64 or large_string, row order kept.
-
-    CSV cells become integers when all of them are plain ones (no leading zero or plus sign), otherwise strings.
-
-    Raises:
-        InputError: an empty or repeated id, or ids that are neither strings nor integers.
-    """
+    """The users' ids, (n,) int64 or large_string, row order kept. CSV cells become integers when all of them are plain
+    ones (no leading zero or plus sign), otherwise strings."""
     ids = nodes.column(column)
     bad = nodes.bad_rows(column)
     bad.add("empty", null_rows(ids), lambda _: "the id is empty; every node needs one")
     bad.raise_if_any()
     if nodes.is_text:
         ids = integers_if_plain(ids)
-    chunks = _as_key(ids, nodes, column)
-    key = pa.concat_arrays(chunks.chunks)
+    key = pa.concat_arrays(_as_key(ids, nodes, column).chunks)
     if _all_different(key):
         return key
     codes = key.dictionary_encode().indices.to_numpy()
@@ -40,9 +34,7 @@ def read_ids(nodes: SourceTable, column: str) -> pa.Array:
 
     def describe(row: int) -> str:
         earlier = int(np.flatnonzero(codes == codes[row])[0])
-        return (
-            f"the id {shown(key[row].as_py())} is a duplicate, {bad.place(earlier)} has it already; ids must be unique"
-        )
+        return f"the id {shown(key[row].as_py())} is a duplicate, {bad.place(earlier)} has it; ids must be unique"
 
     bad.add("duplicate", repeats, describe)
     bad.raise_if_any()
@@ -50,7 +42,6 @@ def read_ids(nodes: SourceTable, column: str) -> pa.Array:
 
 
 def note_missing_words(ids: pa.Array, noted: BadRows) -> None:
-    """Note ids that are what programs write for a value that is not there."""
     if pa.types.is_large_string(ids.type):
         noted.add(
             "missing",
@@ -74,11 +65,7 @@ def _all_different(key: pa.Array) -> bool:
 
 
 def read_labels(nodes: SourceTable, schema: NodeTable) -> Labels | None:
-    """Labels of the nodes, or None when the schema names no column.
-
-    Raises:
-        InputError: a label outside the listed classes, a type that is no label, or not a single label.
-    """
+    """Labels of the nodes, or None when the schema names no column."""
     if schema.label is None:
         return None
     column = schema.label
@@ -90,26 +77,18 @@ def read_labels(nodes: SourceTable, schema: NodeTable) -> Labels | None:
     bad = nodes.bad_rows(column)
     if schema.classes is None:
         classes = names
-        if pa.types.is_large_string(values.type):
-            bad.add(
-                "missing",
-                np.flatnonzero(missing_words(values)),
-                lambda row: (
-                    f"the label is the text {shown(values[row].as_py())}: leave the cell empty if that means "
-                    "unlabelled, or list all labels under 'nodes.classes' if it is a class"
-                ),
-            )
-        if pa.types.is_signed_integer(values.type):
-            # −1 is many people's "unlabelled", and some people's negative class: only the user knows.
-            negative = np.flatnonzero(pc.less(values, 0).fill_null(False).to_numpy())
-            bad.add(
-                "negative",
-                negative,
-                lambda row: (
-                    f"the label is {values[row].as_py()}: leave the cell empty if that means unlabelled, "
-                    "or list all labels under 'nodes.classes' if it is a class"
-                ),
-            )
+        # −1 is many people's "unlabelled", and some people's negative class: only the user knows.
+        text, signed = pa.types.is_large_string(values.type), pa.types.is_signed_integer(values.type)
+        negative = pc.less(values, 0).fill_null(False).to_numpy() if signed else []
+        doubtful = missing_words(values) if text else negative
+        bad.add(
+            "doubtful",
+            np.flatnonzero(doubtful),
+            lambda row: (
+                f"the label is {'the text ' * text}{shown(values[row].as_py())}: leave the cell empty if that means "
+                "unlabelled, or list all labels under 'nodes.classes' if it is a class"
+            ),
+        )
     else:
         classes = [str(name) for name in schema.classes]
         known = pa.array([v for v, name in zip(distinct, names, strict=True) if name in set(classes)], values.type)
@@ -131,11 +110,7 @@ def read_labels(nodes: SourceTable, schema: NodeTable) -> Labels | None:
 
 
 def read_split(nodes: SourceTable, column: str | None) -> np.ndarray | None:
-    """(n,) int8: position in ``SPLITS`` (train, val, test), −1 for none; None when the schema names no column.
-
-    Raises:
-        InputError: any other word, or not a single one.
-    """
+    """(n,) int8: position in ``SPLITS`` (train, val, test), −1 for none; None when the schema names no column."""
     if column is None:
         return None
     values = nodes.column(column)
@@ -167,9 +142,7 @@ def _as_key(values: pa.ChunkedArray, table: SourceTable, column: str) -> pa.Chun
             beyond = np.flatnonzero(pc.greater(values, pa.scalar(np.iinfo(np.int64).max, values.type)).to_numpy())
             bad.add("wide", beyond, lambda row: f"the id {values[row]} does not fit 64 bits; write ids as text")
             bad.raise_if_any()
-    raise InputError(
-        f"{table.path}, column {column!r}: ids must be strings or integers, got {values.type}; cast the column"
-    )
+    raise InputError(f"{table.path}, column {column!r}: ids must be strings or integers, got {values.type}; cast it")
 
 
 def _labels_as_key(nodes: SourceTable, column: str) -> pa.ChunkedArray:
@@ -188,6 +161,4 @@ def _labels_as_key(nodes: SourceTable, column: str) -> pa.ChunkedArray:
         return integers_if_plain(values) if nodes.is_text else values
     elif pa.types.is_integer(values.type) or pa.types.is_boolean(values.type) or pa.types.is_null(values.type):
         return values
-    raise InputError(
-        f"{nodes.path}, column {column!r}: labels must be strings, integers or booleans, got {kind}; cast the column"
-    )
+    raise InputError(f"{nodes.path}, column {column!r}: labels must be text, integers or booleans, got {kind}; cast it")

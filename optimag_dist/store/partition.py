@@ -5,8 +5,6 @@ node where most of its neighbours are (Fennel: Tsourakakis et al., WSDM 2014); `
 two a node weighs one half for itself and one half for its share of the arcs, and parts are of nearly equal weight.
 """
 
-import hashlib
-import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,15 +18,15 @@ from pydantic import Field
 from rich.table import Table
 
 from optimag_dist.files import sole_writer
-from optimag_dist.integrity import write_record
+from optimag_dist.integrity import json_digest, write_record
 from optimag_dist.jit import jit
 from optimag_dist.options import Options
 from optimag_dist.progress_bar import progress_bar
-from optimag_dist.store.csr import copy_rows, graph_hash, symmetrise
+from optimag_dist.store.arrow_files import write_batches
+from optimag_dist.store.csr import copy_rows, graph_hash, row_pointers, symmetrise
 from optimag_dist.store.layout import BATCH_ROWS, META
 from optimag_dist.store.reader import GraphStore
-from optimag_dist.store.shards import ASSIGNMENT, Partition, PartitionMeta, feature_file, shard_file
-from optimag_dist.store.writer import write_batches
+from optimag_dist.store.shards import ASSIGNMENT, Method, Partition, PartitionMeta, feature_file, shard_file
 from optimag_dist.types import CSR, InputError, RunError
 
 PARTITIONS = "partitions"
@@ -50,7 +48,7 @@ class PartitionOptions(Options):
     """
 
     parts: int = Field(16, ge=1, le=65535)
-    method: Literal["auto", "metis", "streaming", "hash"] = "auto"
+    method: Literal["auto", Method] = "auto"
     seed: int = Field(0, ge=0, lt=2**63)
     features: bool = False
 
@@ -60,16 +58,11 @@ def partition_store(store: GraphStore, options: PartitionOptions, *, progress: b
 
     A partition of the same content and options that is there is checked and returned. When several processes ask for
     the same, one works and the others wait. Nothing that looks whole is there before everything is on the disk.
-
-    Raises:
-        InputError: more parts than nodes, METIS asked for a graph that does not fit into memory, or the partition that
-            is there is damaged.
-        RunError: METIS gave up.
+    ``InputError``: more parts than nodes, METIS asked for a graph that does not fit into memory, or the partition that
+    is there is damaged. ``RunError``: METIS gave up.
     """
     if options.parts > store.num_nodes:
-        raise InputError(
-            f"parts: {options.parts} parts for {store.num_nodes:,} nodes; at most one per node can be made"
-        )
+        raise InputError(f"parts: {options.parts} parts for {store.num_nodes:,} nodes; needed at most one per node")
     graph = symmetrise(store.topology)
     method = choose_method(graph, options.method)
     target = store.path / PARTITIONS / _key(store, method, options)
@@ -94,11 +87,7 @@ def partition_store(store: GraphStore, options: PartitionOptions, *, progress: b
 
 
 def find_partition(store_path: Path, store_hash: str, key: str | None) -> Partition:
-    """The partition of a store named ``key``, or the only one there is.
-
-    Raises:
-        InputError: there is none, several without a ``key``, or it is one of another content.
-    """
+    """The partition of a store named ``key``, or the only one there is; it must be of the store's content."""
     folder = Path(store_path) / PARTITIONS
     keys = sorted(file.parent.name for file in folder.glob(f"*/{META}"))
     if not keys:
@@ -109,23 +98,15 @@ def find_partition(store_path: Path, store_hash: str, key: str | None) -> Partit
         raise InputError(f"partition: no {key!r} in {folder}; there is {', '.join(keys)}")
     partition = Partition.open(folder / (key or keys[0]))
     if partition.meta.store_hash != store_hash:
-        raise InputError(
-            f"{partition.path}: is a partition of another content of the store; delete it and run "
-            f"optimag partition {store_path}"
-        )
+        raise InputError(f"{partition.path}: is of another content; delete it and run optimag partition {store_path}")
     return partition
 
 
-def choose_method(graph: CSR, wanted: str) -> Literal["metis", "streaming", "hash"]:
-    """The method for ``graph``; ``wanted`` as in :class:`PartitionOptions`.
-
-    Raises:
-        InputError: METIS was asked for and needs more memory than there is.
-    """
-    if wanted in ("streaming", "hash"):
-        return "streaming" if wanted == "streaming" else "hash"
-    needed = metis_bytes(graph)
-    available = psutil.virtual_memory().available
+def choose_method(graph: CSR, wanted: Literal["auto", Method]) -> Method:
+    """The method for ``graph``; ``wanted`` as in :class:`PartitionOptions`."""
+    if wanted == "streaming" or wanted == "hash":
+        return wanted
+    needed, available = metis_bytes(graph), psutil.virtual_memory().available
     if wanted == "metis" and needed > available:
         raise InputError(
             f"method=metis: needs about {needed / 2**30:.1f} GiB ({_METIS_BYTES_PER_ARC} bytes per arc and "
@@ -135,27 +116,25 @@ def choose_method(graph: CSR, wanted: str) -> Literal["metis", "streaming", "has
 
 
 def metis_bytes(graph: CSR) -> int:
-    """Estimate of the memory METIS needs for ``graph``."""
     return _METIS_BYTES_PER_ARC * graph.num_arcs + _METIS_BYTES_PER_NODE * graph.num_nodes
 
 
 def assign(
     graph: CSR, parts: int, method: str, seed: int = 0, advance: Callable[[int], object] = lambda nodes: None
 ) -> np.ndarray:
-    """(n,) uint16 part of each node of an undirected graph; the same for the same arguments.
+    """(n,) uint16 part of each node of an undirected graph without self loops; the same for the same arguments.
 
-    Args:
-        graph: undirected, no self loops.
-        parts: at most n.
-        method: metis, streaming or hash.
-        seed: of metis and hash.
-        advance: told how many more nodes the streaming method has placed.
+    ``parts`` is at most n; ``advance`` is told how many more nodes the streaming method has placed.
     """
     n = graph.num_nodes
     if parts == 1:
         return np.zeros(n, np.uint16)
     if method == "hash":
-        return _hash_parts(n, parts, seed)
+        # A second multiplication: with one, consecutive ids would be dealt out in a regular pattern.
+        mixed = (np.arange(n, dtype=np.uint64) + np.uint64(seed)) * _GOLDEN
+        mixed ^= mixed >> np.uint64(32)
+        mixed *= _GOLDEN
+        return (((mixed >> np.uint64(32)) * np.uint64(parts)) >> np.uint64(32)).astype(np.uint16)
     if method == "metis":
         return _metis_parts(graph, parts, seed)
     part = np.full(n, parts, np.uint16)
@@ -166,14 +145,6 @@ def assign(
         _stream(graph.indptr, graph.indices, start, stop, _SLACK, part, load, scratch)
         advance(stop - start)
     return part
-
-
-def _hash_parts(num_nodes: int, parts: int, seed: int) -> np.ndarray:
-    # A second multiplication: with one, consecutive ids would be dealt out in a regular pattern.
-    mixed = (np.arange(num_nodes, dtype=np.uint64) + np.uint64(seed)) * _GOLDEN
-    mixed ^= mixed >> np.uint64(32)
-    mixed *= _GOLDEN
-    return (((mixed >> np.uint64(32)) * np.uint64(parts)) >> np.uint64(32)).astype(np.uint16)
 
 
 def _metis_parts(graph: CSR, parts: int, seed: int) -> np.ndarray:
@@ -231,7 +202,7 @@ def _write(
     store: GraphStore,
     graph: CSR,
     part: np.ndarray,
-    method: Literal["metis", "streaming", "hash"],
+    method: Method,
     options: PartitionOptions,
     advance: Callable[[int], object],
 ) -> PartitionMeta:
@@ -268,8 +239,7 @@ def _write(
 
 
 def _shard_columns(graph: CSR, nodes: np.ndarray) -> dict[str, pa.Array]:
-    indptr = np.zeros(len(nodes) + 1, np.int64)
-    np.cumsum(graph.indptr[nodes + 1] - graph.indptr[nodes], out=indptr[1:])
+    indptr = row_pointers(graph.indptr[nodes + 1] - graph.indptr[nodes])
     indices = np.empty(indptr[-1], np.int32)
     copy_rows(graph.indptr, graph.indices, nodes, indptr, np.arange(len(nodes)), indices)
     neighbours = pa.LargeListArray.from_arrays(pa.array(indptr), pa.array(indices))
@@ -287,33 +257,16 @@ def _feature_columns(store: GraphStore, modality: str, nodes: np.ndarray) -> Ite
 
 
 def _key(store: GraphStore, method: str, options: PartitionOptions) -> str:
-    parts = {
-        "store": store.content_hash,
-        "method": method,
-        "parts": options.parts,
-        "seed": options.seed,
-        "features": options.features,
-    }
-    return f"{method}-{options.parts}-{hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]}"
-
-
-def imbalance(meta: PartitionMeta) -> tuple[float, float]:
-    """Largest over mean part, in nodes and in arcs: 1 is perfect."""
-    nodes, arcs = np.array(meta.part_nodes), np.array(meta.part_arcs)
-    return float(nodes.max() / nodes.mean()), float(arcs.max() / max(1.0, arcs.mean()))
+    parts = options.model_dump(exclude={"method"}) | {"store": store.content_hash, "method": method}
+    return f"{method}-{options.parts}-{json_digest(parts)[:12]}"
 
 
 def as_table(meta: PartitionMeta) -> Table:
-    """How good a partition is."""
     table = Table("method", "parts", "edges cut", "largest part: nodes", "arcs", "bytes", title="partition")
-    nodes, arcs = imbalance(meta)
-    sizes = sum(file.size for file in meta.files.values())
-    table.add_row(
-        meta.method,
-        str(meta.parts),
-        f"{meta.edge_cut:.1%}",
-        f"{max(meta.part_nodes):,} ({nodes:.2f} × mean)",
-        f"{max(meta.part_arcs):,} ({arcs:.2f} × mean)",
-        f"{sizes:,}",
-    )
+    largest = [
+        f"{max(sizes):,} ({max(sizes) * meta.parts / max(meta.parts, sum(sizes)):.2f} × mean)"
+        for sizes in (meta.part_nodes, meta.part_arcs)
+    ]
+    num_bytes = sum(file.size for file in meta.files.values())
+    table.add_row(meta.method, str(meta.parts), f"{meta.edge_cut:.1%}", *largest, f"{num_bytes:,}")
     return table

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,9 @@ import pyarrow.compute as pc
 
 from optimag_dist.remote_copies import local_copy
 from optimag_dist.storage import AnyPath, RemotePath, located
-from optimag_dist.store.arrow_map import ArrowMap, needed_range
+from optimag_dist.store.arrow_files import ArrowMap, needed_range
 from optimag_dist.store.bad_rows import shown
-from optimag_dist.store.columns import COLUMNS, Columns, check_columns, columns_of, read_columns
+from optimag_dist.store.columns import COLUMNS, Columns, ColumnSums, check_columns, read_columns
 from optimag_dist.store.csr import check_rows
 from optimag_dist.store.ids import NodeIds
 from optimag_dist.store.layout import (
@@ -39,20 +39,19 @@ class GraphStore:
 
     Opening maps files and reads nothing; arrays handed out are read-only views of the maps unless said otherwise. What
     is read is verified before, once for each file, user and host (:mod:`optimag_dist.integrity`), and every method
-    raises ``InputError`` where a file it reads is damaged. Pickles as its location, so that it may travel to other
-    processes for nothing; another host copies a remote one to its own cache.
+    raises ``InputError`` where a file it reads is damaged. Node ids are (k,) int64, in any order, repeats allowed; one
+    outside 0 … n − 1 is an ``IndexError``. Pickles as its location, so that it may travel to other processes for
+    nothing; another host copies a remote one to its own cache.
 
     Attributes:
         location: absolute path of the directory, or the URI it was opened by.
         path: of the directory on this host; for a URI, its copy in the cache.
         name: as in the schema it was ingested with.
-        num_nodes: n.
-        num_arcs: m; an undirected edge is two arcs.
+        num_nodes, num_arcs: n and m; an undirected edge is two arcs.
         directed: whether the input was.
         content_hash: sha256 of the content: equal for equal graphs, whatever their name and path.
-        modalities: name → :class:`Modality`, in the order of the schema.
+        modalities, attributes: name → :class:`Modality`, in the order of the schema; name → ``text`` or ``image``.
         classes: the labels as text; empty when the store has none.
-        attributes: name → ``text`` or ``image``.
     """
 
     def __init__(self, path: Path, meta: StoreMeta, location: AnyPath | None = None) -> None:
@@ -73,16 +72,11 @@ class GraphStore:
 
     @classmethod
     def open(cls, path: str | AnyPath) -> "GraphStore":
-        """Open the store at ``path``; one at a URI is copied to this host's cache, once.
-
-        Raises:
-            InputError: there is none, it is of another format version, or a file of it is missing or truncated.
-        """
+        """Open the store at ``path``; one at a URI is copied to this host's cache, once. ``InputError``: there is none,
+        it is of another format version, or a file of it is missing or truncated."""
         place = located(path)
-        if isinstance(place, RemotePath):
-            return cls(local := local_copy(place, _check_copy), read_meta(local), place)
-        local = place.resolve()
-        return cls(local, read_meta(local))
+        local = local_copy(place, _check_copy) if isinstance(place, RemotePath) else place.resolve()
+        return cls(local, read_meta(local), place if isinstance(place, RemotePath) else local)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopen, (self.location, self.content_hash)
@@ -118,15 +112,7 @@ class GraphStore:
         return self._nodes.column(f"present:{self._modality(modality).name}").to_numpy().view(bool)
 
     def gather(self, modality: str, node_ids: np.ndarray) -> np.ndarray:
-        """Feature rows of ``node_ids`` ((k,) int64, any order, repeats allowed).
-
-        Returns:
-            A new (k, width) array of the stored dtype; absent rows are zeros.
-
-        Raises:
-            IndexError: an id outside 0 … n − 1.
-            InputError: they are no integers.
-        """
+        """Feature rows of ``node_ids``: a new (k, width) array of the stored dtype; absent rows are zeros."""
         record = self._modality(modality)
         node_ids = self._checked(node_ids)
         file = self._maps[record.file]
@@ -139,12 +125,8 @@ class GraphStore:
         return out
 
     def feature_file(self, modality: str) -> tuple[np.ndarray, np.ndarray]:
-        """A modality's rows where they lie, for kernels that read them there.
-
-        Returns:
-            The part of the mapped file that holds them, flat, of the stored dtype; and (batches,) int64: where in it
-            each batch of ``BATCH_ROWS`` rows begins.
-        """
+        """A modality's rows where they lie, for kernels that read them there: the part of the mapped file that holds
+        them, flat, of the stored dtype; and (batches,) int64: where in it each batch of ``BATCH_ROWS`` rows begins."""
         record = self._modality(modality)
         return self._maps[record.file].flat(record.name)
 
@@ -160,9 +142,10 @@ class GraphStore:
             if record.columns_file in self._maps:
                 self._columns[modality] = read_columns(self._maps[record.columns_file].batches()[0])
             else:
-                file = self._maps[record.file]
-                batches = (file.matrix(record.name, index) for index in range(-(-self.num_nodes // BATCH_ROWS)))
-                self._columns[modality] = columns_of(batches, self.present(modality))
+                sums, present, file = ColumnSums(), self.present(modality), self._maps[record.file]
+                for index, first in enumerate(range(0, self.num_nodes, BATCH_ROWS)):
+                    sums.add(file.matrix(record.name, index), present[first : first + BATCH_ROWS])
+                self._columns[modality] = sums.columns()
         return self._columns[modality]
 
     @property
@@ -170,24 +153,14 @@ class GraphStore:
         """(n,) int64 or large_string: the users' ids."""
         return self._nodes.column("id")
 
-    @property
-    def has_integer_ids(self) -> bool:
-        """Whether the users' ids are integers, and not strings."""
-        return self._meta.id_type == "int64"
-
     def ids(self, node_ids: np.ndarray) -> list[Any]:
-        """The users' ids (all str or all int) of ``node_ids`` ((k,) int64)."""
+        """The users' ids (all str or all int) of ``node_ids``."""
         return self._nodes.column("id").take(pa.array(self._checked(node_ids))).to_pylist()
 
     def lookup(self, user_ids: Iterable[Any], *, is_text: bool = False) -> np.ndarray:
-        """(k,) int64 node ids of the users' ids.
-
-        ``is_text`` tells that they come from where nothing has a type, such as a command line, so that an integer is
-        named by its digits.
-
-        Raises:
-            InputError: an id that no node has, or of another type than the store's.
-        """
+        """(k,) int64 node ids of the users' ids. ``is_text`` tells that they come from where nothing has a type, such
+        as a command line, so that an integer is named by its digits. ``InputError`` about an id that no node has, or of
+        another type."""
         user_ids = list(user_ids)
         if not user_ids:
             return np.zeros(0, np.int64)
@@ -199,9 +172,7 @@ class GraphStore:
         except (pa.ArrowException, OverflowError) as error:
             found, problem = None, str(error)
         if found is None:
-            raise InputError(
-                f"{self.path}: the ids of this store are {known.kind}, such as {shown(known.ids[0].as_py())}: {problem}"
-            )
+            raise InputError(f"{self.path}: its ids are {known.kind}, such as {shown(known.ids[0].as_py())}: {problem}")
         positions, unknown = found
         missing = np.flatnonzero(unknown)
         if len(missing):
@@ -211,7 +182,7 @@ class GraphStore:
         return positions
 
     def attribute(self, name: str, node_ids: np.ndarray) -> list[Any]:
-        """Attribute ``name`` of ``node_ids`` ((k,) int64): str (text) or bytes (image), None where there is none."""
+        """Attribute ``name`` of ``node_ids``: str (text) or bytes (image), None where there is none."""
         file = self._attribute_file(name)
         places = (divmod(int(node), ATTRIBUTE_ROWS) for node in self._checked(node_ids))
         return [file.batch(batch).column(0)[row].as_py() for batch, row in places]
@@ -222,20 +193,12 @@ class GraphStore:
         return np.concatenate([length.fill_null(0).to_numpy() > 0 for length in lengths])
 
     def verify(self) -> None:
-        """Read everything and compare it with the recorded checksums and digests, whatever was verified before.
-
-        Raises:
-            InputError: a file's content has changed since it was written.
-        """
+        """Read everything and compare it with the recorded checksums and digests, whatever was verified before."""
         for file in self._maps.values():
             file.verify()
 
     def verify_once(self) -> None:
-        """Verify every file that has not been verified on this host, as reading all of it does.
-
-        Raises:
-            InputError: a file's content has changed since it was written.
-        """
+        """Verify every file that has not been verified on this host, as reading all of it does."""
         for file in self._maps.values():
             file.verify_once()
 
@@ -244,10 +207,8 @@ class GraphStore:
         return self._maps[self._modality(modality).file].metadata()
 
     def summary(self) -> str:
-        """A few lines for people: counts, missing values, classes, split sizes, held-out links."""
         n = self.num_nodes
-        degree = np.diff(self.topology.indptr)
-        linked = degree > 0
+        linked = np.diff(self.topology.indptr) > 0
         linked[self.topology.indices] = True
         kind = "directed" if self.directed else f"{self.num_arcs // 2:,} undirected edges stored both ways"
         lines = [f"{self.name}: {n:,} nodes ({n - int(linked.sum()):,} isolated), {self.num_arcs:,} arcs ({kind})"]
@@ -285,8 +246,8 @@ class GraphStore:
             bounds = f"{self.num_arcs} arcs"
             return ArrowMap(path, stored, {"sources": kind}, n, None, AGAIN, check=self._check_topology, bounds=bounds)
         if file == LINKS:
-            bounds = f"{n} nodes"
-            return ArrowMap(path, stored, LINK_COLUMNS, None, None, AGAIN, check=self._check_links, bounds=bounds)
+            check, bounds = partial(check_links, num_nodes=n), f"{n} nodes"
+            return ArrowMap(path, stored, LINK_COLUMNS, None, None, AGAIN, check=check, bounds=bounds)
         for modality in self.modalities.values():
             if file == modality.columns_file:
                 return ArrowMap(path, stored, COLUMNS, modality.width, None, AGAIN, check=check_columns)
@@ -298,7 +259,7 @@ class GraphStore:
         return ArrowMap(path, stored, {name: kind}, n, ATTRIBUTE_ROWS, AGAIN, nulls=True)
 
     def _node_columns(self) -> dict[str, pa.DataType]:
-        columns = {"id": pa.int64() if self.has_integer_ids else pa.large_string()}
+        columns = {"id": pa.int64() if self._meta.id_type == "int64" else pa.large_string()}
         if self._meta.classes is not None:
             columns["label"] = pa.int32()
         if self._meta.has_split:
@@ -315,9 +276,6 @@ class GraphStore:
         if topology.num_arcs != self.num_arcs:
             raise ValueError(f"{topology.num_arcs} arcs, needed {self.num_arcs}")
         check_rows(topology, self.num_nodes)
-
-    def _check_links(self, batches: Sequence[pa.RecordBatch]) -> None:
-        check_links(batches[0], self.num_nodes)
 
     def _attribute_file(self, name: str) -> ArrowMap:
         if name not in self.attributes:

@@ -32,9 +32,7 @@ class NodeTable(Options):
     def _classes_fit(self) -> "NodeTable":
         if self.classes is not None:
             if self.label is None:
-                raise ValueError(
-                    "'classes' lists labels, but no 'label' column is named; add 'label' or drop 'classes'"
-                )
+                raise ValueError("'classes' lists labels, but no 'label' is named; add 'label' or drop 'classes'")
             names = [str(name) for name in self.classes]
             if not names or len(set(names)) != len(names):
                 raise ValueError(f"'classes' must list at least one label and none twice, got {names}")

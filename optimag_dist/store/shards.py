@@ -10,10 +10,10 @@ Version 1 had no checksums.
 The graph is the undirected one that PPR runs on, whatever the store holds.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -21,8 +21,8 @@ from pydantic import Field, model_validator
 
 from optimag_dist.integrity import read_record
 from optimag_dist.options import Options, validate_options
-from optimag_dist.store.arrow_map import ArrowMap, needed_range
-from optimag_dist.store.csr import check_rows, copy_rows
+from optimag_dist.store.arrow_files import ArrowMap, Check, needed_range
+from optimag_dist.store.csr import check_rows, copy_rows, row_pointers
 from optimag_dist.store.layout import BATCH_ROWS, META, Count, Modality, StoredFile, check_sizes
 from optimag_dist.types import CSR, InputError
 
@@ -30,26 +30,24 @@ FORMAT: Final = "optimag-partition"
 VERSION = 2
 READABLE_VERSIONS = (1, 2)
 ASSIGNMENT = "assignment.arrow"
+Method: TypeAlias = Literal["metis", "streaming", "hash"]
 _AGAIN = "run `optimag partition` again"
 
 
 class PartitionMeta(Options):
-    """``meta.json``.
+    """``meta.json``: how the nodes were divided, and how well.
 
     Attributes:
-        method, parts, seed: how the nodes were divided.
         store_hash: content hash of the store.
-        graph_hash: of the undirected graph, which keys its PPR.
-        num_nodes, num_arcs: of the undirected graph.
+        graph_hash, num_nodes, num_arcs: of the undirected graph; the hash keys its PPR.
         edge_cut: share of the edges whose ends lie in two parts.
         part_nodes, part_arcs: nodes and arcs of each part.
         modalities: whose features the shards carry.
-        files: size and digest of each file.
     """
 
     format: Literal["optimag-partition"] = FORMAT
     version: int = VERSION
-    method: Literal["metis", "streaming", "hash"]
+    method: Method
     parts: int = Field(ge=1, le=65535)
     seed: int
     store_hash: str
@@ -64,10 +62,8 @@ class PartitionMeta(Options):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "PartitionMeta":
-        for what, counts, total in (
-            ("nodes", self.part_nodes, self.num_nodes),
-            ("arcs", self.part_arcs, self.num_arcs),
-        ):
+        sums = ("nodes", self.part_nodes, self.num_nodes), ("arcs", self.part_arcs, self.num_arcs)
+        for what, counts, total in sums:
             if len(counts) != self.parts or sum(counts) != total:
                 raise ValueError(f"the {what} of its parts do not add up")
         shards = {shard_file(part) for part in range(self.parts)}
@@ -86,12 +82,7 @@ def feature_file(part: int, modality: str) -> str:
 
 
 class Shard:
-    """One part of the graph; nothing of the other parts is needed to read it.
-
-    Attributes:
-        nodes: (s,) int32 global ids, ascending.
-        rows: CSR of s rows; neighbours are global ids, ascending.
-    """
+    """One part: ``nodes`` (s,) int32 global ids, and ``rows``, CSR of s rows of global ids; both ascend."""
 
     def __init__(self, batch: pa.RecordBatch) -> None:
         neighbours = batch.column("neighbours")
@@ -100,19 +91,14 @@ class Shard:
 
 
 class Partition:
-    """A finished partition; files are mapped, and verified, when they are first asked for. Pickles as its path.
+    """A finished partition; files are mapped, and verified, when they are first asked for. Pickles as its ``path``.
 
     Every method raises ``InputError`` where a file it reads is damaged.
-
-    Attributes:
-        path: absolute path of the directory.
-        meta: see :class:`PartitionMeta`.
     """
 
     def __init__(self, path: Path, meta: PartitionMeta) -> None:
         self.path = path
         self.meta = meta
-        self._again = f"delete {path} and {_AGAIN}"
         self._maps: dict[str, ArrowMap] = {}
         self._shards: dict[int, Shard] = {}
         self._features: dict[tuple[int, str], tuple[np.ndarray, np.ndarray]] = {}
@@ -120,11 +106,7 @@ class Partition:
 
     @classmethod
     def open(cls, path: str | Path) -> "Partition":
-        """Open the partition at ``path``.
-
-        Raises:
-            InputError: there is none, it is unfinished or of another format, or a file is missing or truncated.
-        """
+        """Open the partition at ``path``; ``InputError`` where there is none that is whole and of this format."""
         path = Path(path).absolute()
         file = path / META
         if not file.is_file():
@@ -141,11 +123,7 @@ class Partition:
         return Partition.open, (self.path,)
 
     def verify(self) -> None:
-        """Read everything and compare it with what was recorded, whatever was verified before.
-
-        Raises:
-            InputError: names the first file whose content has changed.
-        """
+        """Read everything and compare it with what was recorded, whatever was verified before."""
         for file in (self._assignment_file, *map(self._shard_file, range(self.meta.parts))):
             file.verify()
         for part in range(self.meta.parts):
@@ -176,11 +154,9 @@ class Partition:
     def rows(self, node_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Neighbours of ``node_ids`` ((k,) integers, any order); maps the shards they lie in and no others.
 
-        Returns:
-            ``(indptr, indices)``: (k + 1,) int64 and (arcs,) int32 global ids.
+        Returns ``(indptr, indices)``: (k + 1,) int64 and (arcs,) int32 global ids.
         """
-        indptr = np.zeros(len(node_ids) + 1, np.int64)
-        np.cumsum(self.degrees[node_ids], out=indptr[1:])
+        indptr = row_pointers(self.degrees[node_ids])
         indices = np.empty(indptr[-1], np.int32)
         part, row = self.part[node_ids], self.row[node_ids]
         for index in np.unique(part):
@@ -195,12 +171,7 @@ class Partition:
         return {record.name: record for record in self.meta.modalities}
 
     def feature_file(self, part: int, modality: str) -> tuple[np.ndarray, np.ndarray]:
-        """Features of the nodes of ``part`` in shard order, where they lie, for kernels that read them there.
-
-        Returns:
-            The part of the mapped file that holds them, flat, of the stored dtype; and (batches,) int64: where in it
-            each batch of ``BATCH_ROWS`` rows begins.
-        """
+        """Features of the nodes of ``part`` in shard order, as :meth:`GraphStore.feature_file` gives them."""
         if (part, modality) not in self._features:
             self._features[part, modality] = self._feature_file(part, modality).flat("features")
         return self._features[part, modality]
@@ -208,8 +179,8 @@ class Partition:
     def present(self, part: int, modality: str) -> np.ndarray:
         """(s,) bool in shard order: whether the node has a value in ``modality``."""
         if (part, modality) not in self._present:
-            batches = self._feature_file(part, modality).batches()
-            self._present[part, modality] = np.concatenate([_present(batch) for batch in batches])
+            rows = [batch.column("present").to_numpy() for batch in self._feature_file(part, modality).batches()]
+            self._present[part, modality] = np.concatenate(rows).view(bool)
         return self._present[part, modality]
 
     @cached_property
@@ -261,20 +232,12 @@ class Partition:
         return self._map(feature_file(part, modality), columns, self.meta.part_nodes[part], BATCH_ROWS, check)
 
     def _map(
-        self,
-        name: str,
-        columns: dict[str, pa.DataType],
-        num_rows: int,
-        batch_rows: int | None,
-        check: Callable[[Sequence[pa.RecordBatch]], None],
+        self, name: str, columns: dict[str, pa.DataType], num_rows: int, batch_rows: int | None, check: Check
     ) -> ArrowMap:
         if name not in self._maps:
-            path, stored, bounds = self.path / name, self.meta.files[name], self.meta.model_dump_json(exclude={"files"})
+            stored, bounds = self.meta.files[name], self.meta.model_dump_json(exclude={"files"})
+            again = f"delete {self.path} and {_AGAIN}"
             self._maps[name] = ArrowMap(
-                path, stored, columns, num_rows, batch_rows, self._again, check=check, bounds=bounds
+                self.path / name, stored, columns, num_rows, batch_rows, again, check=check, bounds=bounds
             )
         return self._maps[name]
-
-
-def _present(batch: pa.RecordBatch) -> np.ndarray:
-    return batch.column("present").to_numpy().view(bool)

@@ -14,56 +14,34 @@ from optimag_dist.store.layout import StoredDtype
 
 @dataclass(frozen=True)
 class Labels:
-    """Labels as numbers.
-
-    Attributes:
-        codes: (n,) int32 position in ``classes``, −1 for unlabelled.
-        classes: the labels as text.
-    """
+    """Labels as numbers: ``codes`` (n,) int32 position in ``classes``, −1 for unlabelled."""
 
     codes: np.ndarray
     classes: tuple[str, ...]
 
 
 class FeatureReader(Protocol):
-    """One modality in the user's files.
-
-    Attributes:
-        width: numbers per node.
-        dtype: how the store keeps them.
-        bad: notes the bad rows.
-    """
+    """One modality in the user's files: numbers per node, how the store keeps them, and a collector of the bad rows."""
 
     width: int
     dtype: StoredDtype
     bad: BadRows
 
     def blocks(self) -> Iterator[np.ndarray]:
-        """(rows, width) floating blocks of at most ``BATCH_ROWS`` rows, exact; absent rows are all NaN.
-
-        Notes bad rows in ``bad``.
-        """
-        ...
+        """(rows, width) floating blocks of at most ``BATCH_ROWS`` rows, exact; absent rows are all NaN."""
 
     def describe(self, position: int) -> tuple[str | None, str]:
         """How to name number ``position`` of a row: its own column, if it has one, and words."""
-        ...
 
 
 class AttributeReader(Protocol):
-    """Raw text or pictures.
-
-    Attributes:
-        kind: what they are.
-        inputs_known: whether ``GraphSource.inputs`` names every file they are read from.
-    """
+    """Raw text or pictures; ``inputs_known`` tells whether ``GraphSource.inputs`` names all files."""
 
     kind: Literal["text", "image"]
     inputs_known: bool
 
     def blocks(self) -> Iterator[pa.Array]:
         """large_string (text) or large_binary (pictures) blocks of ``ATTRIBUTE_ROWS`` rows."""
-        ...
 
 
 @runtime_checkable
@@ -71,17 +49,13 @@ class GraphSource(Protocol):
     """A graph in the user's files; opening it has read headers and counts, and nothing that grows with the edges.
 
     Attributes:
-        name: the graph's.
         edge_file: the file that messages about edges name.
         directed: None to call the graph undirected when every edge comes in both directions.
-        num_nodes: n.
-        num_edges: rows of the edge list.
-        modalities: name → reader, at least one.
-        attributes: name → reader.
+        num_nodes, num_edges: n, and rows of the edge list.
+        modalities, attributes: name → reader; at least one modality.
         inputs: every file that is read.
         settings: what beside the files decides the result, as text.
         resident_bytes: what the source holds in memory while it is read, beside its ids.
-        notes: sentences about what is dropped or doubtful, complete when everything has been read.
     """
 
     name: str
@@ -97,21 +71,15 @@ class GraphSource(Protocol):
 
     @property
     def notes(self) -> Sequence[str]:
-        """What there is to say about the files; see above."""
-        ...
+        """Sentences about what is dropped or doubtful, complete when everything has been read."""
 
     def ids(self) -> pa.Array:
         """The users' ids, (n,) int64 or large_string."""
-        ...
 
-    def labels(self) -> Labels | None:
-        """The labels, if there are any."""
-        ...
+    def labels(self) -> Labels | None: ...
 
     def split(self) -> np.ndarray | None:
         """(n,) int8 position in ``SPLITS``, −1 for none; None without a split."""
-        ...
 
     def edge_batches(self, ids: pa.Array) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """(sources, targets) of the edges, each (k,) int64 node ids."""
-        ...

@@ -7,35 +7,32 @@
 """
 
 import errno
-import hashlib
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import TypeAlias
 
 from optimag_dist.files import LOCK, sync
-from optimag_dist.integrity import MappedFile, parse_record, read_record, write_record
+from optimag_dist.integrity import MappedFile, json_digest, parse_record, read_record, write_record
 from optimag_dist.locks import sole_user
 from optimag_dist.options import Options, validate_options
 from optimag_dist.remote_copies import MANIFEST, adopt, work_directory
-from optimag_dist.storage import AnyPath, RemotePath, located
+from optimag_dist.storage import AnyPath, RemotePath, file_sizes, located
 from optimag_dist.store.layout import STORE_FILES, VERSION, StoredFile, check_replaceable, old_store
 from optimag_dist.store.reader import GraphStore
 from optimag_dist.types import InputError
+
+#: Takes lines for people.
+Say: TypeAlias = Callable[[str], None]
 
 _PROGRESS = "progress.json"
 
 
 class FinishedFile(StoredFile):
-    """A file that is on the disk as it will be published.
-
-    Attributes:
-        facts: what else ``meta.json`` and the messages say of it.
-        beside: checksum of the file of the same name in the scratch folder; None where there is none.
-    """
+    """A file on the disk as it will be published; facts on it, and the checksum of its namesake in the scratch."""
 
     facts: Mapping[str, int] = {}
     beside: str | None = None
@@ -47,13 +44,8 @@ class _Progress(Options):
 
 
 class Staging:
-    """The folder a store is being made in.
-
-    Attributes:
-        store: folder of the files of the store.
-        scratch: folder for files that are not part of it.
-        finished: name → finished file, of this process and of interrupted ones before it.
-    """
+    """Folders for the files of a store that is being made, and for others; ``finished`` has those of
+    earlier runs too."""
 
     def __init__(self, directory: Path, fingerprint: str) -> None:
         self.scratch = directory
@@ -65,14 +57,9 @@ class Staging:
 
     def finish(self, name: str, stored: StoredFile, **facts: int) -> FinishedFile:
         """Record that file ``name`` of the store is complete and on the disk."""
-        beside = self.scratch / name
-        self.finished[name] = FinishedFile(
-            size=stored.size,
-            digest=stored.digest,
-            segments=stored.segments,
-            facts=facts,
-            beside=_checksum_of(beside) if beside.is_file() else None,
-        )
+        other = self.scratch / name
+        beside = _checksum_of(other) if other.is_file() else None
+        self.finished[name] = FinishedFile(**dict(stored), facts=facts, beside=beside)
         progress = _Progress(fingerprint=self._fingerprint, finished=self.finished)
         write_record(self.scratch / _PROGRESS, progress.model_dump(mode="json"))
         return self.finished[name]
@@ -95,9 +82,8 @@ class Staging:
             progress = validate_options(_Progress, read_record(path, ""), source=str(path))
         except InputError:
             return {}
-        if progress.fingerprint != self._fingerprint:
-            return {}
-        return {name: file for name, file in progress.finished.items() if self._is_whole(name, file)}
+        kept = progress.finished if progress.fingerprint == self._fingerprint else {}
+        return {name: file for name, file in kept.items() if self._is_whole(name, file)}
 
     def _is_whole(self, name: str, file: FinishedFile) -> bool:
         """Whether the bytes are those that were written: they are to be published as they are."""
@@ -110,44 +96,48 @@ class Staging:
             return False
 
 
-def staging_bytes(target: Path) -> int:
-    """Bytes that an interrupted run has left beside ``target``."""
-    return _bytes_under(_directory(target))
+def staging_directory(target: Path) -> Path:
+    return target.parent / f".{target.name}.partial"
+
+
+def bytes_under(directory: Path) -> int:
+    """Bytes of all files in a directory, which others may be changing, and below it."""
+    size = 0
+    with suppress(FileNotFoundError):
+        for path in directory.rglob("*"):
+            size += path.stat().st_size if path.is_file() else 0
+    return size
 
 
 def fingerprint(inputs: Sequence[Path], settings: str) -> str:
     """sha256 of the format version, the settings and of name, size and time of change of every input file."""
     stats = [(str(path.resolve()), path.stat()) for path in inputs]
     record = [VERSION, settings, *((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)]
-    return hashlib.sha256(json.dumps(record).encode()).hexdigest()
+    return json_digest(record)
 
 
 @contextmanager
-def staging(target: Path, fingerprint: str, needed: int, say: Callable[[str], None]) -> Iterator[Staging]:
+def staging(target: Path, fingerprint: str, needed: int, say: Say) -> Iterator[Staging]:
     """The folder to make the store ``target`` in; :func:`publish` it at the end of the block.
 
     First puts right what a killed process left: finished files made from the same ``fingerprint`` are kept, others go;
     a store that had been moved away comes back. A second process waits for the first one.
 
     An ``InputError`` in the block removes the folder: the input has to change. Any other error (a full disk, an
-    interrupt) leaves the finished files for the next attempt.
-
-    Args:
-        target: where the store is to stand.
-        fingerprint: of what it is made from, see :func:`fingerprint`.
-        needed: estimate of its bytes, for the message about a full disk.
-        say: takes lines for people.
-
-    Raises:
-        InputError: the folder cannot be written to, or the disk is full.
+    interrupt) leaves the finished files for the next attempt. ``needed`` is an estimate of the store's bytes, for the
+    message about a full disk. ``InputError`` where the folder cannot be written to, or the disk is full.
     """
-    directory = _directory(target)
+    directory = staging_directory(target)
 
     def busy(place: AnyPath, holder: str) -> None:
         say(f"{place}: another process ({holder}) is at work on this store; waiting for it to end")
 
     with sole_user(directory, busy):
-        _restore_old(target)
+        if (old := old_store(target)).exists():
+            if target.exists():
+                shutil.rmtree(old)
+            else:
+                os.rename(old, target)
         stage = Staging(directory, fingerprint)
         if stage.finished:
             say(f"{directory}: kept from an interrupted run: {', '.join(stage.finished)}")
@@ -160,7 +150,7 @@ def staging(target: Path, fingerprint: str, needed: int, say: Callable[[str], No
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             raise InputError(
-                f"{target}: the disk is full after {_bytes_under(directory):,} of at most {needed:,} bytes; "
+                f"{target}: the disk is full after {bytes_under(directory):,} of at most {needed:,} bytes; "
                 f"nothing was put in place: free some space and run the same command again, or remove {directory}"
             ) from error
         else:
@@ -191,11 +181,8 @@ def publish(stage: Staging, target: Path) -> None:
 
 
 def holds(target: Path, content_hash: str, overwrite: bool) -> bool:
-    """Whether a sound store of this content stands at ``target``.
-
-    Raises:
-        InputError: another one does, or a damaged one, and it must not be replaced.
-    """
+    """Whether a sound store of this content stands at ``target``; ``InputError`` where another does, not to be
+    replaced."""
     if not target.exists() or not any(target.iterdir()):
         return False
     try:
@@ -207,16 +194,12 @@ def holds(target: Path, content_hash: str, overwrite: bool) -> bool:
     except InputError as error:
         problem = str(error)
     if not overwrite:
-        raise InputError(f"{problem}; name another folder, or ask for the old one to be overwritten (overwrite)")
+        raise InputError(f"{problem}; name another folder, or have the old one overwritten (overwrite)")
     return False
 
 
-def put_in_place(stage: Staging, made: str, target: Path, overwrite: bool, say: Callable[[str], None]) -> None:
-    """:func:`publish` the store, whose content hash is ``made``, unless a sound one of that content stands there.
-
-    Raises:
-        InputError: another store stands there and must not be replaced.
-    """
+def put_in_place(stage: Staging, made: str, target: Path, overwrite: bool, say: Say) -> None:
+    """:func:`publish` the store, whose content hash is ``made``, unless ``target`` :func:`holds` it."""
     if holds(target, made, overwrite):
         say(f"{target}: holds this very graph already; left as it is")
     else:
@@ -224,11 +207,7 @@ def put_in_place(stage: Staging, made: str, target: Path, overwrite: bool, say: 
 
 
 def destination(out: str | AnyPath, source: GraphStore | None = None) -> AnyPath:
-    """Where a store is to be written that is made from ``source``.
-
-    Raises:
-        InputError: something that is no store stands there, or ``source`` itself.
-    """
+    """Where a store is to be written that is made from ``source``: neither there, nor where something else stands."""
     place = located(out)
     if isinstance(place, Path):
         place = place.resolve()
@@ -238,33 +217,23 @@ def destination(out: str | AnyPath, source: GraphStore | None = None) -> AnyPath
     return place
 
 
-def make_store(
-    place: AnyPath, make: Callable[[Path, bool], GraphStore], overwrite: bool, say: Callable[[str], None]
-) -> GraphStore:
+def make_store(place: AnyPath, make: Callable[[Path, bool], GraphStore], overwrite: bool, say: Say) -> GraphStore:
     """The store that ``make`` makes at a path of this host, replacing what stands there or not; sent to a remote
-    ``place`` when it is whole.
-
-    Raises:
-        InputError: ``place`` holds other things, or another store and not ``overwrite``.
-    """
+    ``place``, which must hold nothing else, when it is whole."""
     if isinstance(place, Path):
         return make(place, overwrite)
     with sole_user(place):
-        there = place.files()
+        there = file_sizes(place)
         foreign = [name for name in there if not any(fnmatch(name, pattern) for pattern in STORE_FILES)]
         if foreign and MANIFEST not in there:
-            raise InputError(
-                f"{place}: has {foreign[0]} in it, which is no part of a graph store; name a new folder to write to"
-            )
+            raise InputError(f"{place}: has {foreign[0]} in it, no part of a graph store; name a new folder for it")
         standing = _hash_of(place) if MANIFEST in there else None
         made = make(work_directory(place) / "store", True)
         if standing == made.content_hash:
             say(f"{place}: holds this very graph already; left as it is")
         elif standing is not None and not overwrite:
             what = f"holds another graph (hash {standing[:16]})" if standing else "holds a damaged graph"
-            raise InputError(
-                f"{place}: {what}; name another folder, or ask for the old one to be overwritten (overwrite)"
-            )
+            raise InputError(f"{place}: {what}; name another folder, or have the old one overwritten (overwrite)")
         else:
             adopt(made.path, place)
         return GraphStore.open(place)
@@ -280,21 +249,3 @@ def _hash_of(place: RemotePath) -> str:
 
 def _checksum_of(file: Path) -> str:
     return MappedFile(file, None, "").checksum()
-
-
-def _directory(target: Path) -> Path:
-    return target.parent / f".{target.name}.partial"
-
-
-def _bytes_under(directory: Path) -> int:
-    return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
-
-
-def _restore_old(target: Path) -> None:
-    old = old_store(target)
-    if not old.exists():
-        return
-    if target.exists():
-        shutil.rmtree(old)
-    else:
-        os.rename(old, target)

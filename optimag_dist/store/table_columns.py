@@ -39,11 +39,7 @@ def plain(array: pa.Array) -> pa.Array:
 
 
 def common_type(one: pa.DataType, other: pa.DataType) -> pa.DataType:
-    """The type that holds the values of both.
-
-    Raises:
-        pa.ArrowException: there is none.
-    """
+    """The type that holds the values of both; ``pa.ArrowException`` where there is none."""
     if one == other:
         return one
     binary = pa.types.is_large_binary

@@ -8,7 +8,7 @@ Reading the pairs once per window costs less than scattering into a mapped file 
 is sequential. Memory: 32 bytes per node and the buffer, however many edges there are.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,6 @@ from optimag_dist.jit import jit
 from optimag_dist.store.csr import is_symmetric
 from optimag_dist.types import CSR
 
-NODE_BYTES = 32
 # 268 MB of int32: a graph of thirty million edges needs one window.
 WINDOW_ARCS = 1 << 26
 _PAIRS = "pairs.bin"
@@ -28,14 +27,9 @@ _READ_PAIRS = 1 << 22
 
 @dataclass(frozen=True)
 class BuiltTopology:
-    """The topology and what was left out of it.
-
-    Attributes:
-        csr: row v holds the sources u of the arcs u→v, ascending; indices are mapped from a file.
-        self_loops: edges dropped because both ends are one node.
-        duplicates: edges dropped because an earlier one says the same.
-        directed: as asked for; where that was left open, whether some arc has no opposite.
-    """
+    """The topology and what was left out of it: row v of ``csr`` holds the sources u of the arcs u→v, ascending, mapped
+    from a file. Dropped were ``self_loops``, and as ``duplicates`` edges of which an earlier one says the same.
+    ``directed`` is as asked for; where that was left open, whether some arc has no opposite."""
 
     csr: CSR
     self_loops: int
@@ -51,19 +45,15 @@ def build_topology(
     window_arcs: int = WINDOW_ARCS,
     sorted_arcs: Callable[[int], object] = lambda arcs: None,
 ) -> BuiltTopology | None:
-    """Build the in-CSR of ``num_nodes`` nodes from batches of (sources, targets), both (k,) int64 node ids.
+    """Build the in-CSR of ``num_nodes`` nodes from batches of (sources, targets), both (k,) int64 node ids, read once;
+    None when every edge joins a node to itself.
 
     Args:
-        batches: the edges; read once.
-        num_nodes: n.
         directed: False stores every edge both ways; None takes the edges as they are and finds out whether they come
             in both directions.
         scratch: folder for the pairs (removed) and for the indices, which the result maps.
         window_arcs: size of the buffer in arcs; one row that is longer gets a longer one.
         sorted_arcs: told how many arcs have been sorted since the last call.
-
-    Returns:
-        None when every edge joins a node to itself.
     """
     dtype = np.dtype(np.int32 if num_nodes < 2**31 else np.int64)
     both_ways = directed is False
@@ -83,15 +73,20 @@ def build_topology(
         starts = np.zeros(num_nodes + 1, np.int64)
         np.cumsum(degree, out=starts[1:])
         with (scratch / _INDICES).open("wb") as file:
-            for first, last in _windows(starts, window_arcs):
+            first = 0
+            while first < num_nodes:
+                last = int(np.searchsorted(starts, starts[first] + window_arcs, side="right")) - 1
+                last = max(last, first + 1)
                 begins = starts[first : last + 1] - starts[first]
                 arcs = np.empty(begins[-1], dtype)
                 place = begins[:-1].copy()
-                for block in _read_pairs(pairs, dtype):
-                    _scatter(block, first, last, both_ways, place, arcs)
+                with pairs.open("rb") as staged:
+                    while len(ends := np.fromfile(staged, dtype, 2 * _READ_PAIRS)):
+                        _scatter(ends.reshape(-1, 2), first, last, both_ways, place, arcs)
                 kept = _sort_rows(begins, arcs, degree[first:last])
                 file.write(arcs[:kept].data)
                 sorted_arcs(len(arcs))
+                first = last
     finally:
         pairs.unlink(missing_ok=True)
     np.cumsum(degree, out=starts[1:])
@@ -100,21 +95,6 @@ def build_topology(
     if directed is None:
         directed = not is_symmetric(csr)
     return BuiltTopology(csr, num_edges - num_pairs, num_pairs - kept_edges, directed)
-
-
-def _windows(starts: np.ndarray, window_arcs: int) -> Iterator[tuple[int, int]]:
-    first, num_nodes = 0, len(starts) - 1
-    while first < num_nodes:
-        last = int(np.searchsorted(starts, starts[first] + window_arcs, side="right")) - 1
-        last = max(last, first + 1)
-        yield first, last
-        first = last
-
-
-def _read_pairs(path: Path, dtype: np.dtype) -> Iterator[np.ndarray]:
-    with path.open("rb") as file:
-        while len(block := np.fromfile(file, dtype, 2 * _READ_PAIRS)):
-            yield block.reshape(-1, 2)
 
 
 @jit(nogil=True)

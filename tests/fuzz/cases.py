@@ -31,8 +31,7 @@ from optimag_dist.inference.ids import read_ids
 from optimag_dist.inference.trained import TrainedModel
 from optimag_dist.options import load_options, validate_options
 from optimag_dist.ppr import PPRArtefact, PPROptions
-from optimag_dist.ppr.artefact import artefact_key
-from optimag_dist.ppr.block import block_name, write_block
+from optimag_dist.ppr.artefact import artefact_key, block_name, write_block
 from optimag_dist.ppr.topk import push_sources
 from optimag_dist.store import GraphStore, ingest
 from optimag_dist.store.csr import graph_hash, symmetrise

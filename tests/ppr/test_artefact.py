@@ -10,8 +10,7 @@ import pyarrow as pa
 import pytest
 
 from optimag_dist.ppr import PPRArtefact, PPROptions, ppr_topk
-from optimag_dist.ppr.blocks import RunTotals
-from optimag_dist.ppr.driver import compute_ppr
+from optimag_dist.ppr.driver import RunTotals, compute_ppr
 from optimag_dist.store import GraphStore
 from optimag_dist.types import InputError
 

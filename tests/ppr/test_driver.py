@@ -19,9 +19,7 @@ from typer.testing import CliRunner
 
 from optimag_dist import cli
 from optimag_dist.ppr import PPRArtefact, PPROptions
-from optimag_dist.ppr.blocks import RunTotals
-from optimag_dist.ppr.driver import compute_ppr
-from optimag_dist.ppr.placement import Sharded
+from optimag_dist.ppr.driver import RunTotals, Sharded, compute_ppr
 from optimag_dist.ppr.sharded import ShardedPusher, actor_bytes
 from optimag_dist.store import GraphStore, PartitionOptions, partition_store
 from optimag_dist.store.partition import find_partition

@@ -9,8 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from optimag_dist.ppr import PPROptions, symmetrise
-from optimag_dist.ppr.row_cache import RowCache, whole_graph_words
-from optimag_dist.ppr.sharded import MB, Fetch, ShardedPusher, requests
+from optimag_dist.ppr.sharded import MB, Fetch, RowCache, ShardedPusher, requests, whole_graph_words
 from optimag_dist.ppr.topk import TopK, push_sources
 from optimag_dist.types import CSR, InputError
 

@@ -16,8 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from optimag_dist.ppr import PPRArtefact, PPROptions, update
-from optimag_dist.ppr.artefact import artefact_key
-from optimag_dist.ppr.block import block_name, write_block
+from optimag_dist.ppr.artefact import artefact_key, block_name, write_block
 from optimag_dist.ppr.driver import compute_ppr
 from optimag_dist.ppr.topk import push_sources
 from optimag_dist.ppr.update import ArtefactUpdate, UpdateOptions, update_ppr

@@ -28,10 +28,10 @@ from optimag_dist.store import (
     split_links,
     staging,
 )
+from optimag_dist.store.arrow_files import write_topology
 from optimag_dist.store.csr import graph_hash
-from optimag_dist.store.edge_changes import EdgeChanges, apply_changes
+from optimag_dist.store.derive import EdgeChanges, apply_changes
 from optimag_dist.store.layout import TOPOLOGY, read_meta, write_meta
-from optimag_dist.store.writer import write_topology
 from optimag_dist.types import CSR, InputError
 
 from ..ppr.ppr_oracle import csr_of_arcs, exact_ppr, undirected_dense

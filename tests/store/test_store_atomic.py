@@ -13,12 +13,13 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pytest
 
 from optimag_dist.files import sole_writer
-from optimag_dist.store import GraphStore, features, ingest, needs, staging
-from optimag_dist.store.writer import ArrowFile
+from optimag_dist.store import GraphStore, features, ingest, staging
+from optimag_dist.store.arrow_files import ArrowFile
 from optimag_dist.types import InputError
 
 # The package exports a function of this name.
@@ -296,15 +297,15 @@ def test_full_device_is_told_from_other_errors():
 
 
 def test_too_small_a_disk_is_refused_before_anything_is_written(make, tmp_path, monkeypatch):
-    monkeypatch.setattr(needs.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 90, 10))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 90, 10))
     with pytest.raises(InputError, match=r"needs about [\d,]+ bytes of disk and .* has 10; free some"):
         ingest(make(), tmp_path / "out" / "store")
     assert names(tmp_path) == ["in"]
 
 
 def test_too_little_memory_is_said(make, tmp_path, monkeypatch):
-    memory = needs.psutil.virtual_memory()._replace(available=1000)
-    monkeypatch.setattr(needs.psutil, "virtual_memory", lambda: memory)
+    memory = psutil.virtual_memory()._replace(available=1000)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
     lines = []
     ingest(make(), tmp_path / "store", say=lines.append)
     assert lines[0].startswith("needs up to about")

@@ -6,8 +6,9 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from optimag_dist.store import edges, ingest, needs
+from optimag_dist.store import edges, ingest
 from optimag_dist.store.importers import open_source
+from optimag_dist.store.ingest import estimate_needs
 from optimag_dist.types import InputError
 
 N, M, PARTS = 300, 2000, 4
@@ -106,17 +107,17 @@ def test_estimate_of_disk_holds_and_is_no_more_than_a_few_times_too_much(tmp_pat
     n, m, width = 20_000, 200_000, 8
     np.savez(tmp_path / "g.npz", edges=rng.integers(0, n, (m, 2)), x_a=rng.random((n, width)))
     source = open_source(tmp_path / "g.npz")
-    estimate = needs.estimate(source, source.ids())
+    _, disk = estimate_needs(source, source.ids())
     store = ingest(tmp_path / "g.npz", tmp_path / "store")
     size = sum(path.stat().st_size for path in store.path.iterdir())
-    assert size <= estimate.disk <= 4 * size
+    assert size <= disk <= 4 * size
 
 
 def test_estimate_of_memory_grows_with_nodes_and_hardly_with_edges(tmp_path):
     def memory(n, m):
         np.savez(tmp_path / "g.npz", edges=np.zeros((m, 2), np.int32), x_a=np.zeros((n, 1), np.float16))
         source = open_source(tmp_path / "g.npz")
-        return needs.estimate(source, source.ids()).memory
+        return estimate_needs(source, source.ids())[0]
 
     base = memory(1000, 1000)
     assert 30 * 10**6 < memory(10**6, 1000) - base < 200 * 10**6

@@ -13,7 +13,7 @@ import yaml
 
 from optimag_dist.inference.ids import read_ids
 from optimag_dist.store import ingest
-from optimag_dist.store.edge_changes import read_changes
+from optimag_dist.store.derive import read_changes
 from optimag_dist.types import InputError
 
 NODES = "id,p\na,1\nb,2\nc,3\n"

@@ -19,7 +19,7 @@ from optimag_dist.layerwise import LayerwiseForward
 from optimag_dist.ppr import PPRArtefact
 from optimag_dist.sampling import GroupLoader, LocalSource, SeedBatcher
 from optimag_dist.store import GraphStore, LinkQueries, LinkSplitOptions, split_links
-from optimag_dist.store.edge_changes import EdgeChanges, apply_changes
+from optimag_dist.store.derive import EdgeChanges, apply_changes
 from optimag_dist.tasks.decoders import DotDecoder, MLPDecoder
 from optimag_dist.tasks.link_prediction import LinkPrediction, LinkPredictionOptions
 from optimag_dist.tasks.task import TaskContext

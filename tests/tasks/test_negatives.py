@@ -13,8 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optimag_dist.ppr import PPRArtefact, PPROptions
-from optimag_dist.ppr.artefact import artefact_key
-from optimag_dist.ppr.block import block_name, write_block
+from optimag_dist.ppr.artefact import artefact_key, block_name, write_block
 from optimag_dist.ppr.topk import push_sources
 from optimag_dist.store.csr import contains
 from optimag_dist.tasks.negatives import no_edges, ppr_hard_negatives

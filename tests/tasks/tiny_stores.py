@@ -8,8 +8,7 @@ import numpy as np
 
 from optimag_dist.options import validate_options
 from optimag_dist.ppr import PPRArtefact, PPROptions
-from optimag_dist.ppr.artefact import artefact_key
-from optimag_dist.ppr.block import block_name, write_block
+from optimag_dist.ppr.artefact import artefact_key, block_name, write_block
 from optimag_dist.ppr.topk import push_sources
 from optimag_dist.sampling import ExampleFn, GraphDataSource, GroupLoader, SeedBatcher, nodes_alone
 from optimag_dist.store import GraphStore, ingest

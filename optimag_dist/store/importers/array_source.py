@@ -4,30 +4,53 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pyarrow as pa
+from pydantic import AfterValidator
 
-from optimag_dist.store.arrays import ArrayFeatures, RowSource
-from optimag_dist.store.bad_rows import BadRows
+from optimag_dist.imported import absolute
+from optimag_dist.options import Options
+from optimag_dist.store.arrays import ArrayFeatures, NpyRows, RowSource
+from optimag_dist.store.bad_rows import BadRows, listed
 from optimag_dist.store.edges import BATCH_EDGES
-from optimag_dist.store.importers.options import ImportOptions
 from optimag_dist.store.layout import SPLITS, check_names
 from optimag_dist.store.source import AttributeReader, FeatureReader, Labels
 from optimag_dist.types import InputError
 
 
+class ImportOptions(Options):
+    """Changes to what an importer finds, given as ``key=value``.
+
+    Attributes:
+        importer: what reads the source, a layout of ours or ``file.py:name`` (docs/extending.md); by default found out.
+        name: the graph's; by default that of the file or folder.
+        directed: whether source and target differ in meaning; by default what the layout says.
+        features: modality → ``.npy`` file of shape (nodes, width), relative to the source's folder, in place of the
+            modality found or beside it.
+        encoder: MM-Graph: whose features to take, such as ``t5vit`` for ``t5vit_feat.pt``.
+        split: OGB: folder under ``split/``, where there are several.
+    """
+
+    importer: Annotated[str, AfterValidator(absolute)] | None = None
+    name: str | None = None
+    directed: bool | None = None
+    features: Mapping[str, str] = {}
+    encoder: str | None = None
+    split: str | None = None
+
+
 @dataclass(kw_only=True)
 class ArraySource:
-    """A :class:`GraphSource` of arrays; row i is node i.
+    """A :class:`GraphSource` of arrays; row i is node i. Modalities that the user names in the options come on top.
 
     Attributes:
         edges: (m, 2) integers, source and target.
         user_ids: (n,) ids; by default 0, 1, …, n − 1.
-        known_labels: the labels, if there are any.
         known_split: (n,) int8 position in ``SPLITS``, −1 for none.
+        folder: that the options' files are relative to; by default that of ``edge_file``.
         unused: what else the file holds, in words such as ``'year' int64 (50,)``; it is said and otherwise ignored.
-        options: what the user said.
     """
 
     name: str
@@ -42,6 +65,7 @@ class ArraySource:
     known_split: np.ndarray | None = None
     user_ids: pa.Array | None = None
     attributes: Mapping[str, AttributeReader] = field(default_factory=dict)
+    folder: Path | None = None
     unused: Sequence[str] = ()
     num_edges: int = field(init=False)
     notes: tuple[str, ...] = field(init=False)
@@ -54,17 +78,23 @@ class ArraySource:
                 f"{self.edge_file}: edges must be integers of shape (edges, 2), numbers of nodes counted from 0; got "
                 f"{self.edges.dtype} {self.edges.shape}"
             )
+        folder = self.folder or self.edge_file.parent
+        given = {name: folder / file for name, file in self.options.features.items()}
+        self.modalities = dict(self.modalities) | {
+            name: ArrayFeatures(file, NpyRows(file), self.num_nodes, "the graph") for name, file in given.items()
+        }
+        self.inputs = (*self.inputs, *given.values())
         if self.edges.shape[0] == 0:
             raise InputError(f"{self.edge_file}: there are no edges, and so no structure to align with")
         if not self.modalities:
             raise InputError(
                 f"{self.edge_file}: no features of nodes were found; name a file with features.NAME=FILE.npy"
-                + (f". Not used: {_listed(self.unused)}" if self.unused else "")
+                + (f". Not used: {listed(self.unused, 12, str)}" if self.unused else "")
             )
         for names in (self.modalities, self.attributes):
             check_names(names, f"{self.edge_file}: ")
 
-        self.notes = (f"{self.edge_file}: not used: {_listed(self.unused)}",) if self.unused else ()
+        self.notes = (f"{self.edge_file}: not used: {listed(self.unused, 12, str)}",) if self.unused else ()
         self.num_edges = self.edges.shape[0]
         self.settings = json.dumps([self.options.model_dump(mode="json"), sorted(self.modalities), self.directed])
         features = [reader for reader in self.modalities.values() if isinstance(reader, ArrayFeatures)]
@@ -80,11 +110,7 @@ class ArraySource:
         return self.known_split
 
     def edge_batches(self, ids: pa.Array) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """(sources, targets), each (k,) int64.
-
-        Raises:
-            InputError: after the last batch, an endpoint below 0 or beyond the last node.
-        """
+        """(sources, targets), each (k,) int64; after the last, ``InputError`` about an end that is no node."""
         n = len(ids)
         bad = BadRows(self.edge_file, "")
         first = 0
@@ -107,26 +133,19 @@ class ArraySource:
 def labels_of(place: str, y: np.ndarray | None, num_nodes: int, classes: Sequence[str] | None = None) -> Labels | None:
     """Whole numbers with −1 or NaN for unlabelled; without ``classes`` those of the distinct numbers.
 
-    Raises:
-        InputError: not one label per node, none at all, fractions, negative ones but −1, or a number without a class.
+    ``InputError``: not one label per node, none at all, fractions, negative ones but −1, or a number without a class.
     """
     if y is None:
         return None
     y = _flat(y)
     if y.shape != (num_nodes,) or y.dtype.kind not in "iufb":
-        raise InputError(
-            f"{place}: needed one whole number per node ({num_nodes:,} nodes), got {y.dtype} of shape {y.shape}"
-        )
+        raise InputError(f"{place}: needed one whole number per node ({num_nodes:,} nodes), got {y.dtype} {y.shape}")
     unlabelled = np.isnan(y) if y.dtype.kind == "f" else np.zeros(num_nodes, bool)
     known = np.where(unlabelled, -1, y.astype(np.float64)) if y.dtype.kind == "f" else y
     _refuse_first(place, known != np.floor(known), lambda row: f"the label {y[row]} is not whole")
     # Codes are stored in 32 bits, and no classes are that many.
     _refuse_first(place, known >= 2**31, lambda row: f"the label {y[row]} is no number of a class; they end at 2³¹")
-    _refuse_first(
-        place,
-        known < -1,
-        lambda row: f"the label is {y[row]}, and of negative numbers only −1 has a meaning: no label",
-    )
+    _refuse_first(place, known < -1, lambda row: f"the label is {y[row]}; below 0 only −1 has a meaning: no label")
     numbers = known.astype(np.int64)
     unlabelled |= numbers < 0
     if unlabelled.all():
@@ -136,11 +155,8 @@ def labels_of(place: str, y: np.ndarray | None, num_nodes: int, classes: Sequenc
         codes = np.searchsorted(distinct, numbers)
         names = tuple(str(number) for number in distinct)
     else:
-        _refuse_first(
-            place,
-            numbers >= len(classes),
-            lambda row: f"the label {numbers[row]} has no class; there are {len(classes)}",
-        )
+        wrong = numbers >= len(classes)
+        _refuse_first(place, wrong, lambda row: f"the label {numbers[row]} has no class; there are {len(classes)}")
         codes, names = numbers, tuple(classes)
     return Labels(np.where(unlabelled, -1, codes).astype(np.int32), names)
 
@@ -155,11 +171,8 @@ SPLIT_KEYS = tuple(f"{name}_{kind}" for names in _PART_KEYS.values() for name in
 def split_of(place: str, arrays: Mapping[str, np.ndarray | None], num_nodes: int) -> np.ndarray | None:
     """(n,) int8 position in ``SPLITS``, −1 for none; None without any of ``SPLIT_KEYS`` in ``arrays``.
 
-    ``<part>_mask`` has a boolean, or 0 or 1, for every node; ``<part>_idx`` lists the part's nodes.
-
-    Raises:
-        InputError: a mask or list of another shape or with other numbers, a node that does not exist or that stands
-            in two parts or twice in a list.
+    ``<part>_mask`` has a boolean, or 0 or 1, for every node; ``<part>_idx`` lists the part's nodes. ``InputError``
+    about a mask or list of another shape or with other numbers, and a node that stands in two parts or twice in a list.
     """
     split = None
     for code, part in enumerate(SPLITS):
@@ -180,18 +193,13 @@ def split_of(place: str, arrays: Mapping[str, np.ndarray | None], num_nodes: int
 
 def _mask(place: str, values: np.ndarray, num_nodes: int) -> np.ndarray:
     if values.ndim == 2 and values.shape[0] == num_nodes and values.shape[1] > 1:
-        raise InputError(
-            f"{place}: {values.shape[1]} splits, one in each column; save the one you mean, such as mask[:, 0]"
-        )
+        raise InputError(f"{place}: {values.shape[1]} splits, one a column; save the one you mean, such as mask[:, 0]")
     values = _flat(values)
     if values.shape != (num_nodes,) or values.dtype.kind not in "biuf":
         raise InputError(
-            f"{place}: needed a mask, true or false for each of {num_nodes:,} nodes, got {values.dtype} of shape "
-            f"{values.shape}; {_LISTS}"
+            f"{place}: needed a mask, true or false for {num_nodes} nodes, got {values.dtype} {values.shape}; {_LISTS}"
         )
-    _refuse_first(
-        place, (values != 0) & (values != 1), lambda row: f"a mask is made of 0 and 1, got {values[row]}; {_LISTS}"
-    )
+    _refuse_first(place, (values != 0) & (values != 1), lambda row: f"a mask has 0 and 1, got {values[row]}; {_LISTS}")
     return values.astype(bool)
 
 
@@ -200,22 +208,14 @@ def _listed_nodes(place: str, values: np.ndarray, num_nodes: int) -> np.ndarray:
     if values.size == 0:
         return np.zeros(num_nodes, bool)
     if values.ndim != 1 or values.dtype.kind not in "iu":
-        raise InputError(
-            f"{place}: needed a list of nodes, whole numbers, got {values.dtype} of shape {values.shape}; {_MASKS}"
-        )
-    _refuse_first(
-        place,
-        (values < 0) | (values >= num_nodes),
-        lambda row: f"there is no node {values[row]}; they are 0 … {num_nodes - 1}",
-    )
+        raise InputError(f"{place}: needed a list of nodes, whole numbers, got {values.dtype} {values.shape}; {_MASKS}")
+    wrong = (values < 0) | (values >= num_nodes)
+    _refuse_first(place, wrong, lambda row: f"there is no node {values[row]}; they are 0 … {num_nodes - 1}")
     chosen = np.zeros(num_nodes, bool)
     chosen[values] = True
     if chosen.sum() < len(values):
-        firsts = np.unique(values, return_index=True)[1]
-        row = int(np.setdiff1d(np.arange(len(values)), firsts)[0])
-        raise InputError(
-            f"{place}, row {row + 1}: node {values[row]} is there twice, and a list has each node once; {_MASKS}"
-        )
+        row = int(np.setdiff1d(np.arange(len(values)), np.unique(values, return_index=True)[1])[0])
+        raise InputError(f"{place}, row {row + 1}: node {values[row]} is there twice, and a list has it once; {_MASKS}")
     return chosen
 
 
@@ -230,17 +230,8 @@ def _refuse_first(place: str, wrong: np.ndarray, describe: Callable[[int], str])
         raise InputError(f"{place}, row {rows[0] + 1}: {describe(int(rows[0]))}{more}")
 
 
-def _listed(names: Sequence[str], at_most: int = 12) -> str:
-    more = f" and {len(names) - at_most} more" if len(names) > at_most else ""
-    return ", ".join(names[:at_most]) + more
-
-
 def num_nodes_of(place: str, per_node: Mapping[str, tuple[int, ...]]) -> int:
-    """The rows of the first of the arrays, whose shapes are given.
-
-    Raises:
-        InputError: it has none.
-    """
+    """The rows of the first of the arrays, whose shapes are given; ``InputError`` where it has none."""
     key, shape = next(iter(per_node.items()))
     if not shape:
         raise InputError(f"{place}, {key!r}: needed one row per node, got a single value")

@@ -1,7 +1,7 @@
-"""DGL: a file of ``dgl.save_graphs`` with one homogeneous graph."""
+"""DGL: a file of ``dgl.save_graphs`` with one homogeneous graph. MAGB (arXiv 2410.09132): one beside features."""
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +10,14 @@ import numpy as np
 from optimag_dist.dgl_package import import_dgl
 from optimag_dist.store.arrays import ArrayFeatures, ArrayRows, reason_of
 from optimag_dist.store.bad_rows import reading
-from optimag_dist.store.importers.array_source import SPLIT_KEYS, ArraySource, labels_of, split_of
-from optimag_dist.store.importers.options import ImportOptions
+from optimag_dist.store.importers.array_source import SPLIT_KEYS, ArraySource, ImportOptions, labels_of, split_of
 from optimag_dist.store.importers.torch_file import as_numpy, described
 from optimag_dist.types import InputError
 
 # Little-endian, at the head of every file of dgl.save_graphs.
 _MAGIC = (0xDD2E4FF046B4A13F).to_bytes(8, "little")
 _LABELS = ("label", "labels", "y")
+_MAGB_FOLDERS = {"text": "TextFeature", "image": "ImageFeature"}
 
 
 def is_dgl(path: Path) -> bool:
@@ -29,10 +29,8 @@ def is_dgl(path: Path) -> bool:
 def open_dgl(path: Path, options: ImportOptions) -> ArraySource:
     """A DGL graph with its node data: floating matrices are modalities, ``label`` (−1: none), ``train_mask`` ….
 
-    It is undirected when every edge comes in both directions. DGL reads the whole file into memory.
-
-    Raises:
-        InputError: no graph, several, of several kinds of nodes, node data that cannot be used, or DGL is not there.
+    It is undirected when every edge comes in both directions. DGL reads the whole file into memory. ``InputError``: not
+    one graph of one kind of nodes and edges, node data that cannot be used, or DGL is not there.
     """
     graph, beside = load_graph(path)
     n = graph.num_nodes()
@@ -43,16 +41,11 @@ def open_dgl(path: Path, options: ImportOptions) -> ArraySource:
         for name, array in data.items()
         if array.ndim == 2 and array.dtype.kind == "f" and name not in _LABELS
     }
-    given = options.given_features(path.parent, n)
-    return graph_source(path, graph, modalities | given, options, beside, taken=modalities)
+    return graph_source(path, graph, modalities, options, beside)
 
 
 def load_graph(path: Path) -> tuple[Any, list[str]]:
-    """The ``dgl.DGLGraph`` in ``path``, and what stands beside it in the file, for people.
-
-    Raises:
-        InputError: no graph, several, or of several kinds of nodes or edges, or DGL is not there.
-    """
+    """The ``dgl.DGLGraph`` in ``path``, and what stands beside it in the file, for people."""
     dgl = import_dgl(f"{path}: a graph saved by DGL", "write it as .npz where DGL is (docs/ingest.md)")
     try:
         graphs, beside = dgl.load_graphs(str(path))
@@ -60,13 +53,10 @@ def load_graph(path: Path) -> tuple[Any, list[str]]:
     except Exception as error:
         reason = re.sub(r"^\[.*?\] \S+: (Check failed: )?", "", reason_of(error))
         raise InputError(
-            f"{path}: cannot be read, it is damaged or cut short ({reason}); copy it again or write it with "
-            "dgl.save_graphs"
+            f"{path}: cannot be read, it is damaged or cut short ({reason}); copy it again, or dgl.save_graphs"
         ) from error
     if len(graphs) != 1:
-        raise InputError(
-            f"{path}: needed one graph, got {len(graphs)}; save that alone: dgl.save_graphs(path, [graph])"
-        )
+        raise InputError(f"{path}: needed one graph, got {len(graphs)}; save it alone: dgl.save_graphs(path, [graph])")
     graph = graphs[0]
     if len(graph.ntypes) > 1:
         raise InputError(
@@ -83,21 +73,15 @@ def load_graph(path: Path) -> tuple[Any, list[str]]:
 
 
 def graph_source(
-    path: Path,
-    graph: Any,
-    modalities: dict[str, ArrayFeatures],
-    options: ImportOptions,
-    beside: Sequence[str],
-    *,
-    taken: Collection[str] = (),
+    path: Path, graph: Any, modalities: dict[str, ArrayFeatures], options: ImportOptions, beside: Sequence[str]
 ) -> ArraySource:
-    """``graph`` with ``modalities``, of which ``taken`` stand in its node data; ``beside`` is not used."""
+    """``graph`` with ``modalities`` from its node data; ``beside`` is not used."""
     n = graph.num_nodes()
     sources, targets = graph.edges()
     data = {name: as_numpy(f"{path}, node data {name!r}", tensor) for name, tensor in graph.ndata.items()}
     label = next((name for name in _LABELS if name in data), "")
     # What DGL notes itself, such as _ID, begins with an underscore.
-    used = {label, *SPLIT_KEYS, *taken}
+    used = {label, *SPLIT_KEYS, *modalities}
     return ArraySource(
         name=options.name or path.stem,
         edge_file=path,
@@ -105,21 +89,61 @@ def graph_source(
         num_nodes=n,
         edges=ArrayRows(np.stack([as_numpy(str(path), sources), as_numpy(str(path), targets)], axis=1)),
         modalities=modalities,
-        inputs=(path, *options.feature_files(path.parent)),
+        inputs=(path,),
         options=options,
         known_labels=labels_of(f"{path}, node data {label!r}", data.get(label), n),
         known_split=split_of(f"{path}, node data", {key: data.get(key) for key in SPLIT_KEYS}, n),
         unused=[
-            *(
-                described(name, tensor)
-                for name, tensor in sorted(graph.ndata.items())
-                if name not in used and not name.startswith("_")
-            ),
-            *(
-                f"edge data {described(name, tensor)}"
-                for name, tensor in sorted(graph.edata.items())
-                if not name.startswith("_")
-            ),
+            *(described(*item) for item in sorted(graph.ndata.items()) if item[0] not in used and item[0][0] != "_"),
+            *(f"edge data {described(*item)}" for item in sorted(graph.edata.items()) if item[0][0] != "_"),
             *beside,
         ],
     )
+
+
+def is_magb(folder: Path) -> bool:
+    return bool(_graph_files(folder))
+
+
+def open_magb(folder: Path, options: ImportOptions) -> ArraySource:
+    """A dataset's folder: ``<Name>Graph.pt`` of ``dgl.save_graphs``, ``TextFeature/*.npy``, ``ImageFeature/*.npy``.
+
+    Without these two folders every ``.npy`` file beside the graph is a modality, of its own name or that of the
+    options. Where there are several encoders, the options' ``features`` choose. The graph is undirected unless they say
+    otherwise, as in the benchmark. Layout: https://github.com/sktsherlock/MAGB, README.
+
+    ``InputError``: several graphs, several encoders and none chosen, or a file that cannot be used.
+    """
+    graphs = _graph_files(folder)
+    if len(graphs) > 1:
+        raise InputError(f"{folder}: several DGL graphs, {', '.join(path.name for path in graphs)}; leave one there")
+    graph, beside = load_graph(graphs[0])
+    options = options.model_copy(
+        update={
+            "name": options.name or folder.resolve().name,
+            "directed": bool(options.directed),
+            "features": _found(folder, options) | dict(options.features),
+        }
+    )
+    return graph_source(graphs[0], graph, {}, options, beside)
+
+
+def _graph_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_file() and is_dgl(path))
+
+
+def _found(folder: Path, options: ImportOptions) -> dict[str, str]:
+    if not any((folder / name).is_dir() for name in _MAGB_FOLDERS.values()):
+        given = set(options.features.values())
+        return {path.stem: path.name for path in sorted(folder.glob("*.npy")) if path.name not in given}
+    found = {}
+    for modality, name in _MAGB_FOLDERS.items():
+        files = sorted((folder / name).glob("*.npy"))
+        if len(files) > 1 and modality not in options.features:
+            raise InputError(
+                f"{folder / name}: several encoders, {', '.join(path.name for path in files)}; choose with "
+                f"features.{modality}={name}/FILE"
+            )
+        if files:
+            found[modality] = f"{name}/{files[0].name}"
+    return found

@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from optimag_dist.store.arrays import ArrayFeatures, ArrayRows
-from optimag_dist.store.importers.array_source import SPLIT_KEYS, ArraySource, labels_of, split_of
-from optimag_dist.store.importers.options import ImportOptions
+from optimag_dist.store.importers.array_source import SPLIT_KEYS, ArraySource, ImportOptions, labels_of, split_of
 from optimag_dist.store.importers.torch_file import as_numpy, attribute, described, load_tensors
 from optimag_dist.types import InputError
 
@@ -25,12 +24,9 @@ def open_mm_graph(folder: Path, options: ImportOptions) -> ArraySource:
 
     An encoder's file ``<encoder>_feat.pt`` holds text and image side by side, text first, half of the width each; the
     two become the modalities ``text`` and ``image``. The graph is undirected unless the options say otherwise, as in
-    the benchmark.
+    the benchmark. Layout: https://github.com/mm-graph-benchmark/mm-graph-benchmark, nc_dataset.py and lp_dataset.py.
 
-    Layout: https://github.com/mm-graph-benchmark/mm-graph-benchmark, nc_dataset.py and lp_dataset.py.
-
-    Raises:
-        InputError: several encoders and none chosen, or a file that is missing or cannot be used.
+    ``InputError``: several encoders and none chosen, or a file that is missing or cannot be used.
     """
     links = sorted(folder.glob(_LINKS))
     unused = []
@@ -39,7 +35,11 @@ def open_mm_graph(folder: Path, options: ImportOptions) -> ArraySource:
         edges = as_numpy(str(edge_file), load_tensors(edge_file))
         unused = [path.name for path in links]
     else:
-        edge_file = _only(links, folder)
+        if len(links) > 1:
+            raise InputError(
+                f"{folder}: several edge splits, {', '.join(path.name for path in links)}; leave one there"
+            )
+        edge_file = links[0]
         edges = _train_edges(edge_file)
     feature_file = _feature_file(folder, options)
     features = as_numpy(str(feature_file), load_tensors(feature_file))
@@ -47,11 +47,10 @@ def open_mm_graph(folder: Path, options: ImportOptions) -> ArraySource:
         raise InputError(f"{feature_file}: needed shape (nodes, 2 × width), got {features.shape}")
     n, half = len(features), features.shape[1] // 2
     label_file, split_file = folder / "labels-w-missing.pt", folder / "split.pt"
+    labels = as_numpy(str(label_file), load_tensors(label_file)) if label_file.is_file() else None
     split = load_tensors(split_file) if split_file.is_file() else {}
     if not isinstance(split, Mapping):
-        raise InputError(
-            f"{split_file}: needed a dictionary of train_idx, val_idx, test_idx, got {type(split).__name__}"
-        )
+        raise InputError(f"{split_file}: needed a dict of train_idx, val_idx, test_idx, got {type(split).__name__}")
     unused += [f"{split_file.name}: {described(key, nodes)}" for key, nodes in split.items() if key not in SPLIT_KEYS]
     return ArraySource(
         name=options.name or folder.resolve().name,
@@ -62,18 +61,10 @@ def open_mm_graph(folder: Path, options: ImportOptions) -> ArraySource:
         modalities={
             name: ArrayFeatures(feature_file, ArrayRows(part), n, "the graph", name)
             for name, part in {"text": features[:, :half], "image": features[:, half:]}.items()
-        }
-        | options.given_features(folder, n),
-        inputs=(
-            edge_file,
-            feature_file,
-            *(path for path in (label_file, split_file) if path.is_file()),
-            *options.feature_files(folder),
-        ),
+        },
+        inputs=(edge_file, feature_file, *(path for path in (label_file, split_file) if path.is_file())),
         options=options,
-        known_labels=labels_of(str(label_file), as_numpy(str(label_file), load_tensors(label_file)), n)
-        if label_file.is_file()
-        else None,
+        known_labels=labels_of(str(label_file), labels, n),
         known_split=split_of(str(split_file), {key: attribute(split, key, split_file) for key in SPLIT_KEYS}, n),
         unused=unused,
     )
@@ -87,12 +78,6 @@ def _train_edges(path: Path) -> np.ndarray:
     if len({len(end) for end in known}) != 1 or len(known) != 2:
         raise InputError(f"{path}: needed 'train' with as many 'source_node' as 'target_node', one number each")
     return np.stack(known, axis=1)
-
-
-def _only(paths: list[Path], folder: Path) -> Path:
-    if len(paths) > 1:
-        raise InputError(f"{folder}: several edge splits, {', '.join(path.name for path in paths)}; leave one there")
-    return paths[0]
 
 
 def _feature_file(folder: Path, options: ImportOptions) -> Path:

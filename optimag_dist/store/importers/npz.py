@@ -8,8 +8,14 @@ import numpy as np
 import pyarrow as pa
 
 from optimag_dist.store.arrays import ArrayFeatures, NpzRows, npz_keys
-from optimag_dist.store.importers.array_source import SPLIT_KEYS, ArraySource, labels_of, num_nodes_of, split_of
-from optimag_dist.store.importers.options import ImportOptions
+from optimag_dist.store.importers.array_source import (
+    SPLIT_KEYS,
+    ArraySource,
+    ImportOptions,
+    labels_of,
+    num_nodes_of,
+    split_of,
+)
 from optimag_dist.store.layout import ATTRIBUTE_ROWS
 from optimag_dist.types import InputError
 
@@ -21,9 +27,6 @@ def open_npz(path: Path, options: ImportOptions) -> ArraySource:
     labels (−1: none) and ``classes`` (their names), ``ids`` (n,) integers or text, ``names`` (n,) text kept as the
     attribute ``name``, the masks ``train_mask``, ``val_mask``, ``test_mask`` or the lists of nodes ``train_idx`` ….
     Others are said and ignored. Edges are undirected unless the options say otherwise.
-
-    Raises:
-        InputError: the archive or one of its arrays cannot be used.
     """
     keys = npz_keys(path)
     if "edges" not in keys:
@@ -45,12 +48,8 @@ def open_npz(path: Path, options: ImportOptions) -> ArraySource:
         directed=bool(options.directed),
         num_nodes=num_nodes,
         edges=NpzRows(path, "edges"),
-        modalities={
-            key.removeprefix("x_"): ArrayFeatures(path, rows, num_nodes, "the graph", key)
-            for key, rows in features.items()
-        }
-        | options.given_features(path.parent, num_nodes),
-        inputs=(path, *options.feature_files(path.parent)),
+        modalities={key[2:]: ArrayFeatures(path, rows, num_nodes, "the graph", key) for key, rows in features.items()},
+        inputs=(path,),
         options=options,
         known_labels=labels_of(f"{path}, array 'y'", read("y"), num_nodes, _classes(path, read("classes"))),
         known_split=split_of(str(path), {key: read(key) for key in SPLIT_KEYS}, num_nodes),
@@ -92,8 +91,6 @@ def _as_text(place: str, values: np.ndarray) -> pa.Array:
 
 
 class _Names:
-    """The array ``names``, streamed."""
-
     kind: Literal["text", "image"] = "text"
     inputs_known = True
 

@@ -7,10 +7,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 
-from optimag_dist.store.arrays import ArrayFeatures
+from optimag_dist.store.arrays import ArrayFeatures, recut
 from optimag_dist.store.bad_rows import reading
-from optimag_dist.store.importers.array_source import ArraySource, labels_of, split_of
-from optimag_dist.store.importers.options import ImportOptions
+from optimag_dist.store.importers.array_source import ArraySource, ImportOptions, labels_of, split_of
 from optimag_dist.store.tables import null_rows
 from optimag_dist.types import InputError
 
@@ -27,12 +26,10 @@ def open_ogb(folder: Path, options: ImportOptions) -> ArraySource:
     """``raw/{edge,num-node-list,num-edge-list,node-feat,node-label}.csv.gz`` and one folder under ``split/``.
 
     The features become the modality ``feat``. The format does not say whether edges have a direction: they are taken
-    to have none, as ogbn-arxiv and ogbn-products are used, unless the options say otherwise.
+    to have none, as ogbn-arxiv and ogbn-products are used, unless the options say otherwise. ``InputError``: a file is
+    missing or damaged, there are several graphs, or a label is no whole number.
 
     Layout: https://github.com/snap-stanford/ogb, ogb/io/read_graph_raw.py and ogb/nodeproppred/dataset.py.
-
-    Raises:
-        InputError: a file is missing or damaged, there are several graphs, or a label is no whole number.
     """
     raw = folder / "raw"
     if not (raw / _EDGES).is_file():
@@ -53,12 +50,11 @@ def open_ogb(folder: Path, options: ImportOptions) -> ArraySource:
         if counts[what] < 1:
             raise InputError(f"{path}: needed at least one {what}, got {counts[what]}")
     n = counts["node"]
-    modalities = options.given_features(folder, n)
+    modalities = {}
     features, label = raw / "node-feat.csv.gz", raw / "node-label.csv.gz"
     inputs = [raw / _EDGES, *(raw / f"num-{what}-list.csv.gz" for what in counts)]
     if features.is_file():
-        rows = _CsvRows(features, n, pa.float32())
-        modalities = {"feat": ArrayFeatures(features, rows, n, "the graph")} | modalities
+        modalities["feat"] = ArrayFeatures(features, _CsvRows(features, n, pa.float32()), n, "the graph")
         inputs.append(features)
     if label.is_file():
         inputs.append(label)
@@ -71,8 +67,9 @@ def open_ogb(folder: Path, options: ImportOptions) -> ArraySource:
         num_nodes=n,
         edges=_CsvRows(inputs[0], counts["edge"], pa.int64()),
         modalities=modalities,
-        inputs=(*inputs, *parts.values(), *options.feature_files(folder)),
+        inputs=(*inputs, *parts.values()),
         options=options,
+        folder=folder,
         known_labels=labels_of(str(label), _read(label, pa.float64()), n) if label.is_file() else None,
         known_split=split_of(
             str(folder / "split"), {f"{part}_idx": _read(path, pa.int64()) for part, path in parts.items()}, n
@@ -92,9 +89,8 @@ def _split_files(folder: Path, options: ImportOptions) -> tuple[dict[str, Path],
     # Link datasets split edges, in files of tensors; those to train on are the graph.
     if (scheme / "train.pt").is_file() and not (scheme / "train.csv.gz").is_file():
         return {}, [f"split/{scheme.name}/*.pt, which hold edges (optimag split holds links out anew)"]
-    return {
-        part: scheme / f"{name}.csv.gz" for part, name in (("train", "train"), ("val", "valid"), ("test", "test"))
-    }, []
+    names = {"train": "train", "val": "valid", "test": "test"}
+    return {part: scheme / f"{name}.csv.gz" for part, name in names.items()}, []
 
 
 class _CsvRows:
@@ -110,23 +106,12 @@ class _CsvRows:
         self.dtype = np.dtype(kind.to_pandas_dtype())
 
     def blocks(self, rows: int) -> Iterator[np.ndarray]:
-        held, count, total = [], 0, 0
-        for block in _blocks(self._path, self._kind):
+        total = 0
+        for (block,) in recut(([block] for block in _blocks(self._path, self._kind)), np.concatenate, rows):
             total += len(block)
-            while len(block):
-                part = block[: rows - count]
-                block = block[len(part) :]
-                held.append(part)
-                count += len(part)
-                if count == rows:
-                    yield np.concatenate(held)
-                    held, count = [], 0
+            yield block
         if total != self.shape[0]:
-            raise InputError(
-                f"{self._path}: has {total:,} rows, but the list of numbers beside it says {self.shape[0]:,}"
-            )
-        if held:
-            yield np.concatenate(held)
+            raise InputError(f"{self._path}: has {total:,} rows, the list of numbers beside it says {self.shape[0]:,}")
 
 
 def _read(path: Path, kind: pa.DataType) -> np.ndarray:
@@ -134,37 +119,24 @@ def _read(path: Path, kind: pa.DataType) -> np.ndarray:
 
 
 def _blocks(path: Path, kind: pa.DataType) -> Iterator[np.ndarray]:
-    with reading(path):
-        batches = _open(path, kind)
     first = 0
-    while True:
-        with reading(path):
-            batch = next(batches, None)
-        if batch is None:
-            return
-        if pa.types.is_integer(kind):
-            _refuse_gaps(path, batch, first)
-        first += len(batch)
-        # What is left of nulls becomes NaN.
-        yield np.stack([column.cast(kind).to_numpy(zero_copy_only=False) for column in batch], axis=1)
-
-
-def _refuse_gaps(path: Path, batch: pa.RecordBatch, first: int) -> None:
-    gaps = [(int(null_rows(column)[0]), position) for position, column in enumerate(batch) if column.null_count]
-    if gaps:
-        row, position = min(gaps)
-        raise InputError(
-            f"{path}, row {first + row + 1}: cell {position + 1} of {batch.num_columns} is empty or NaN; needed a "
-            "whole number in every cell"
-        )
+    with reading(path):
+        for batch in _open(path, kind):
+            nulls = [(int(null_rows(column)[0]), place) for place, column in enumerate(batch) if column.null_count]
+            if nulls and pa.types.is_integer(kind):
+                row, place = min(nulls)
+                raise InputError(
+                    f"{path}, row {first + row + 1}: cell {place + 1} of {batch.num_columns} is empty or NaN; needed a "
+                    "whole number in every cell"
+                )
+            first += len(batch)
+            # What is left of nulls becomes NaN.
+            yield np.stack([column.cast(kind).to_numpy(zero_copy_only=False) for column in batch], axis=1)
 
 
 def _open(path: Path, kind: pa.DataType) -> pyarrow.csv.CSVStreamingReader:
     # Names come from the first line, types are given for as many columns as there are.
     read = pyarrow.csv.ReadOptions(autogenerate_column_names=True, block_size=1 << 24)
     names = pyarrow.csv.open_csv(path, read_options=read).schema.names
-    return pyarrow.csv.open_csv(
-        path,
-        read_options=read,
-        convert_options=pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(names, kind)),
-    )
+    convert = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(names, kind))
+    return pyarrow.csv.open_csv(path, read_options=read, convert_options=convert)

@@ -8,8 +8,14 @@ import numpy as np
 from torch import Tensor
 
 from optimag_dist.store.arrays import ArrayFeatures, ArrayRows
-from optimag_dist.store.importers.array_source import SPLIT_KEYS, ArraySource, labels_of, num_nodes_of, split_of
-from optimag_dist.store.importers.options import ImportOptions
+from optimag_dist.store.importers.array_source import (
+    SPLIT_KEYS,
+    ArraySource,
+    ImportOptions,
+    labels_of,
+    num_nodes_of,
+    split_of,
+)
 from optimag_dist.store.importers.torch_file import (
     FROM_ADJACENCY,
     SEVERAL_KINDS,
@@ -26,9 +32,6 @@ def open_pyg(path: Path, options: ImportOptions) -> ArraySource:
 
     It is undirected when every edge comes in both directions. An ``x_<modality>`` that is no matrix of numbers is said
     and left out, as everything else in the file.
-
-    Raises:
-        InputError: the file holds something else, or one of these cannot be used.
     """
     data = _as_dictionary(path, load_tensors(path))
     edges = _edges(path, data)
@@ -53,9 +56,8 @@ def open_pyg(path: Path, options: ImportOptions) -> ArraySource:
         modalities={
             key.removeprefix("x_"): ArrayFeatures(path, ArrayRows(x), num_nodes, "the graph", key)
             for key, x in arrays.items()
-        }
-        | options.given_features(path.parent, num_nodes),
-        inputs=(path, *options.feature_files(path.parent)),
+        },
+        inputs=(path,),
         options=options,
         known_labels=labels_of(f"{path}, 'y'", y, num_nodes),
         known_split=split_of(str(path), parts, num_nodes),
@@ -71,9 +73,7 @@ def _edges(path: Path, data: Mapping[Any, Any]) -> np.ndarray:
             remedy = f": {SEVERAL_KINDS}"
         elif "adj_t" in data:
             remedy = f"; before saving, {FROM_ADJACENCY}"
-        raise InputError(
-            f"{path}: no 'edge_index' of shape (2, edges); it has {', '.join(map(str, data)) or 'nothing'}{remedy}"
-        )
+        raise InputError(f"{path}: no 'edge_index' (2, edges); it has {', '.join(map(str, data)) or 'nothing'}{remedy}")
     if edges.ndim != 2 or edges.shape[0] != 2:
         raise InputError(f"{path}, 'edge_index': needed shape (2, edges), got {edges.shape}")
     return edges

@@ -17,11 +17,7 @@ from optimag_dist.store.tables import open_table
 
 
 class TableSource:
-    """A :class:`GraphSource` of tables.
-
-    Raises:
-        InputError: the schema or one of its files cannot be used.
-    """
+    """A :class:`GraphSource` of tables."""
 
     resident_bytes = 0
 

@@ -52,9 +52,7 @@ def load_tensors(path: Path) -> Any:
     """What ``torch.save`` wrote to ``path``, tensors mapped where the file's format allows it.
 
     A ``Data`` of PyTorch Geometric comes as the dictionary of its attributes; the library need not be there.
-
-    Raises:
-        InputError: no such file, damaged, or made of more than tensors, numbers, texts and containers of them.
+    ``InputError``: no such file, damaged, or made of more than tensors, numbers, texts and containers of them.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file")
@@ -65,7 +63,8 @@ def load_tensors(path: Path) -> Any:
                 content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             except RuntimeError:  # files of torch before 1.6 cannot be mapped
                 content = torch.load(path, map_location="cpu", weights_only=True)
-        return _attributes(content)
+        several = isinstance(content, (tuple, list)) and any(map(_is_pyg, content))
+        return tuple(map(_mapping, content)) if several else _mapping(content)
     # What a pickle that is damaged or made on purpose can raise has no end.
     except Exception as error:
         if match := re.search(r"Unsupported (?:global|operand|class)\w*:? (?:GLOBAL )?([\w.]+)", str(error)):
@@ -94,12 +93,6 @@ def _check_sums(path: Path) -> None:
         raise InputError(f"{path}: damaged: {damaged} does not match its checksum; copy or write the file again")
 
 
-def _attributes(content: Any) -> Any:
-    if isinstance(content, (tuple, list)) and any(map(_is_pyg, content)):
-        return tuple(map(_mapping, content))
-    return _mapping(content)
-
-
 def _mapping(content: Any) -> Any:
     if not _is_pyg(content):
         return content
@@ -117,8 +110,7 @@ def _is_pyg(content: Any) -> bool:
 def as_numpy(place: str, values: Any) -> np.ndarray:
     """A tensor or list as an array; bfloat16 and float8, which numpy lacks, as float32.
 
-    Raises:
-        InputError: beginning with ``place``: a sparse or quantised tensor, another type that numpy lacks, no array.
+    ``InputError``, beginning with ``place``: a sparse or quantised tensor, another type that numpy lacks, no array.
     """
     if not isinstance(values, Tensor):
         try:
@@ -127,19 +119,16 @@ def as_numpy(place: str, values: Any) -> np.ndarray:
             raise InputError(f"{place}: cannot be made an array: {error}; save it as a tensor") from error
     values = values.detach()
     if values.layout is not torch.strided or values.is_quantized:
-        kind = "quantised" if values.is_quantized else "sparse"
-        remedy = (
-            "tensor.dequantize()" if values.is_quantized else "tensor.to_dense() (edges: tensor.coalesce().indices())"
-        )
+        kind, remedy = "sparse", "tensor.to_dense() (edges: tensor.coalesce().indices())"
+        if values.is_quantized:
+            kind, remedy = "quantised", "tensor.dequantize()"
         raise InputError(f"{place}: needed a dense tensor, got a {kind} one; save {remedy}")
     try:
         if values.dtype.is_floating_point and values.dtype not in (torch.float16, torch.float32, torch.float64):
             values = values.float()
         return values.resolve_conj().resolve_neg().numpy()
     except (TypeError, RuntimeError) as error:
-        raise InputError(
-            f"{place}: {values.dtype} is no type of numbers that can be read; save tensor.float()"
-        ) from error
+        raise InputError(f"{place}: {values.dtype} is no type of number that is read; save tensor.float()") from error
 
 
 def attribute(data: Mapping[Any, Any], key: str, path: Path) -> np.ndarray | None:
