@@ -178,7 +178,7 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any], *, whole: bool = 
 
 def parse_options(cls: type[OptionsT], overrides: Sequence[str] | None, source: str) -> OptionsT:
     """``cls`` with its defaults changed by ``key.sub=value`` overrides; errors as of :func:`load_options`."""
-    return validate_options(cls, merge({}, parse_overrides(overrides or [])), source)
+    return validate_options(cls, merge({}, parse_overrides(overrides or []), whole=True), source)
 
 
 def validate_options(cls: type[OptionsT], data: dict[str, Any], source: str) -> OptionsT:
@@ -211,7 +211,7 @@ def _explain(cls: type[Options], problem: Any, before: Sequence[str] = (), elsew
     *parents, leaf = _without_tags(cls, problem["loc"]) or [""]
     key = ".".join([*before, *parents, leaf]).removesuffix(".")
     if problem["type"] == "extra_forbidden":
-        known = sorted(_known_at(cls, problem["loc"], parents))
+        known = sorted({name for each in _classes_under(cls, parents) for name in each.model_fields})
         near_here = [".".join([*before, *parents, name]) for name in difflib.get_close_matches(leaf, known, n=1)]
         same_leaf = [
             dotted for dotted in sorted(set(everywhere)) if dotted.rpartition(".")[2] == leaf and dotted != key
@@ -255,19 +255,6 @@ def _classes_under(cls: type[Options], parents: Sequence[str]) -> list[type[Opti
         # A dictionary's own keys are no fields: stay where we are.
         candidates = deeper or candidates
     return candidates
-
-
-def _known_at(cls: type[Options], location: Sequence[str | int], parents: Sequence[str]) -> set[str]:
-    """The keys that the section at ``location`` may have; of a union, those of the member that the user's ``kind``
-    chose, whose name stands before the key."""
-    for candidate in _classes_under(cls, parents):
-        if len(location) > 1 and location[-2] == candidate.__name__:
-            return set(candidate.model_fields)
-    return _fields_under(cls, parents)
-
-
-def _fields_under(cls: type[Options], parents: Sequence[str]) -> set[str]:
-    return {name for candidate in _classes_under(cls, parents) for name in candidate.model_fields}
 
 
 def _dotted_keys(cls: type[Options], prefix: str = "") -> Iterator[str]:

@@ -18,7 +18,6 @@ class Event(NamedTuple):
         kind: ``epoch`` and ``result``: rank 0 tells an epoch's record, a fit's result; ``stopped``: it has stopped the
             fit as it was asked to; ``refused``: a rank tells an InputError; ``line``: something for people to read.
         fit: its number, in the order in which fits were submitted.
-        content: as the kind has it.
     """
 
     kind: Literal["epoch", "result", "stopped", "refused", "line"]
@@ -71,8 +70,7 @@ class Board:
 
     async def idle(self, patience_s: float) -> bool:
         """Whether no worker is at a fit; waits at most ``patience_s`` until it is so."""
-        await self._wait_until(lambda: self._ended.issuperset(self._given), patience_s)
-        return self._ended.issuperset(self._given)
+        return await self._wait_until(lambda: self._ended.issuperset(self._given), patience_s)
 
     async def heartbeats(self) -> tuple[int, list[Heartbeat]]:
         """How often the workers were started, and what was heard of them since the last call."""
@@ -135,7 +133,8 @@ class Board:
         async with self._changed:
             self._changed.notify_all()
 
-    async def _wait_until(self, condition: Callable[[], bool], patience_s: float | None) -> None:
+    async def _wait_until(self, condition: Callable[[], bool], patience_s: float | None) -> bool:
         async with self._changed:
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._changed.wait_for(condition), patience_s)
+        return condition()

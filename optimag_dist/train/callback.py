@@ -33,7 +33,7 @@ class TrainerCallback:
         """
 
     def on_epoch_end(self, record: dict[str, Any]) -> None:
-        """An epoch has ended with the figures ``record``, the same on every rank."""
+        """An epoch has ended with the metrics ``record``, the same on every rank."""
 
     def on_save(self, path: Path) -> None:
         """``path``, a file of the fit, is written; told by the rank that wrote it."""

@@ -33,14 +33,8 @@ _FRAMES = 6
 class HeartbeatCallback(TrainerCallback):
     """Tells the board where this rank is. Asks the fit to save when its node leaves, to stop when the board says so.
 
-    Made on the thread that trains, for one life of the group; :meth:`begin` each fit. A second thread tells the board
-    of every beat's place, a few times within ``stall_timeout_s``; training never waits for it.
-
-    Args:
-        board: a Ray actor, :class:`~optimag_dist.train.board.Board`.
-        life: of the group of workers; the same on every rank.
-        rank: this worker's.
-        stall_timeout_s: see :class:`~optimag_dist.train.options.WorkersOptions`.
+    Made on the thread that trains, for one life of the group, the same on every rank; :meth:`begin` each fit. A second
+    thread tells the board of the last place, a few times within ``stall_timeout_s``; training never waits for it.
     """
 
     def __init__(self, board: Any, life: str, rank: int, stall_timeout_s: float) -> None:
@@ -104,19 +98,9 @@ class HeartbeatCallback(TrainerCallback):
             self._leaving = True
 
     def _heartbeat(self, stack: str) -> Heartbeat:
-        phase, epoch, step = self._place
+        host, pid = socket.gethostname(), os.getpid()
         return Heartbeat(
-            rank=self._rank,
-            host=socket.gethostname(),
-            node_id=self._node_id,
-            pid=os.getpid(),
-            fit=self._number,
-            name=self._name,
-            phase=phase,
-            epoch=epoch,
-            step=step,
-            count=self._count,
-            stack=stack,
+            self._rank, host, self._node_id, pid, self._number, self._name, *self._place, self._count, stack
         )
 
 
@@ -130,11 +114,12 @@ class MirrorCallback(TrainerCallback):
         self._mirror.publish(path)
 
 
-class MetricsCallback(TrainerCallback):
-    """Shows the fit's figures as Ray's metrics."""
+class TelemetryCallback(TrainerCallback):
+    """Tells Ray's metrics and experiment trackers of the fit."""
 
-    def __init__(self, metrics: FitMetrics) -> None:
-        self._metrics = metrics
+    def __init__(self, fit: Fit, metrics: FitMetrics, trackers: Trackers) -> None:
+        self._metrics, self._trackers = metrics, trackers
+        self._params = {"variant": fit.variant, "seed": fit.seed, **fit.config.model_dump(mode="json")}
         self._saving_since = 0.0
 
     def on_phase(self, phase: str, epoch: int, step: int) -> None:
@@ -143,23 +128,11 @@ class MetricsCallback(TrainerCallback):
 
     def on_epoch_end(self, record: dict[str, Any]) -> None:
         self._metrics.epoch(record)
+        self._trackers.epoch(record, self._params)
 
     def on_save(self, path: Path) -> None:
         if path.name == "checkpoint.pt":
             self._metrics.checkpoint(time.perf_counter() - self._saving_since)
-
-
-class TrackersCallback(TrainerCallback):
-    """Tells experiment trackers of the fit."""
-
-    def __init__(self, trackers: Trackers, fit: Fit) -> None:
-        self._trackers = trackers
-        self._params = {"variant": fit.variant, "seed": fit.seed, **fit.config.model_dump(mode="json")}
-
-    def on_epoch_end(self, record: dict[str, Any]) -> None:
-        self._trackers.epoch(record, self._params)
-
-    def on_save(self, path: Path) -> None:
         if path.name == RESULT:
             self._trackers.finished(read_result(path.parent) or {})
 
@@ -168,10 +141,9 @@ class TrackersCallback(TrainerCallback):
 def telemetry(
     fit: Fit, rank: int, *, run: str, tracking: TrackingOptions, say: Callable[[str], None] = print
 ) -> Iterator[list[TrainerCallback]]:
-    """Callbacks for metrics and trackers; at the end, waits a bounded time for the trackers.
+    """Callbacks for metrics and trackers, of rank 0; at the end, waits a bounded time for the trackers.
 
     Args:
-        rank: only the first one tells.
         run: name of the run or sweep.
         say: called, from a thread, with a line for people when a tracker fails.
     """
@@ -181,7 +153,7 @@ def telemetry(
     metrics = FitMetrics(run, fit.variant, fit.seed)
     trackers = Trackers(tracking, group=run, name=f"{fit.variant} seed {fit.seed}", directory=fit.directory, say=say)
     try:
-        yield [MetricsCallback(metrics), TrackersCallback(trackers, fit)]
+        yield [TelemetryCallback(fit, metrics, trackers)]
     finally:
         metrics.close()
         trackers.close()

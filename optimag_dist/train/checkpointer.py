@@ -1,7 +1,7 @@
 """How far a fit has come, saved and taken up again."""
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch.distributed as dist
@@ -12,6 +12,9 @@ from optimag_dist.train.callback import TrainerCallback
 from optimag_dist.train.epoch import EpochTotals
 from optimag_dist.train.parts import Parts, Worker, check_made_from, made_from
 from optimag_dist.types import InputError
+
+# Of a fit's progress: what a checkpoint holds as it is.
+_PLAIN = ("epoch", "evaluations_since_best", "advice", "losses")
 
 
 @dataclass(frozen=True)
@@ -98,9 +101,7 @@ class Checkpointer:
         checkpoint.put(parts.step_loss, state.get("weights"), f"{path}: its weights")
         try:
             parts.optimiser.load_state_dict(state["optimiser"])
-            progress.epoch, progress.best = state["epoch"], Best(**state["best"])
-            progress.evaluations_since_best = state["evaluations_since_best"]
-            progress.advice, progress.losses = state["advice"], state["losses"]
+            progress = replace(progress, best=Best(**state["best"]), **{name: state[name] for name in _PLAIN})
             if state["totals"] is not None:
                 progress.totals.restore(state["totals"], parts.worker.rank, parts.worker.world_size)
         except (LookupError, TypeError, ValueError, AttributeError) as error:
@@ -116,12 +117,9 @@ class Checkpointer:
                 **made_from(parts.fit, parts.store),
                 "weights": parts.step_loss.state_dict(),
                 "optimiser": parts.optimiser.state_dict(),
-                "epoch": progress.epoch,
                 "totals": of_epoch,
                 "best": vars(progress.best),
-                "evaluations_since_best": progress.evaluations_since_best,
-                "advice": progress.advice,
-                "losses": progress.losses,
+                **{name: getattr(progress, name) for name in _PLAIN},
             }
             checkpoint.save(self._path, state)
             self._callback.on_save(self._path)

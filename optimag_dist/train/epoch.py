@@ -9,8 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from optimag_dist.train.metrics import Number, StepMetrics
-from optimag_dist.train.stopwatch import Stopwatch
+from optimag_dist.train.metrics import Number, StepMetrics, Stopwatch
 from optimag_dist.types import StepBatch
 from optimag_dist.ufgw import REMEDIES
 
@@ -116,15 +115,17 @@ class EpochTotals:
         sums = dict(zip(names, ranks[:, :-_TIMES].sum(0).tolist(), strict=True))
         seconds, wait_s, ufgw_s = ranks[:, -_TIMES:].amax(0).tolist()
         rest = {name: sums[name] for name in ("kept_ppr", "seeds", "first_loss")}
-        counts = {"steps": self.steps, "groups": self.groups, "items": self.items}
         times = {"seconds": seconds, "wait_s": wait_s, "ufgw_s": ufgw_s}
-        return EpochMetrics(sums=StepMetrics.from_named(sums), **counts, **rest, **times)
+        return EpochMetrics(sums=StepMetrics.from_named(sums), **self._counts, **rest, **times)
 
     def state(self, device: torch.device, world_size: int) -> dict[str, Any]:
         """For a checkpoint; waits as :meth:`of_all_ranks` does."""
-        counts = {"steps": self.steps, "groups": self.groups, "items": self.items}
         names, ranks = self._of_ranks(device, world_size)
-        return {"counts": counts, "names": names, "ranks": ranks.cpu()}
+        return {"counts": self._counts, "names": names, "ranks": ranks.cpu()}
+
+    @property
+    def _counts(self) -> dict[str, int]:
+        return {"steps": self.steps, "groups": self.groups, "items": self.items}
 
     def restore(self, state: dict[str, Any], rank: int, world_size: int) -> None:
         """Take up :meth:`state`; another number of ranks than it was saved by shares the sums out."""

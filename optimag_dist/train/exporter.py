@@ -1,7 +1,8 @@
 """What a trained fit leaves behind: its model, its result, the kept mass of every node, what was made for nodes."""
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,6 @@ class Exporter:
 
     def __init__(self, parts: Parts, callback: TrainerCallback) -> None:
         self._parts, self._callback = parts, callback
-        self._directory, self._writes = parts.fit.directory, parts.worker.rank == 0
 
     def export(self, progress: Progress, tested: Mapping[str, Evaluation]) -> dict[str, Any]:
         """Write all but ``result.json``, and return what that is to say.
@@ -65,9 +65,7 @@ class Exporter:
         }
 
     def _write_model(self) -> None:
-        if not self._writes:
-            return
-        parts, path = self._parts, self._directory / "model.pt"
+        parts = self._parts
         state = {
             "model": parts.model.state_dict(),
             "heads": {name: head.state_dict() for name, head in parts.heads.items()},
@@ -78,15 +76,19 @@ class Exporter:
             "store": parts.store.content_hash,
             "seed": parts.fit.seed,
         }
-        checkpoint.save(path, state)
-        self._callback.on_save(path)
+        self._write("model.pt", lambda path: checkpoint.save(path, state))
 
     def _write_table(self, name: str, table: pa.Table) -> None:
-        if not self._writes:
-            return
-        with atomic(self._directory / name) as temporary:
-            pq.write_table(table, temporary, write_page_checksum=True)
-        self._callback.on_save(self._directory / name)
+        def write(path: Path) -> None:
+            with atomic(path) as temporary:
+                pq.write_table(table, temporary, write_page_checksum=True)
+
+        self._write(name, write)
+
+    def _write(self, name: str, write: Callable[[Path], None]) -> None:
+        if self._parts.worker.rank == 0:
+            write(self._parts.fit.directory / name)
+            self._callback.on_save(self._parts.fit.directory / name)
 
     @torch.no_grad()
     def _kept_mass(self, epoch: int) -> dict[str, np.ndarray] | None:

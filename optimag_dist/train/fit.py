@@ -35,17 +35,15 @@ def run_fit(
     A finished fit is not repeated; an unfinished one goes on from its checkpoint.
 
     Args:
-        fit: what to train; every rank gets the same.
-        store, ppr: the data; ``ppr`` may be None where the regulariser is off.
+        fit, store: what to train on what; every rank gets the same.
+        ppr: may be None where it is not needed.
         worker: this process's rank; with more than one, torch.distributed must be initialised.
-        callback: is told how the fit goes and may ask it to save or to stop; default: nobody.
+        callback: is told how the fit goes and may ask it to save or to stop.
         rows: where neighbours and features come from; default: the store, mapped on this host.
 
     Returns:
-        The result, the same on every rank (also in ``result.json``): variant, seed, epochs, val/test metrics, and the
-        hashes of what it was made from.
-        None where the callback has stopped the fit; another call goes on from the same step. A signal to stop after
-        the last step of training is too late.
+        The content of ``result.json``, the same on every rank. None where the callback has stopped the fit before its
+        last step; another call goes on from there.
 
     Raises:
         Diverged: a loss, a gradient, a weight or what is evaluated is no longer finite, on all ranks alike. Nothing of

@@ -19,10 +19,9 @@ from optimag_dist.telemetry import check_trackers
 from optimag_dist.train.fit import Fit
 from optimag_dist.train.log import read_records
 from optimag_dist.train.options import RunConfig, fingerprint, worth_reporting
-from optimag_dist.train.owners import shard_owners
 from optimag_dist.train.progress import ProgressView
 from optimag_dist.train.validation import check_free, check_input, refuse_second
-from optimag_dist.train.worker_group import WorkerGroup, WorkerGroupSpec, WorkersLost, prepare
+from optimag_dist.train.worker_group import WorkerGroup, WorkerGroupSpec, WorkersLost, worker_group_spec
 from optimag_dist.types import Diverged, InputError, RunError
 
 # The view is kept waiting no longer than this.
@@ -68,29 +67,22 @@ def _launch(kept: RunConfig, config: RunConfig, run: Mirror, resume: bool, addre
     check_trackers(config.tracking)
     _check_directory(config, fits, resume, kept.location)
 
-    options = config.workers
-    use_gpu, priors = prepare(options, store, (fit.config.ppr for fit in fits if fit.config.needs_ppr), address)
-    dump_options(kept, config.directory / "config.yaml")
-    run.publish(config.directory / "config.yaml")
-    run.flush()
-    with shard_owners(store, options) as rows:
-        spec = WorkerGroupSpec(
-            options=options,
-            use_gpu=use_gpu,
-            store=store.location,
-            priors=priors,
-            rows=rows,
-            run=kept.location,
-            tracking=config.tracking,
-            max_failures=options.max_failures,
-        )
+    needed = (fit.config.ppr for fit in fits if fit.config.needs_ppr)
+    with worker_group_spec(config, store, needed, address, kept.location) as spec:
+        dump_options(kept, config.directory / "config.yaml")
+        run.publish(config.directory / "config.yaml")
+        run.flush()
         results = _train(spec, fits)
     run.fetch(worth_reporting)
     _write_tables(config.directory, fits, results)
     run.publish_all()
     lost = [result for result in results if "diverged" in result]
     if lost:
-        raise Diverged(_told_lost(lost, len(results)))
+        names = ", ".join(f"{fit['variant']} seed {fit['seed']}" for fit in lost)
+        raise Diverged(
+            f"{len(lost)} of {len(results)} fits diverged ({names}), {len(results) - len(lost)} finished. The first "
+            f"one said: {lost[0]['diverged']}"
+        )
 
 
 def plan_fits(config: RunConfig) -> list[Fit]:
@@ -106,21 +98,20 @@ def plan_fits(config: RunConfig) -> list[Fit]:
 def _check_directory(config: RunConfig, fits: list[Fit], resume: bool, shown: AnyPath) -> None:
     """Refuse a run directory that is in the way, or that does not hold what is to be resumed."""
     directory, saved = config.directory, config.directory / "config.yaml"
-    if resume:
-        if not saved.exists():
-            raise InputError(f"{shown}: no run to resume here; leave out --resume to start one")
-        started = load_options(RunConfig, saved).model_copy(update={"out": config.out})
-        before = {(f.variant, f.seed): fingerprint(f.config, f.seed) for f in plan_fits(started)}
-        for fit in fits:
-            known = before.get((fit.variant, fit.seed))
-            if known is not None and known != fingerprint(fit.config, fit.seed):
-                raise InputError(
-                    f"{shown / saved.name}: variant {fit.variant!r} was started with other options; resume with the "
-                    f"same ones (train.epochs, workers.* and new seeds or variants may change), or train under "
-                    f"another name"
-                )
-    else:
+    if not resume:
         check_free(directory, shown)
+        return
+    if not saved.exists():
+        raise InputError(f"{shown}: no run to resume here; leave out --resume to start one")
+    started = load_options(RunConfig, saved).model_copy(update={"out": config.out})
+    before = {(f.variant, f.seed): fingerprint(f.config, f.seed) for f in plan_fits(started)}
+    for fit in fits:
+        mine = fingerprint(fit.config, fit.seed)
+        if before.get((fit.variant, fit.seed), mine) != mine:
+            raise InputError(
+                f"{shown / saved.name}: variant {fit.variant!r} was started with other options; resume with the same "
+                f"ones (train.epochs, workers.* and new seeds or variants may change), or train under another name"
+            )
 
 
 def _train(spec: WorkerGroupSpec, fits: list[Fit]) -> list[dict[str, Any]]:
@@ -141,8 +132,8 @@ def _train(spec: WorkerGroupSpec, fits: list[Fit]) -> list[dict[str, Any]]:
                         view.result(content)
     except WorkersLost as error:
         raise RunError(
-            f"{error}; workers.max_failures={spec.max_failures} is used up. Finished fits and checkpoints are kept: go "
-            f"on with --resume, or allow more failures"
+            f"{error}; workers.max_failures={spec.options.max_failures} is used up. Finished fits and checkpoints are "
+            f"kept: go on with --resume, or allow more failures"
         ) from error
     return [results[number] for number in numbers]
 
@@ -163,11 +154,3 @@ def _write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     columns = dict.fromkeys(name for row in rows for name in row)
     with atomic(path) as temporary:
         pq.write_table(pa.table({c: [row.get(c) for row in rows] for c in columns}), temporary)
-
-
-def _told_lost(lost: Sequence[Mapping[str, Any]], planned: int) -> str:
-    names = ", ".join(f"{fit['variant']} seed {fit['seed']}" for fit in lost)
-    return (
-        f"{len(lost)} of {planned} fits diverged ({names}), {planned - len(lost)} finished. The first one said: "
-        f"{lost[0]['diverged']}"
-    )

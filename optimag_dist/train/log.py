@@ -3,7 +3,6 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
@@ -36,9 +35,7 @@ class FitLog:
     def __enter__(self) -> "FitLog":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         with writing(self.path):
             self._file.close()
             self._board.close()
@@ -57,7 +54,7 @@ def read_result(directory: Path) -> dict[str, Any] | None:
     """The ``result.json`` of a fit that has ended well, the ``diverged.json`` of one that did not; None where there is
     neither.
 
-    The latter has ``diverged``, what happened, in the place of figures.
+    The latter has ``diverged``, what happened, in the place of metrics.
 
     Raises:
         InputError: the file is damaged.
@@ -73,13 +70,13 @@ def read_result(directory: Path) -> dict[str, Any] | None:
 
 
 def in_one_line(result: Mapping[str, Any]) -> str:
-    """What a fit ended with, the figure it goes by first; or that, and why, it did not."""
+    """What a fit ended with, its monitor first; or that, and why, it did not."""
     if "diverged" in result:
         return f"diverged: {result['diverged']}"
-    decisive = f"test/{result.get('decisive')}"
-    tested = sorted((name for name in result if name.startswith("test/")), key=lambda name: name != decisive)
-    figures = [f"{name.removeprefix('test/')} {result[name]:.3f}" for name in tested]
-    return "  ".join([*figures, f"epoch {result['best_epoch'] + 1}/{result['epochs']}"])
+    monitor = f"test/{result.get('decisive')}"
+    tested = sorted((name for name in result if name.startswith("test/")), key=lambda name: name != monitor)
+    metrics = [f"{name.removeprefix('test/')} {result[name]:.3f}" for name in tested]
+    return "  ".join([*metrics, f"epoch {result['best_epoch'] + 1}/{result['epochs']}"])
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:

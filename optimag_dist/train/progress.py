@@ -5,7 +5,6 @@ terminal (a job's log, CI) every finished fit is one line instead.
 """
 
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Any
 
 from rich.console import Console
@@ -16,12 +15,7 @@ from optimag_dist.train.log import in_one_line
 
 
 class ProgressView:
-    """Shows what it is told until the ``with`` block ends.
-
-    Args:
-        num_fits: how many fits the run has in all.
-        console: where to draw; default is standard output.
-    """
+    """Shows what it is told until the ``with`` block ends, on standard output unless another ``console`` is given."""
 
     def __init__(self, num_fits: int, console: Console | None = None) -> None:
         console = console or plain_console()
@@ -44,9 +38,7 @@ class ProgressView:
         self._bars.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._bars.stop()
 
     def say(self, text: str) -> None:

@@ -20,7 +20,6 @@ class Soundness:
         modalities, tasks: of which a step tells; of several that go wrong in one step the first is blamed.
         module: what is trained.
         device: of the metrics.
-        world_size: ranks; all of them look at the same steps.
         remedy: for what goes wrong after the first step.
     """
 
@@ -43,11 +42,7 @@ class Soundness:
         self._first = torch.full((len(self._words),), _NEVER, device=device)
 
     def note(self, step: int, metrics: StepMetrics, largest: Mapping[str, Tensor]) -> None:
-        """Look at a step after its backward pass; does not wait for the device.
-
-        Args:
-            metrics, largest: as :class:`~optimag_dist.train.step.StepLoss` returns them.
-        """
+        """Look at a step after its backward pass, as StepLoss tells of it; does not wait for the device."""
         gradients = [p.grad for p in self._module.parameters() if p.grad is not None]
         losses = [*(metrics.task_losses[name] for name in self._tasks), metrics.task_loss, metrics.alignment]
         values = [*(largest[name] for name in self._modalities), *losses, self._largest(gradients)]

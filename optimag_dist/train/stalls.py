@@ -21,10 +21,8 @@ class Heartbeat:
 
     Attributes:
         rank, host, node_id, pid: which worker, and where its process runs; ``node_id`` is Ray's.
-        fit: its number, by which fits follow one another.
-        name: of the fit.
-        phase, epoch, step: where it is, see :meth:`TrainerCallback.on_phase`; phase ``done``
-            between fits.
+        fit, name: its number, by which fits follow one another, and what it is called.
+        phase, epoch, step: where it is, see :meth:`TrainerCallback.on_phase`; phase ``done`` between fits.
         count: of its beats so far; it has moved when this has.
         stack: the last frames of its training thread, if it has not moved for long.
     """
@@ -57,7 +55,6 @@ class StallReport:
         stuck: the workers to blame.
         missing: ranks that were never heard of.
         silent: whether those in ``stuck`` give no sign of life at all.
-        seconds: how long nothing has moved.
     """
 
     starting: bool
@@ -83,12 +80,10 @@ class StallDetector:
     moves soon, and the one to blame is the one furthest behind, or one that has fallen silent.
 
     Args:
-        world_size: how many ranks there are.
         start_timeout_s: until every rank has begun to train.
         stall_timeout_s: without progress of any rank from then on.
         wait_for_places: where no rank was heard of, the group may still wait for a place in the cluster, and does so
             for as long as it takes.
-        clock: seconds.
     """
 
     def __init__(

@@ -15,9 +15,8 @@ from torch import Tensor, nn
 
 from optimag_dist.models import MultimodalModel
 from optimag_dist.tasks import TaskHead
-from optimag_dist.train.metrics import StepMetrics
+from optimag_dist.train.metrics import StepMetrics, Stopwatch
 from optimag_dist.train.regularisers import kept_mass_of, signs_of
-from optimag_dist.train.stopwatch import Stopwatch
 from optimag_dist.types import GroupBatch, StepBatch
 
 

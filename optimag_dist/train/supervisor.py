@@ -22,8 +22,6 @@ class Supervisor:
 
     Args:
         board: a Ray actor, :class:`~optimag_dist.train.board.Board`.
-        detector: says who is stuck.
-        say: prints a line for the user.
         give_up: is called with the error that ends the run where placed workers do not begin to train. A worker that is
             killed is no such error: who started it starts it again.
     """

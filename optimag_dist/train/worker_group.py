@@ -11,10 +11,9 @@ import itertools
 import os
 import threading
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import ray
@@ -38,8 +37,9 @@ from optimag_dist.train.board import Board, Event
 from optimag_dist.train.callback import CallbackList
 from optimag_dist.train.callbacks import HeartbeatCallback, MirrorCallback, telemetry
 from optimag_dist.train.fit import Fit, Worker, try_fit
-from optimag_dist.train.options import RAY_TRAIN, WorkersOptions
+from optimag_dist.train.options import RAY_TRAIN, RunConfig, WorkersOptions
 from optimag_dist.train.placement import Cluster, use_gpus
+from optimag_dist.train.shard_servers import shard_servers
 from optimag_dist.train.stalls import StallDetector
 from optimag_dist.train.supervisor import Supervisor
 from optimag_dist.types import InputError, RunError
@@ -65,8 +65,8 @@ class WorkerGroupSpec:
         run: directory or URI of the run or sweep. At a URI, a fit is kept at ``variant/seed-<seed>`` below it, and
             worked on in a directory of each host's cache.
         tracking: who is told of every fit.
-        max_failures: how often workers that die are started again.
-        wait_for_places: for as long as it takes, not for ``start_timeout_s``.
+        of_sweep: it waits for its place for as long as it takes, not for ``start_timeout_s``, and Tune, not Ray Train,
+            starts it again when workers have died.
     """
 
     options: WorkersOptions
@@ -76,8 +76,7 @@ class WorkerGroupSpec:
     rows: GraphDataSource | None
     run: AnyPath
     tracking: TrackingOptions
-    max_failures: int = 0
-    wait_for_places: bool = False
+    of_sweep: bool = False
 
     @property
     def bundle(self) -> dict[str, float]:
@@ -85,21 +84,33 @@ class WorkerGroupSpec:
         return {"CPU": self.options.cpus, **({"GPU": 1} if self.use_gpu else {})}
 
 
-def prepare(
-    options: WorkersOptions, store: GraphStore, ppr: Iterable[PPROptions], address: str | None
-) -> tuple[bool, dict[PPROptions, AnyPath]]:
-    """Connect to a cluster that can hold the workers, and have the PPR artefacts that fits need found or computed.
+@contextlib.contextmanager
+def worker_group_spec(
+    config: RunConfig,
+    store: GraphStore,
+    ppr: Iterable[PPROptions],
+    address: str | None,
+    run: AnyPath,
+    *,
+    of_sweep: bool = False,
+) -> Iterator[WorkerGroupSpec]:
+    """Connect to a cluster that can hold the workers of ``config``, and prepare what they share until the block ends.
 
-    Returns:
-        Whether each worker gets a GPU, and where the artefact of each distinct one of ``ppr`` is.
+    Args:
+        ppr: of the fits; the artefact of each distinct one is found or computed.
+        address: of a running cluster; None uses the session there is or starts an embedded one.
+        run, of_sweep: of the spec.
 
     Raises:
-        InputError: the cluster is too small.
+        InputError: the cluster is too small, or the store cannot be sharded.
     """
+    workers = config.workers
     # An embedded session counts CPUs for bookkeeping alone: more workers than cores run, only slower.
-    ensure_ray(address, num_cpus=max(len(os.sched_getaffinity(0)), options.count * options.cpus))
-    use_gpu = use_gpus(options.count, options.cpus, options.device)
-    return use_gpu, {each: compute_ppr(store, each).location for each in dict.fromkeys(ppr)}
+    ensure_ray(address, num_cpus=max(len(os.sched_getaffinity(0)), workers.count * workers.cpus))
+    use_gpu = use_gpus(workers.count, workers.cpus, workers.device)
+    priors = {each: compute_ppr(store, each).location for each in dict.fromkeys(ppr)}
+    with shard_servers(store, workers) as rows:
+        yield WorkerGroupSpec(workers, use_gpu, store.location, priors, rows, run, config.tracking, of_sweep)
 
 
 class WorkersLost(RuntimeError):
@@ -120,7 +131,7 @@ class WorkerGroup:
         # On the driver's own node: another may be taken away.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self._board: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(Board).remote()
-        detector = StallDetector(options.count, options.start_timeout_s, options.stall_timeout_s, spec.wait_for_places)
+        detector = StallDetector(options.count, options.start_timeout_s, options.stall_timeout_s, spec.of_sweep)
         self._supervisor = Supervisor(self._board, detector, say, self._give_up)
         self._begun = False
         # What comes first counts: the trainer's end or the supervisor's.
@@ -186,9 +197,7 @@ class WorkerGroup:
         self.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
         # After Ctrl-C the process ends, and they with it.
         if kind is None or issubclass(kind, Exception):
             self.close()
@@ -235,8 +244,8 @@ class WorkerGroup:
                 storage_path=storage_path,
                 storage_filesystem=storage_filesystem,
                 failure_config=ray.train.FailureConfig(
-                    max_failures=spec.max_failures,
-                    controller_failure_limit=-1 if spec.wait_for_places else _START_RETRIES,
+                    max_failures=0 if spec.of_sweep else options.max_failures,
+                    controller_failure_limit=-1 if spec.of_sweep else _START_RETRIES,
                 ),
                 logging_config=ray.train.LoggingConfig(log_level="ERROR"),
             ),
@@ -266,10 +275,9 @@ class WorkerGroup:
         bereft = [rank for rank, failure in failures.items() if "gloo" in str(failure) or "NCCL" in str(failure)]
         if not dead and not bereft:
             return error
-        ranks, what = (
-            (dead, "died, by a signal or with its host") if dead else (bereft, "lost the connection to a peer")
-        )
-        return WorkersLost(self._supervisor.last_words or f"rank {', '.join(map(str, ranks))} of the workers {what}")
+        ranks = ", ".join(map(str, dead or bereft))
+        what = "died, by a signal or with its host" if dead else "lost the connection to a peer"
+        return WorkersLost(self._supervisor.last_words or f"rank {ranks} of the workers {what}")
 
 
 def train_worker(config: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """Follows a sweep while it runs: Tune's trials as rows, kept in ``trials.parquet`` and shown in the terminal."""
 
+import contextlib
 import tempfile
 import time
 from pathlib import Path
@@ -72,7 +73,9 @@ class Follower(tune.Callback):
         name, point = trial.config["chosen"]["trial"], trial.config["chosen"]["point"]
         last = trial.last_result or {}
         if name not in self._values:
-            self._values[name] = self._values_at(point)
+            self._values[name] = point
+            with contextlib.suppress(InputError):
+                self._values[name] = point | values_of(configure(self._plan.config, point, "trial"), list(point))
         return TrialRow(
             trial=name,
             status=_status(trial, last),
@@ -84,12 +87,6 @@ class Follower(tune.Callback):
             error=last.get("error", _last_error(trial)) if trial.status == Trial.ERROR else last.get("diverged"),
             fits=last.get("fits", {}),
         )
-
-    def _values_at(self, point: Point) -> Point:
-        try:
-            return {**point, **values_of(configure(self._plan.config, point, "trial"), list(point))}
-        except InputError:
-            return point
 
     def get_state(self) -> dict[str, Any]:
         if self._plan.options.scheduler.method == "none":

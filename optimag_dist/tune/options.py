@@ -19,7 +19,7 @@ Kind = Literal["uniform", "loguniform", "quniform", "randint", "choice", "grid"]
 _ARGUMENTS = {
     "uniform": "[low, high]",
     "loguniform": "[low, high], both above 0",
-    "quniform": "[low, high, step]",
+    "quniform": "[low, high, step], multiples of step above low",
     "randint": "[low, high], whole numbers, of which high is not drawn itself",
     "choice": "a list of values",
     "grid": "a list of values",
@@ -27,13 +27,7 @@ _ARGUMENTS = {
 
 
 class Distribution(Options):
-    """How one key is searched; in YAML ``{kind: arguments}``.
-
-    Attributes:
-        kind: ``uniform`` [low, high]; ``loguniform`` [low, high]; ``quniform`` [low, high, step], multiples of step
-            above low; ``randint`` [low, high), integers; ``choice`` and ``grid``, a list of values.
-        arguments: as the kind needs them.
-    """
+    """How one key is searched; in YAML ``{kind: arguments}``."""
 
     kind: Kind
     arguments: tuple[Any, ...]
@@ -165,9 +159,9 @@ class SweepOptions(Options):
         return self
 
 
-def metrics_of(decisive: str) -> dict[str, Literal["max", "min"]]:
-    """For :class:`SweepOptions`, given the figure that training goes by."""
-    return {f"val/{decisive}": metric_of(decisive).better}
+def metrics_of(monitor: str) -> dict[str, Literal["max", "min"]]:
+    """For :class:`SweepOptions`, given the metric that training goes by."""
+    return {f"val/{monitor}": metric_of(monitor).better}
 
 
 def load_sweep(config: Path, space: Path, overrides: Sequence[str]) -> tuple[RunConfig, SweepOptions]:
@@ -196,13 +190,13 @@ def load_sweep(config: Path, space: Path, overrides: Sequence[str]) -> tuple[Run
         return run, options
     resolved = run.resolve()
     names = options.space[VARIANT].arguments if VARIANT in options.space else tuple(resolved)
-    figures = list(dict.fromkeys(monitor_of(resolved[name].task) for name in names))
-    if len(figures) > 1:
+    monitors = list(dict.fromkeys(monitor_of(resolved[name].task) for name in names))
+    if len(monitors) > 1:
         raise InputError(
-            f"{space}: the variants searched have different tasks, which go by {', '.join(figures)}; say under metrics "
-            f"what decides, for example seconds: min"
+            f"{space}: the variants searched have different tasks, which go by {', '.join(monitors)}; say under "
+            f"metrics what decides, for example seconds: min"
         )
-    return run, options.model_copy(update={"metrics": metrics_of(figures[0])})
+    return run, options.model_copy(update={"metrics": metrics_of(monitors[0])})
 
 
 def _around_one(run: RunConfig, variant: str | None, config: Path, space: Path) -> RunConfig:

@@ -1,5 +1,6 @@
 """How well a trial does so far, from what its fits tell."""
 
+import math
 from typing import Any
 
 from optimag_dist.tasks import metric_of
@@ -11,21 +12,20 @@ class Score:
     Args:
         seeds: of the trial's fits, in the order in which they run.
         epochs: of each fit, at most.
-        decisive: the figure of validation by which the fits choose their best epochs.
+        monitor: the metric of validation by which the fits choose their best epochs.
+
+    Attributes:
+        results: seed → result of the fit, of those that have ended.
     """
 
-    def __init__(self, seeds: tuple[int, ...], epochs: int, decisive: str) -> None:
-        self.seeds, self._limit, self._decisive = seeds, epochs, f"val/{decisive}"
+    def __init__(self, seeds: tuple[int, ...], epochs: int, monitor: str) -> None:
+        self.seeds, self._limit, self._monitor = seeds, epochs, f"val/{monitor}"
         self._records: dict[int, dict[int, dict[str, Any]]] = {}
         self.results: dict[int, dict[str, Any]] = {}
 
     def epoch(self, seed: int, record: dict[str, Any]) -> None:
         """A fit's epoch; one that is told again (of an earlier life) counts once."""
         self._records.setdefault(seed, {})[record["epoch"]] = record
-
-    def result(self, seed: int, result: dict[str, Any]) -> None:
-        """A fit has ended."""
-        self.results[seed] = result
 
     @property
     def finished(self) -> bool:
@@ -56,13 +56,12 @@ class Score:
     def metrics(self, names: list[str]) -> dict[str, float]:
         """``val/...``: of each fit's best validated epoch, the mean over the fits so far; ``seconds``: of all epochs.
         NaN before the first validation, and from when a fit has diverged: what it had reached is worth nothing."""
-        values = {name: [self._best(seed).get(name, float("nan")) for seed in self._records] for name in names}
-        metrics = {name: sum(v) / len(v) if v else float("nan") for name, v in values.items()}
+        best = [] if self.diverged else list(map(self._best, self._records))
+        metrics = {name: sum(b.get(name, math.nan) for b in best) / len(best) if best else math.nan for name in names}
         seconds = sum(r["seconds"] for records in self._records.values() for r in records.values())
-        lost = self.diverged is not None
-        return {n: seconds if n == "seconds" else float("nan") if lost else value for n, value in metrics.items()}
+        return metrics | ({"seconds": seconds} if "seconds" in metrics else {})
 
     def _best(self, seed: int) -> dict[str, Any]:
-        sign = metric_of(self._decisive).sign
-        validated = [record for record in self._records[seed].values() if self._decisive in record]
-        return max(validated, key=lambda record: sign * record[self._decisive], default={})
+        sign = metric_of(self._monitor).sign
+        validated = [record for record in self._records[seed].values() if self._monitor in record]
+        return max(validated, key=lambda record: sign * record[self._monitor], default={})

@@ -3,6 +3,7 @@
 import functools
 import itertools
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,7 +28,7 @@ _OLD_KEYS = {new: old for old, new in RENAMED.items()}
 def num_trials(options: SweepOptions) -> int:
     """How many trials the sweep has in all."""
     if options.search.method == "grid":
-        return int(np.prod([len(d.arguments) for d in options.space.values()]))
+        return math.prod(len(d.arguments) for d in options.space.values())
     return options.search.trials or _DEFAULT_TRIALS
 
 

@@ -18,10 +18,9 @@ from optimag_dist.store import GraphStore
 from optimag_dist.tasks import val_metrics_of
 from optimag_dist.telemetry import check_trackers
 from optimag_dist.train.options import RunConfig
-from optimag_dist.train.owners import shard_owners
 from optimag_dist.train.placement import Cluster
 from optimag_dist.train.validation import check_free, check_input, refuse_second
-from optimag_dist.train.worker_group import WorkerGroupSpec, prepare
+from optimag_dist.train.worker_group import worker_group_spec
 from optimag_dist.tune.follow import Follower
 from optimag_dist.tune.options import SweepOptions
 from optimag_dist.tune.results import TrialRow, best, export_best, write_table
@@ -76,20 +75,10 @@ def _run_sweep(config: RunConfig, options: SweepOptions, resume: bool, address: 
     _check(config, options, store, points or corners(options))
     check_trackers(config.tracking)
     _check_directory(config, options, resume)
-    use_gpu, priors = prepare(config.workers, store, priors_needed(config, options, points), address)
-    dump_options(config, config.directory / "config.yaml")
-    dump_options(options, config.directory / "space.yaml")
-    with shard_owners(store, config.workers) as graph_rows:
-        workers = WorkerGroupSpec(
-            options=config.workers,
-            use_gpu=use_gpu,
-            store=config.store,
-            priors=priors,
-            rows=graph_rows,
-            run=config.directory,
-            tracking=config.tracking,
-            wait_for_places=True,
-        )
+    priors = priors_needed(config, options, points)
+    with worker_group_spec(config, store, priors, address, config.directory, of_sweep=True) as workers:
+        dump_options(config, config.directory / "config.yaml")
+        dump_options(options, config.directory / "space.yaml")
         return _search(TrialPlan(config, options, workers), points)
 
 
@@ -101,8 +90,8 @@ def _check(config: RunConfig, options: SweepOptions, store: GraphStore, points: 
     }.values():
         for seed in config.seeds:
             check_input(store, variant, seed)
-    figures = dict.fromkeys(name for c in configs for name in val_metrics_of(c.task))
-    known = [*(f"val/{name}" for name in figures), "seconds"]
+    metrics = dict.fromkeys(name for c in configs for name in val_metrics_of(c.task))
+    known = [*(f"val/{name}" for name in metrics), "seconds"]
     for metric in options.metrics:
         if metric not in known:
             raise InputError(f"metrics: unknown metric {metric!r}; known: {', '.join(known)}")
@@ -134,12 +123,17 @@ def _check_directory(config: RunConfig, options: SweepOptions, resume: bool) -> 
         return
     if not (directory / "space.yaml").exists():
         raise InputError(f"{directory}: no sweep to resume here; leave out --resume to start one")
-    if _what_decides(load_options(RunConfig, directory / "config.yaml")) != _what_decides(config):
+    places = {"workers", "checkpoint", "out"}
+    started = load_options(RunConfig, directory / "config.yaml")
+    if started.model_dump(mode="json", exclude=places) != config.model_dump(mode="json", exclude=places):
         raise InputError(
             f"{directory}/config.yaml: the sweep was started with another configuration; resume with the same one, or "
             f"choose another name=..."
         )
-    if _what_is_searched(load_options(SweepOptions, directory / "space.yaml")) != _what_is_searched(options):
+    # How long it may take, and how much of it runs at a time.
+    pace: Any = {"search": {"time_budget_s", "concurrency"}}
+    begun = load_options(SweepOptions, directory / "space.yaml")
+    if begun.model_dump(mode="json", exclude=pace) != options.model_dump(mode="json", exclude=pace):
         raise InputError(
             f"{directory}/space.yaml: the sweep was started with another space; resume with the same one, or choose "
             f"another name=..."
@@ -153,16 +147,6 @@ def _check_directory(config: RunConfig, options: SweepOptions, resume: bool) -> 
                 f"{state}: others can write to this directory, and resuming would run code that they leave there; if "
                 f"you trust what is in it: chown -R $USER {state} && chmod -R go-w {state}"
             )
-
-
-def _what_decides(config: RunConfig) -> dict[str, Any]:
-    """Of a configuration, what decides the trials' results."""
-    return config.model_dump(mode="json", exclude={"workers", "checkpoint", "out"})
-
-
-def _what_is_searched(options: SweepOptions) -> dict[str, Any]:
-    """Of a sweep's options, all but how long it may take and how much of it runs at a time."""
-    return options.model_dump(mode="json", exclude={"search": {"time_budget_s", "concurrency"}})
 
 
 def _search(plan: TrialPlan, points: list[Point] | None) -> list[TrialRow]:
@@ -206,18 +190,12 @@ def _search(plan: TrialPlan, points: list[Point] | None) -> list[TrialRow]:
                 raise
         finally:
             # However it ends: what has been found until then is of use.
-            _keep(follower.rows, config, options)
+            rows = follower.rows
+            if rows:
+                write_table(rows, options, config.directory / "trials.parquet")
+            if winner := best(rows, options):
+                export_best(winner, config, plan_fits(config, winner.trial, winner.point), config.directory / "best")
     return follower.rows
-
-
-def _keep(rows: list[TrialRow], config: RunConfig, options: SweepOptions) -> None:
-    """The table of the trials, and the best of them."""
-    if not rows:
-        return
-    write_table(rows, options, config.directory / "trials.parquet")
-    winner = best(rows, options)
-    if winner is not None:
-        export_best(winner, config, plan_fits(config, winner.trial, winner.point), config.directory / "best")
 
 
 def quieten() -> None:

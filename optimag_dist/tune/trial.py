@@ -128,7 +128,7 @@ class SweepTrial(tune.Trainable):
             while self._events:
                 kind, number, content = self._events.popleft()
                 if kind == "result":
-                    score.result(self._seeds[number], content)
+                    score.results[self._seeds[number]] = content
                 elif kind == "epoch":
                     score.epoch(self._seeds[number], content)
                     if any(before < milestone <= score.clock for milestone in self._milestones):

@@ -1,7 +1,5 @@
 """A sweep in the terminal: a live table; where the output is no terminal, a line per trial that has ended."""
 
-from types import TracebackType
-
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -33,9 +31,7 @@ class SweepView:
             self._live.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._live.stop()
 
     def update(self, rows: list[TrialRow], nodes: int, cpus: float) -> None:

@@ -28,7 +28,7 @@ def _epoch(epoch: int, accuracy: float | None, f1: float = 0.0) -> dict:
 
 
 def test_a_score_is_of_each_seeds_best_epoch_and_counts_epochs_told_twice_once() -> None:
-    score = Score((5, 7), epochs=10, decisive="accuracy")
+    score = Score((5, 7), epochs=10, monitor="accuracy")
     assert score.clock == 0
     score.epoch(5, _epoch(0, None))
     assert math.isnan(score.metrics(["val/accuracy"])["val/accuracy"])
@@ -40,19 +40,19 @@ def test_a_score_is_of_each_seeds_best_epoch_and_counts_epochs_told_twice_once()
         "seconds": 6.0,
     }
     assert (score.clock, score.epochs) == (3, 3)
-    score.result(5, {})
+    score.results[5] = {}
     # The first seed ended early by its patience: the second one's epochs start where every trial's do.
     score.epoch(7, _epoch(0, 0.2))
     assert (score.clock, score.epochs, score.finished) == (11, 4, False)
     assert score.metrics(["val/accuracy"]) == {"val/accuracy": 0.4}
-    score.result(7, {})
+    score.results[7] = {}
     assert score.finished
 
 
 def test_a_score_is_worth_nothing_once_a_fit_has_diverged() -> None:
-    score = Score((0, 1), epochs=10, decisive="accuracy")
+    score = Score((0, 1), epochs=10, monitor="accuracy")
     score.epoch(0, _epoch(0, 0.9))
-    score.result(0, {"diverged": "loss nan"})
+    score.results[0] = {"diverged": "loss nan"}
     metrics = score.metrics(["val/accuracy", "seconds"])
     assert math.isnan(metrics["val/accuracy"])
     assert (metrics["seconds"], score.diverged, score.finished) == (2.0, "loss nan", False)
@@ -61,8 +61,8 @@ def test_a_score_is_worth_nothing_once_a_fit_has_diverged() -> None:
 def test_a_score_is_of_the_epochs_that_the_task_goes_by() -> None:
     records = [{"epoch": e, "seconds": 1.0, "val/nll": n, "val/mrr": m} for e, n, m in ((0, 3.0, 0.1), (1, 2.0, 0.3))]
     records += [{"epoch": 2, "seconds": 1.0, "val/nll": 2.5, "val/mrr": 0.5}, {"epoch": 3, "seconds": 1.0}]
-    for decisive, expected in (("nll", (2.0, 0.3)), ("mrr", (2.5, 0.5))):
-        score = Score((0,), epochs=4, decisive=decisive)
+    for monitor, expected in (("nll", (2.0, 0.3)), ("mrr", (2.5, 0.5))):
+        score = Score((0,), epochs=4, monitor=monitor)
         for record in records:
             score.epoch(0, record)
         metrics = score.metrics(["val/nll", "val/mrr"])

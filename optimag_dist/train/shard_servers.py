@@ -1,4 +1,4 @@
-"""The actors that own a graph's shards while it is trained on, and how workers ask them."""
+"""The actors that serve a graph's shards while it is trained on, and how workers ask them."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,13 +12,13 @@ from optimag_dist.store import GraphStore, PartitionOptions, partition_store
 from optimag_dist.train.options import WorkersOptions
 from optimag_dist.types import InputError
 
-# Threads of an owner: several workers ask at a time, and answering is mostly reading mapped files.
+# Threads of a server: several workers ask at a time, and answering is mostly reading mapped files.
 _CONCURRENCY = 4
 
 
 @contextmanager
-def shard_owners(store: GraphStore, options: WorkersOptions) -> Iterator[GraphDataSource | None]:
-    """Rows of the shards of ``store``, owned by actors until the block ends; None where ``options`` ask for replicas.
+def shard_servers(store: GraphStore, options: WorkersOptions) -> Iterator[GraphDataSource | None]:
+    """Rows of the shards of ``store``, served by actors until the block ends; None where ``options`` ask for replicas.
 
     The store is partitioned first if that has not been done. An actor that dies is started again, maps its shards and
     is asked again.
@@ -41,13 +41,8 @@ def shard_owners(store: GraphStore, options: WorkersOptions) -> Iterator[GraphDa
     parts = min(max(PartitionOptions().parts, options.shard_servers), store.num_nodes)
     partition = partition_store(store, PartitionOptions(parts=parts, features=True))
     # No CPU is set aside: answering must never wait for the workers that ask.
-    actor = ray.remote(ShardServer).options(
-        num_cpus=0,
-        scheduling_strategy="SPREAD",
-        max_restarts=-1,
-        max_task_retries=-1,
-        max_concurrency=_CONCURRENCY,
-    )
+    lasting = {"max_restarts": -1, "max_task_retries": -1, "max_concurrency": _CONCURRENCY}
+    actor = ray.remote(ShardServer).options(num_cpus=0, scheduling_strategy="SPREAD", **lasting)
     actors = [actor.remote(partition) for _ in range(min(options.shard_servers, parts))]
     try:
         yield ShardedSource(partition, len(actors), AskActors(actors))
@@ -62,6 +57,6 @@ class AskActors:
     def __init__(self, actors: list[Any]) -> None:
         self._actors = actors
 
-    def __call__(self, owner: int, question: str, *arguments: Any) -> Callable[[], Any]:
-        answer = getattr(self._actors[owner], question).remote(*arguments)
+    def __call__(self, server: int, question: str, *arguments: Any) -> Callable[[], Any]:
+        answer = getattr(self._actors[server], question).remote(*arguments)
         return lambda: ray.get(answer)
