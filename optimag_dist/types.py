@@ -4,11 +4,11 @@ Symbols (the whole code base uses them):
 
     n, m      nodes and arcs of the whole graph; m also indexes modalities where no arcs are near
     N         seed nodes of one group (the nodes one transport problem is solved over)
-    A         anchors of a group: its supervised nodes, the first A of its N seeds
+    A         targets of a group: its supervised nodes, the first A of its N seeds
     Z_m       (N, d_m) encoder output of modality m
     C_m       (N, N)   cosine cost of modality m;  C̄ means divided by its mean
     Π_B       (N, N)   personalised PageRank among the seeds, row s = walk from seed s
-    C_G, M    (N, N)   graph cost and anchor prior made from Π_B
+    C_G, M    (N, N)   graph cost and anchor cost made from Π_B
     π         (N, N)   transport plan, rows = modality side, columns = graph side
     μ, ν      (N,)     marginals;  r = π1 row mass; kept mass = r / μ
     α ρ ε τ δ          structure weight, marginal weight, entropy, prior width, floor of PPR
@@ -71,27 +71,27 @@ class Examples:
     """What a task asks of one group: the nodes whose output it needs, and what their loss compares with.
 
     Attributes:
-        anchors: (A,) int64 distinct node ids.
-        targets: name → array; what names nodes does so by their row among the anchors.
+        targets: (A,) int64 distinct node ids.
+        labels: name → array; what names nodes does so by their row among the targets.
         excluded_edges: (E, 2) int64 node ids of edges along which no message of this group may pass, either way.
     """
 
-    anchors: np.ndarray
-    targets: Mapping[str, np.ndarray]
+    targets: np.ndarray
+    labels: Mapping[str, np.ndarray]
     excluded_edges: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
 class SeedGroup:
-    """The nodes one transport problem is solved over: (N,) int64 distinct ids, the anchors, of which the task needs an
+    """The nodes one transport problem is solved over: (N,) int64 distinct ids, the targets, of which the task needs an
     output, first."""
 
     seeds: np.ndarray
-    num_anchors: int
+    num_targets: int
 
     @property
-    def anchors(self) -> np.ndarray:
-        return self.seeds[: self.num_anchors]
+    def targets(self) -> np.ndarray:
+        return self.seeds[: self.num_targets]
 
 
 @dataclass(frozen=True)
@@ -120,24 +120,24 @@ class GroupBatch:
     Attributes:
         node_ids: (U,) int64 nodes to encode: the blocks' input nodes first, then seeds not among them.
         seed_rows: (N,) int64 rows of the seeds within ``node_ids``.
-        num_anchors: the first of seeds and nodes are the task's; the last block's destinations are exactly these.
+        num_targets: the first of seeds and nodes are the task's; the last block's destinations are exactly these.
         blocks: outermost first; empty for a model that sends no messages.
         features, present: modality → (U, d_m) float32 (absent rows zero), and (U,) bool.
         degrees: (U,) float32 neighbours in the whole graph less excluded edges, for models that normalise by it.
-        task, targets: position of the task it belongs to, and what that compares with, by name.
+        task, labels: position of the task it belongs to, and what that compares with, by name.
         proximity: (N, N) float32 Π_B, or None where no regulariser is trained.
         kept_ppr: share of the seeds' stored PPR mass that stays inside the group (0 where ``proximity`` is None).
     """
 
     node_ids: Tensor
     seed_rows: Tensor
-    num_anchors: int
+    num_targets: int
     blocks: tuple[Block, ...]
     features: Mapping[str, Tensor]
     present: Mapping[str, Tensor]
     degrees: Tensor
     task: int
-    targets: Mapping[str, Tensor]
+    labels: Mapping[str, Tensor]
     proximity: Tensor | None
     kept_ppr: float
 
@@ -151,7 +151,7 @@ class GroupBatch:
             features={name: f(x) for name, x in self.features.items()},
             present={name: f(x) for name, x in self.present.items()},
             degrees=f(self.degrees),
-            targets={name: f(x) for name, x in self.targets.items()},
+            labels={name: f(x) for name, x in self.labels.items()},
             proximity=None if self.proximity is None else f(self.proximity),
         )
 

@@ -76,7 +76,7 @@ def recipe(planted_store: GraphStore, tmp_path: Path) -> dict:
         "name": "toy",
         "store": str(planted_store.path),
         "out": str(tmp_path / "runs"),
-        "sampling": {"groups": 2, "anchors": 12, "group_size": 32, "fanouts": [5, 5]},
+        "sampling": {"groups": 2, "targets": 12, "group_size": 32, "fanouts": [5, 5]},
         "model": {"hidden": 32, "embedding": 16, "dropout": 0.2},
         "optim": {"lr": 0.01},
         "train": {"epochs": 12, "patience": 100},

@@ -28,7 +28,7 @@ _FILES = {
             "seeds": [0, 1],
             "variants": {"sage": {"regulariser.weight": 0}, "sage+optimag": {}},
             "task": {"split": {"train": 0.4, "val": 0.3}},
-            "sampling": {"anchors": 8, "group_size": 24, "fanouts": [4, 4]},
+            "sampling": {"targets": 8, "group_size": 24, "fanouts": [4, 4]},
             "train": {"epochs": 5},
         }
     ),

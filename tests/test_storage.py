@@ -457,7 +457,7 @@ def test_embeddings_go_to_and_come_from_uris(
 
 RECIPE = {
     "name": "run",
-    "sampling": {"groups": 2, "anchors": 6, "group_size": 12, "fanouts": [3, 3]},
+    "sampling": {"groups": 2, "targets": 6, "group_size": 12, "fanouts": [3, 3]},
     "model": {"hidden": 8, "embedding": 4},
     "train": {"epochs": 6, "patience": 100},
     "workers": {"count": 1, "max_failures": 0},

@@ -46,7 +46,7 @@ POLL_S = 0.02
 SLOTS = 2
 OPTIMAG = [sys.executable, "-m", "optimag_dist.cli"]
 RUN = {
-    "sampling": {"groups": 2, "anchors": 64, "group_size": 256, "fanouts": [10, 10]},
+    "sampling": {"groups": 2, "targets": 64, "group_size": 256, "fanouts": [10, 10]},
     "task": {"split": {"train": 0.6, "val": 0.2}},
     "model": {"hidden": 256, "embedding": 128},
     "train": {"patience": 1000, "kept_mass": "none"},

@@ -5,7 +5,7 @@
 Same graph, same seeds in the same batches, same fan-outs, one process. Ours gathers float16 features from the mapped
 store; the others have float32 features in memory. ``--npz`` is a file with ``edges`` (E, 2) and features ``x_*``;
 without it, a power-law graph with two modalities of 128 numbers is made. Figures are medians of ``--repeats``
-interleaved passes over ``--batches`` batches. ``--prior`` also times groups with their PPR prior (64 anchors in groups
+interleaved passes over ``--batches`` batches. ``--prior`` also times groups with their PPR prior (64 targets in groups
 of 256 nodes, the default), which the others have nothing to compare with. ``--profile`` says where our time goes.
 """
 
@@ -131,7 +131,7 @@ def profile(
     for step, groups in enumerate(batcher.items(0)):
         key = (0, step, 0)
         group = timed("group", partial(batcher.group, groups[0], key=key))
-        nodes, _ = timed("blocks", partial(sampler.sample, group.anchors, options.fanouts, key))
+        nodes, _ = timed("blocks", partial(sampler.sample, group.targets, options.fanouts, key))
         for name in store.modalities:
             timed(f"features {name}", partial(rows.features, name, nodes))
         timed("present", lambda nodes=nodes: [rows.present(m, nodes) for m in store.modalities])
@@ -169,7 +169,7 @@ def main() -> None:
         count = min(args.batch * args.batches, len(linked) // args.batch * args.batch)
         seeds = np.random.default_rng(0).permutation(linked)[:count]
         options = SamplingOptions(
-            groups=1, anchors=args.batch, group_size=args.batch, fanouts=tuple(args.fanouts), batcher="uniform"
+            groups=1, targets=args.batch, group_size=args.batch, fanouts=tuple(args.fanouts), batcher="uniform"
         )
         runs: dict[str, Callable[[], Iterable]] = {
             "optimag": ours(store, None, seeds, options),
@@ -193,7 +193,7 @@ def main() -> None:
         table = Table(*columns, title=f"{args.threads} thread(s)")
         mine = np.median(times["optimag"], axis=0)
         for name, seconds in times.items():
-            per_batch = default.anchors if name.endswith("prior") else args.batch
+            per_batch = default.targets if name.endswith("prior") else args.batch
             wall, processor = np.median(seconds, axis=0)
             scale = 1e3 * per_batch / count
             table.add_row(

@@ -35,7 +35,7 @@ SAMPLES_PER_S = 4
 RUN = {
     "name": "run",
     "variants": {"sage+optimag": {}},
-    "sampling": {"groups": 2, "anchors": 64, "group_size": 256, "fanouts": [10, 10], "eval_fanouts": [10, 10]},
+    "sampling": {"groups": 2, "targets": 64, "group_size": 256, "fanouts": [10, 10], "eval_fanouts": [10, 10]},
     "model": {"hidden": 128, "embedding": 64},
     "train": {"epochs": 1, "kept_mass": "none"},
 }

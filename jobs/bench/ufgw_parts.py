@@ -27,7 +27,7 @@ from optimag_dist.ufgw.sinkhorn import SinkhornResult, sinkhorn_exp
 from optimag_dist.ufgw.solver import Budget, outer_steps
 from optimag_dist.ufgw.validation import DeferredChecks
 
-# With these weights, width of the anchor prior and PPR of a node to itself, plans are neither the diagonal nor uniform:
+# With these weights, width of the anchor cost and PPR of a node to itself, plans are neither the diagonal nor uniform:
 # the diagonal holds from 94 % (N = 128, δ = 1 %) to 6 % of the mass (N = 4096, δ = 5 %), and half of all mass is kept.
 WEIGHTS = {"alpha": 0.6, "rho": 0.1, "epsilon": 0.03}
 TAU, SELF = 1.0, 0.05

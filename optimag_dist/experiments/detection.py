@@ -44,8 +44,8 @@ def area_under_curve(trust: np.ndarray, conflict: np.ndarray) -> float:
 
 
 def kept_mass(store: GraphStore, ppr: PPRArtefact, config: VariantConfig, seed: int) -> dict[str, np.ndarray]:
-    """Modality → (n,) what each node keeps of its stored features' mass, measured in the group it is an anchor of,
-    as at the end of a fit but for the configuration's own number of anchors."""
+    """Modality → (n,) what each node keeps of its stored features' mass, measured in the group it is a target of,
+    as at the end of a fit but for the configuration's own number of targets."""
     regulariser = make_regulariser(config.regulariser)
     if not has_diagnostics(regulariser):
         raise InputError(
@@ -55,8 +55,8 @@ def kept_mass(store: GraphStore, ppr: PPRArtefact, config: VariantConfig, seed: 
     batcher = SeedBatcher(nodes, store.num_nodes, ppr, config.sampling, seed=seed)
     kept = {name: np.full(store.num_nodes, np.nan, np.float32) for name in store.modalities}
     for step, groups in enumerate(batcher.items(0)):
-        for index, anchors in enumerate(groups):
-            seeds = batcher.group(anchors, key=(0, step, index)).seeds
+        for index, targets in enumerate(groups):
+            seeds = batcher.group(targets, key=(0, step, index)).seeds
             with torch.no_grad():
                 regulariser(
                     {m: torch.from_numpy(store.gather(m, seeds)).float() for m in kept},
@@ -64,7 +64,7 @@ def kept_mass(store: GraphStore, ppr: PPRArtefact, config: VariantConfig, seed: 
                     {m: torch.from_numpy(store.present(m)[seeds]) for m in kept},
                 )
             for m, values in kept_mass_of(regulariser).items():
-                kept[m][anchors] = values[: len(anchors)].numpy()
+                kept[m][targets] = values[: len(targets)].numpy()
     return kept
 
 

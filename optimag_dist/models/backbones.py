@@ -310,7 +310,7 @@ def check_backbone(
 ) -> None:
     """Make the backbone and have it train and evaluate on a toy batch of two nodes, one of them isolated.
 
-    torch's random numbers go on as if it had not been called. With a ``smallest_group`` of one anchor, a step of one
+    torch's random numbers go on as if it had not been called. With a ``smallest_group`` of one target, a step of one
     node is tried too.
 
     Raises:

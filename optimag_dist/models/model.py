@@ -98,19 +98,19 @@ class MultimodalModel(nn.Module):
     def represent(
         self, embeddings: Mapping[str, Tensor], batch: GroupBatch, present: Mapping[str, Tensor] | None = None
     ) -> Tensor:
-        """Embeddings of the batch's U nodes, modality → (U, embedding), → (A, hidden) state of each anchor;
+        """Embeddings of the batch's U nodes, modality → (U, embedding), → (A, hidden) state of each target;
         ``present``, modality → (U,) bool, is what is shown: by default all that the batch has."""
         fused = self.fusion(embeddings, batch.present if present is None else present)
         if not self.passes_messages:
-            fused = fused[: batch.num_anchors]
+            fused = fused[: batch.num_targets]
         return self.backbone(fused, batch.blocks, batch.degrees)
 
 
 def withhold(batch: GroupBatch, modalities: Iterable[str]) -> dict[str, Tensor]:
-    """``batch.present`` with ``modalities`` of the anchors gone: as the anchors are the first nodes of a batch and each
+    """``batch.present`` with ``modalities`` of the targets gone: as the targets are the first nodes of a batch and each
     node comes once, no path of messages brings back what is withheld."""
     present = dict(batch.present)
     for name in modalities:
         present[name] = present[name].clone()
-        present[name][: batch.num_anchors] = False
+        present[name][: batch.num_targets] = False
     return present

@@ -1,7 +1,7 @@
 """Which nodes train together: every step's seed groups, as a pure function of (seed, epoch, step).
 
 A group is one transport problem. With uniformly drawn seeds from a large graph Π_B is almost diagonal and says nothing
-about structure, so a group's anchors (its supervised nodes) bring their strongest PPR neighbours with them:
+about structure, so a group's targets (its supervised nodes) bring their strongest PPR neighbours with them:
 influence-based batching (Gasteiger et al., arXiv 2212.09083). The groups of a step are the same whatever the number of
 workers, who share them out: so its gradient does not depend on that number.
 """
@@ -16,17 +16,17 @@ from optimag_dist.options import Options
 from optimag_dist.ppr import PPRArtefact
 from optimag_dist.types import InputError, SeedGroup
 
-_NODES_PER_ANCHOR = 16
+_NODES_PER_TARGET = 16
 
 
 class SamplingOptions(Options):
     """How batches are drawn.
 
     Attributes:
-        batcher: ``ppr`` fills a group with its anchors' strongest PPR neighbours, ``uniform`` with random nodes.
+        batcher: ``ppr`` fills a group with its targets' strongest PPR neighbours, ``uniform`` with random nodes.
         groups: seed groups (transport problems) per optimiser step, over all workers together.
-        anchors: supervised nodes (or edges, where a task is about these) per group, at most.
-        group_size: N, nodes per group (anchors included); capped at the number of nodes of the graph. Edges bring two
+        targets: supervised nodes (or edges, where a task is about these) per group, at most.
+        group_size: N, nodes per group (targets included); capped at the number of nodes of the graph. Edges bring two
             ends and their negatives: the transport problem then is over up to twice as many nodes.
         fanouts: neighbours sampled per node, one entry per message-passing layer, input side first; -1 takes all.
         eval_fanouts: the same for evaluation; None takes all neighbours.
@@ -36,7 +36,7 @@ class SamplingOptions(Options):
 
     batcher: Literal["ppr", "uniform"] = "ppr"
     groups: int = Field(2, ge=1)
-    anchors: int = Field(64, ge=2)
+    targets: int = Field(64, ge=2)
     group_size: int = Field(256, ge=2)
     fanouts: tuple[int, ...] = Field((10, 10), min_length=1)
     eval_fanouts: tuple[int, ...] | None = None
@@ -44,8 +44,8 @@ class SamplingOptions(Options):
 
     @model_validator(mode="after")
     def _consistent(self) -> "SamplingOptions":
-        if self.anchors > self.group_size:
-            raise ValueError(f"anchors ({self.anchors}) must not exceed group_size ({self.group_size})")
+        if self.targets > self.group_size:
+            raise ValueError(f"targets ({self.targets}) must not exceed group_size ({self.group_size})")
         for name in ("fanouts", "eval_fanouts"):
             if any(f < -1 or f == 0 for f in getattr(self, name) or ()):
                 raise ValueError(f"{name} must be positive, or -1 for all neighbours")
@@ -55,9 +55,9 @@ class SamplingOptions(Options):
 
     @property
     def for_kept_mass(self) -> "SamplingOptions":
-        """Groups in which every anchor has most of its PPR neighbours about it, from which kept mass is estimated."""
-        anchors = max(2, self.group_size // _NODES_PER_ANCHOR)
-        return self.model_copy(update={"batcher": "ppr", "anchors": min(anchors, self.group_size)})
+        """Groups in which every target has most of its PPR neighbours about it, from which kept mass is estimated."""
+        targets = max(2, self.group_size // _NODES_PER_TARGET)
+        return self.model_copy(update={"batcher": "ppr", "targets": min(targets, self.group_size)})
 
     @property
     def fanouts_at_evaluation(self) -> tuple[int, ...]:
@@ -74,7 +74,7 @@ class SeedBatcher:
         num_nodes: nodes of the whole graph, from which groups are filled.
         ppr: artefact with a row for every node; needed when groups are filled by PPR.
         seed: together with the epoch and step it determines every group.
-        fill: whether groups are filled up to ``group_size``; without a regulariser only the anchors are of use.
+        fill: whether groups are filled up to ``group_size``; without a regulariser only the targets are of use.
     """
 
     def __init__(
@@ -97,11 +97,11 @@ class SeedBatcher:
             raise InputError("sampling.batcher=ppr needs a PPR artefact; compute one with: optimag ppr STORE")
         self._items = np.asarray(items, dtype=np.int64)
         self._num_nodes, self._ppr, self._options, self._seed = num_nodes, ppr, options, seed
-        self._target = min(options.group_size, num_nodes) if fill else 0
+        self._size = min(options.group_size, num_nodes) if fill else 0
 
     @property
     def steps_per_epoch(self) -> int:
-        return -(-len(self._items) // (self._options.groups * self._options.anchors))
+        return -(-len(self._items) // (self._options.groups * self._options.targets))
 
     @property
     def smallest_group(self) -> int:
@@ -116,21 +116,21 @@ class SeedBatcher:
         pieces = np.array_split(order, self.steps_per_epoch * groups)
         return [pieces[i : i + groups] for i in range(0, len(pieces), groups)]
 
-    def group(self, anchors: np.ndarray, *, key: Sequence[int]) -> SeedGroup:
-        """The group around ``anchors``; ``key`` (epoch, step, group) seeds what is drawn at random."""
-        seeds = anchors
+    def group(self, targets: np.ndarray, *, key: Sequence[int]) -> SeedGroup:
+        """The group around ``targets``; ``key`` (epoch, step, group) seeds what is drawn at random."""
+        seeds = targets
         if self._options.batcher == "ppr" and self._ppr is not None:
-            # A second round from what the first brought in, for anchors with few neighbours of their own.
+            # A second round from what the first brought in, for targets with few neighbours of their own.
             for _ in range(2):
                 seeds = self._add_ppr_neighbours(self._ppr, seeds)
-        missing = self._target - len(seeds)
+        missing = self._size - len(seeds)
         if missing > 0:
             rng = np.random.default_rng((self._seed, *key))
             seeds = np.concatenate([seeds, draw_others(rng, self._num_nodes, seeds, missing)])
-        return SeedGroup(seeds=seeds, num_anchors=len(anchors))
+        return SeedGroup(seeds=seeds, num_targets=len(targets))
 
     def _add_ppr_neighbours(self, ppr: PPRArtefact, seeds: np.ndarray) -> np.ndarray:
-        missing = self._target - len(seeds)
+        missing = self._size - len(seeds)
         if missing <= 0:
             return seeds
         _, columns, values = ppr.rows(seeds)

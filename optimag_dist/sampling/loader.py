@@ -23,7 +23,7 @@ ExampleFn = Callable[[np.ndarray, np.random.Generator], Examples]
 
 
 def nodes_alone(items: np.ndarray, rng: np.random.Generator) -> Examples:
-    """:data:`ExampleFn` of what needs no targets: the nodes themselves."""
+    """:data:`ExampleFn` of what needs no labels: the nodes themselves."""
     return Examples(items, {})
 
 
@@ -100,18 +100,18 @@ class GroupLoader:
                 key = (epoch, step, task * len(items[task]) + index)
                 rng = np.random.default_rng((self._seed, *key, _EXAMPLES))
                 examples = example_fn(items[task][index], rng)
-                group = batcher.group(examples.anchors, key=key)
+                group = batcher.group(examples.targets, key=key)
                 groups.append(self._assemble(group, examples, key, task))
         num_items = tuple(sum(map(len, of_task)) for of_task in items)
         return StepBatch(epoch, step, tuple(groups), sum(map(len, items)), num_items)
 
     def _assemble(self, group: SeedGroup, examples: Examples, key: tuple[int, ...], task: int) -> GroupBatch:
-        inputs: np.ndarray = group.anchors
+        inputs: np.ndarray = group.targets
         blocks: tuple[Block, ...] = ()
         if self._sampler is not None:
-            inputs, blocks = self._sampler.sample(group.anchors, self._options.fanouts, (self._seed, *key))
-        # The blocks' inputs start with the anchors; the other seeds follow where no block needs them anyway.
-        # A task may bring more anchors than a group has nodes: transport stays bounded, and takes the first of them.
+            inputs, blocks = self._sampler.sample(group.targets, self._options.fanouts, (self._seed, *key))
+        # The blocks' inputs start with the targets; the other seeds follow where no block needs them anyway.
+        # A task may bring more targets than a group has nodes: transport stays bounded, and takes the first of them.
         seeds = group.seeds[: 2 * self._options.group_size]
         nodes, seed_rows = append_nodes(inputs, seeds)
         degrees = self._rows.degrees(nodes)
@@ -123,13 +123,13 @@ class GroupLoader:
         batch = GroupBatch(
             node_ids=torch.from_numpy(nodes),
             seed_rows=torch.from_numpy(seed_rows),
-            num_anchors=group.num_anchors,
+            num_targets=group.num_targets,
             blocks=blocks,
             features={m: torch.from_numpy(self._rows.features(m, nodes)) for m in self._rows.modalities},
             present={m: torch.from_numpy(self._rows.present(m, nodes)) for m in self._rows.modalities},
             degrees=torch.from_numpy(degrees).float(),
             task=task,
-            targets={name: torch.from_numpy(values) for name, values in examples.targets.items()},
+            labels={name: torch.from_numpy(values) for name, values in examples.labels.items()},
             proximity=None if proximity is None else torch.from_numpy(proximity),
             kept_ppr=kept,
         )

@@ -50,7 +50,7 @@ class RecycledMemory:
     """Gives out float32 arrays in memory that no earlier one uses any more; at most as much as was in use at once.
 
     Fresh memory of tens of megabytes per batch comes from the system page by page and zeroed each time, which costs as
-    much as filling it: without, batches of 1,024 anchors of debpkg take 6.2 ms of processor time instead of 4.6. Usable
+    much as filling it: without, batches of 1,024 targets of debpkg take 6.2 ms of processor time instead of 4.6. Usable
     from several threads: the list of free pieces is only appended to and popped from.
     """
 

@@ -60,7 +60,7 @@ class ImageHead(TaskHead):
     def loss(self, model: MultimodalModel, embeddings: Mapping[str, Tensor], batch: GroupBatch) -> Tensor:
         """Mean squared error of the denoising of each picture."""
         tokens, there = self.tokens(model, embeddings, batch)
-        return self.diffusion.loss(centred(batch.targets["pixels"]), tokens, there)
+        return self.diffusion.loss(centred(batch.labels["pixels"]), tokens, there)
 
 
 class GraphToImage(Generation[ImageHead]):

@@ -62,8 +62,8 @@ class TextHead(TaskHead):
     def loss(self, model: MultimodalModel, embeddings: Mapping[str, Tensor], batch: GroupBatch) -> Tensor:
         """Nats per token of the group, once for each of its texts."""
         prefix, there = self.tokens(model, embeddings, batch)
-        nats, count = self.language_model.loss(prefix, there, batch.targets["ids"], batch.targets["mask"])
-        return nats / count * batch.num_anchors
+        nats, count = self.language_model.loss(prefix, there, batch.labels["ids"], batch.labels["mask"])
+        return nats / count * batch.num_targets
 
 
 class GraphToText(Generation[TextHead]):

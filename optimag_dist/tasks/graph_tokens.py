@@ -25,7 +25,7 @@ class TokenOptions(Options):
 
 
 class GraphTokens(nn.Module):
-    """Tokens of the anchors: ``state`` of the backbone's, one of each modality that is not ``withheld``, and one of
+    """Tokens of the targets: ``state`` of the backbone's, one of each modality that is not ``withheld``, and one of
     each of a few neighbours in the last block. Each is a linear map with a bias per kind, brought to one length:
     ``width`` numbers whose root mean square is ``scale``."""
 
@@ -43,8 +43,8 @@ class GraphTokens(nn.Module):
     def forward(
         self, model: MultimodalModel, embeddings: Mapping[str, Tensor], batch: GroupBatch
     ) -> tuple[Tensor, Tensor]:
-        """(A, T, width) tokens of a batch's anchors, and (A, T) bool: which of them are there."""
-        count, present = batch.num_anchors, withhold(batch, self._withheld)
+        """(A, T, width) tokens of a batch's targets, and (A, T) bool: which of them are there."""
+        count, present = batch.num_targets, withhold(batch, self._withheld)
         states = model.represent(embeddings, batch, present)
         own, shown = ({m: x[:count] for m, x in of.items()} for of in (embeddings, present))
         tokens, there = self._of_own(states, own, shown)

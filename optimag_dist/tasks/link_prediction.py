@@ -64,7 +64,7 @@ class LinkHead(TaskHead):
 
     def loss(self, model: MultimodalModel, embeddings: Mapping[str, Tensor], batch: GroupBatch) -> Tensor:
         """Cross-entropy of the target among itself and the negatives, the mean of both directions of an edge."""
-        h, t = self.vectors(model, embeddings, batch), batch.targets
+        h, t = self.vectors(model, embeddings, batch), batch.labels
         source = h[t["sources"]]
         if t["negatives"].ndim == 1:
             others = self.decoder.score_all(source, h[t["negatives"]])
@@ -120,17 +120,17 @@ class LinkPrediction(Task[LinkHead]):
             uniform = rng.integers(0, self._num_nodes, (len(queries), count - count // 2))
             negatives = np.concatenate([hard, uniform], 1)
         of_each = np.broadcast_to(negatives, (len(queries), negatives.shape[-1]))
-        # In order of occurrence: where transport cannot take all anchors, it takes the edges' ends.
+        # In order of occurrence: where transport cannot take all targets, it takes the edges' ends.
         everyone = np.concatenate([queries.ravel(), negatives.ravel()])
-        anchors, rows = append_nodes(np.empty(0, np.int64), everyone)
+        targets, rows = append_nodes(np.empty(0, np.int64), everyone)
         ends = rows[: queries.size].reshape(-1, 2)
-        targets = {
+        labels = {
             "sources": ends[:, 0].copy(),
             "targets": ends[:, 1].copy(),
             "negatives": rows[queries.size :].reshape(negatives.shape),
             "allowed": no_edges(queries[:, 0], of_each, self._is_edge),
         }
-        return Examples(anchors, targets, excluded_edges=items)
+        return Examples(targets, labels, excluded_edges=items)
 
     def head(self, model: MultimodalModel) -> LinkHead:
         return LinkHead(model, self._options.decoder)

@@ -59,9 +59,9 @@ class RetrievalHead(TaskHead):
         self.log_scale = nn.Parameter(torch.tensor(-float(np.log(temperature))))
 
     def states(self, model: MultimodalModel, embeddings: Mapping[str, Tensor], batch: GroupBatch) -> dict[str, Tensor]:
-        """Source → (A, hidden) states of the anchors while these show nothing else."""
+        """Source → (A, hidden) states of the group's targets while these show nothing else."""
         rows = torch.arange(len(batch.node_ids), device=batch.node_ids.device)
-        others = rows >= batch.num_anchors
+        others = rows >= batch.num_targets
         return {
             source: model.represent(
                 embeddings, batch, {m: mask if m == source else mask & others for m, mask in batch.present.items()}
@@ -92,7 +92,7 @@ class RetrievalHead(TaskHead):
     def loss(self, model: MultimodalModel, embeddings: Mapping[str, Tensor], batch: GroupBatch) -> Tensor:
         """Cross-entropy of a node's own among the group's, both ways, averaged over the pairs."""
         states = self.states(model, embeddings, batch)
-        mine, present = ({m: x[: batch.num_anchors] for m, x in of.items()} for of in (embeddings, batch.present))
+        mine, present = ({m: x[: batch.num_targets] for m, x in of.items()} for of in (embeddings, batch.present))
         asked, found = self.vectors(states, mine, present)
         # As CLIP: beyond 100 training becomes unstable.
         scale = self.log_scale.exp().clamp(max=100)
@@ -100,7 +100,7 @@ class RetrievalHead(TaskHead):
         for query, (source, target) in zip(asked, self.pairs, strict=True):
             both = present[source] & present[target]
             scores = (scale * query @ found[target].mT).masked_fill(~(both[:, None] & both), -1e4)
-            own = torch.arange(batch.num_anchors, device=scores.device)
+            own = torch.arange(batch.num_targets, device=scores.device)
             nats = cross_entropy(scores, own, reduction="none") + cross_entropy(scores.mT, own, reduction="none")
             total = total + (nats * both).sum() / 2
         return total / len(self.pairs)

@@ -49,7 +49,7 @@ class ClassifierHead(TaskHead):
     def loss(self, model: MultimodalModel, embeddings: Mapping[str, Tensor], batch: GroupBatch) -> Tensor:
         """Cross-entropy."""
         logits = self.linear(model.represent(embeddings, batch))
-        return nn.functional.cross_entropy(logits, batch.targets["labels"], reduction="sum")
+        return nn.functional.cross_entropy(logits, batch.labels["labels"], reduction="sum")
 
 
 class NodeClassification(Task[ClassifierHead]):

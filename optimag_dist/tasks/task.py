@@ -54,7 +54,7 @@ class TaskHead(nn.Module, ABC):
 
     @abstractmethod
     def loss(self, model: MultimodalModel, embeddings: Mapping[str, Tensor], batch: GroupBatch) -> Tensor:
-        """Summed over the group's items, from the batch with the task's targets, and modality → (U, embedding) of its
+        """Summed over the group's items, from the batch with the task's labels, and modality → (U, embedding) of its
         nodes as ``model``, which passes messages, encoded them."""
 
     def forward(self, model: MultimodalModel, embeddings: Mapping[str, Tensor], batch: GroupBatch) -> Tensor:

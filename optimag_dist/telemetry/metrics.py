@@ -23,7 +23,7 @@ _FROM_RECORD = {
     "task_loss": ("optimag_task_loss", "training loss of the task alone"),
     "alignment": ("optimag_alignment_loss", "the regulariser's part of the loss"),
     "kept_ppr": ("optimag_kept_ppr", "share of the seeds' PPR mass inside their group"),
-    "anchors_per_s": ("optimag_anchors_per_second", "anchors trained on, all ranks"),
+    "targets_per_s": ("optimag_targets_per_second", "targets trained on, all ranks"),
     "seeds_per_s": ("optimag_seeds_per_second", "seeds of transport problems solved, all ranks"),
     "wait_s": ("optimag_loader_wait_seconds", "seconds of the last epoch in which a rank waited for its loader"),
 }

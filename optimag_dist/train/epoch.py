@@ -56,7 +56,7 @@ class EpochMetrics:
             "steps": steps,
             "seconds": self.seconds,
             "wait_s": self.wait_s,
-            "anchors_per_s": self.items / self.seconds,
+            "targets_per_s": self.items / self.seconds,
         }
         record |= {f"task_loss/{name}": loss / steps for name, loss in sums.task_losses.items()}
         if regularised:

@@ -92,7 +92,7 @@ class Exporter:
 
     @torch.no_grad()
     def _kept_mass(self, epoch: int) -> dict[str, np.ndarray] | None:
-        """Modality → (n,) float32 kept mass in the group that a node is an anchor of; NaN where it is absent."""
+        """Modality → (n,) float32 kept mass in the group that a node is a target of; NaN where it is absent."""
         parts = self._parts
         config, worker, regulariser = parts.fit.config, parts.worker, parts.regulariser
         if regulariser is None or not has_diagnostics(regulariser) or config.train.kept_mass == "none":
@@ -115,9 +115,9 @@ class Exporter:
                 there = {m: mask[seeds] for m, mask in present.items()}
                 _, kept_mass = align_embeddings(regulariser, here, there, group.proximity)
                 for place, name in enumerate(embeddings):
-                    kept[place, seeds[: group.num_anchors]] = kept_mass[name][: group.num_anchors]
+                    kept[place, seeds[: group.num_targets]] = kept_mass[name][: group.num_targets]
         if worker.world_size > 1:
-            # Every node is an anchor on one rank and 0 on the others.
+            # Every node is a target on one rank and 0 on the others.
             dist.all_reduce(kept)
         return dict(zip(embeddings, kept.cpu().numpy(), strict=True))
 

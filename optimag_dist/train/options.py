@@ -44,7 +44,7 @@ class TrainOptions(Options):
     """How long weights are fitted.
 
     Attributes:
-        epochs: at most; one epoch anchors every training node once.
+        epochs: at most; one epoch visits every training node once.
         patience: evaluations without a better validation metric before training stops.
         eval_every: epochs between evaluations.
         kept_mass: ``all`` ends a fit with one more pass over all nodes and their transport problems, to export each

@@ -21,6 +21,7 @@ RENAMED = {
     "train.stall_timeout_s": "workers.stall_timeout_s",
     "train.checkpoint_every": "checkpoint.every",
     "train.checkpoint_every_s": "checkpoint.every_s",
+    "sampling.anchors": "sampling.targets",
     "regulariser.plan": "regulariser.kind",
     "regulariser.prior": "regulariser.anchor",
 }
@@ -64,6 +65,8 @@ def _converted(data: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, An
         moved = {new: left.pop(key) for old, new in RENAMED.items() if (key := old.removeprefix("train.")) in left}
         # An override says already where a key is now.
         found = merge(merge({}, moved), {**data, "train": left})
+    if isinstance(sampling := data.get("sampling"), Mapping):
+        found["sampling"] = {"targets" if key == "anchors" else key: value for key, value in sampling.items()}
     if isinstance(changes := data.get("regulariser"), Mapping):
         # Beside another kind than that of the base, the keys that both have were kept.
         regulariser = merge({"": base["regulariser"]}, {"": changes})[""]
@@ -77,7 +80,9 @@ def _converted(data: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, An
 
 
 def in_old_layout(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Converted back, of sections ``regulariser`` and ``train`` what decides the weights: files name a fit by it."""
+    """Converted back, of ``sampling``, ``regulariser`` and ``train`` what decides the weights: files name a fit by
+    it."""
+    sampling = {"anchors" if key == "targets" else key: value for key, value in data["sampling"].items()}
     regulariser, train = dict(data["regulariser"]), {**data["optim"], "eval_every": data["train"]["eval_every"]}
     if regulariser["kind"] in _KINDS:
         plan = regulariser.pop("kind")
@@ -85,4 +90,4 @@ def in_old_layout(data: Mapping[str, Any]) -> dict[str, Any]:
         regulariser = {**defaults, **regulariser, "plan": plan}
         regulariser["prior"] = regulariser.pop("anchor")
     kept = {name: section for name, section in data.items() if name != "optim"}
-    return {**kept, "regulariser": regulariser, "train": train}
+    return {**kept, "sampling": sampling, "regulariser": regulariser, "train": train}

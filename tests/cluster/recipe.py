@@ -17,7 +17,7 @@ def write_recipe(folder: Path, store: GraphStore, changes: dict[str, Any]) -> Pa
         "out": str(folder / "runs"),
         "ppr": {"eps": 1e-3, "k": 16},
         "task": {"split": {"train": 0.05, "val": 0.1}},
-        "sampling": {"groups": 2, "anchors": 32, "group_size": 64, "fanouts": [5, 5]},
+        "sampling": {"groups": 2, "targets": 32, "group_size": 64, "fanouts": [5, 5]},
         "model": {"hidden": 32, "embedding": 16},
         "workers": {"device": "cpu"},
     }

@@ -140,7 +140,7 @@ def test_one_group_of_all_nodes_keeps_what_the_regulariser_says_of_the_graph(spa
     n = sparse.store.num_nodes
     config = VariantConfig.model_validate(
         {
-            "sampling": {"groups": 1, "anchors": n, "group_size": n},
+            "sampling": {"groups": 1, "targets": n, "group_size": n},
             "regulariser": {"kind": kind},
             "workers": {"count": 1},
         }
@@ -165,7 +165,7 @@ def clear(plant: Plant) -> Graph:
 
 
 def test_every_node_is_a_target_once_and_conflicts_are_found(clear: Graph) -> None:
-    config = VariantConfig.model_validate({"sampling": {"groups": 3, "anchors": 16, "group_size": 256}})
+    config = VariantConfig.model_validate({"sampling": {"groups": 3, "targets": 16, "group_size": 256}})
     assert config.regulariser.kind == "local"
     kept = kept_mass(clear.store, clear.ppr, config, seed=0)
     for m, values in kept.items():
@@ -179,7 +179,7 @@ def test_every_node_is_a_target_once_and_conflicts_are_found(clear: Graph) -> No
 
 
 def test_the_seed_decides_who_is_in_whose_group(clear: Graph) -> None:
-    config = VariantConfig.model_validate({"sampling": {"anchors": 100, "group_size": 128, "batcher": "uniform"}})
+    config = VariantConfig.model_validate({"sampling": {"targets": 100, "group_size": 128, "batcher": "uniform"}})
     one, same, other = (kept_mass(clear.store, clear.ppr, config, seed=seed) for seed in (0, 0, 1))
     for m in one:
         np.testing.assert_array_equal(one[m], same[m])

@@ -276,13 +276,13 @@ def test_keys_of_the_run_are_varied_by_their_values() -> None:
 
 def test_labels_stand_for_several_changes_at_once() -> None:
     labelled = {
-        "small": {"sampling.group_size": 32, "sampling.anchors": 4, "planted.nodes": 50},
+        "small": {"sampling.group_size": 32, "sampling.targets": 4, "planted.nodes": 50},
         "as it is": {},
     }
     experiment = _experiment(vary={"size": labelled})
     small, as_it_is = settings(experiment, experiment.studies["asked"])
     assert [small.at, as_it_is.at] == [{"size": "small"}, {"size": "as it is"}]
-    assert small.changes == {"sampling.group_size": 32, "sampling.anchors": 4}
+    assert small.changes == {"sampling.group_size": 32, "sampling.targets": 4}
     assert small.planted is not None
     assert as_it_is.planted is not None
     assert (small.planted.nodes, as_it_is.planted.nodes) == (50, 100)

@@ -31,7 +31,7 @@ RECIPE: dict[str, Any] = {
         "gone": {"source": "gone.npz", "optional": True},
     },
     "base": {
-        "sampling": {"anchors": 16, "group_size": 64, "fanouts": [3, 3]},
+        "sampling": {"targets": 16, "group_size": 64, "fanouts": [3, 3]},
         "task": {"split": {"train": 0.3, "val": 0.3}},
         "model": {"hidden": 16, "embedding": 8, "dropout": 0},
         # As it stands, an arm hardly learns.

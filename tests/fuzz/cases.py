@@ -72,7 +72,7 @@ PARTS = np.array(["train", "train", "val", "test"])[_RNG.integers(0, 4, N)]
 MASKS = {f"{part}_mask": part == PARTS for part in ("train", "val", "test")}
 VARIANT: dict[str, Any] = {
     "model": {"hidden": 8, "embedding": 4},
-    "sampling": {"groups": 1, "anchors": 12, "group_size": 24, "fanouts": [3]},
+    "sampling": {"groups": 1, "targets": 12, "group_size": 24, "fanouts": [3]},
     "optim": {"lr": 0.01},
     "train": {"epochs": 1},
     "workers": {"count": 1},

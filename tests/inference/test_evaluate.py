@@ -26,7 +26,7 @@ from .conftest import CLASSES, MakeModel, MakeStore
 def _fit(store: GraphStore, directory: Path, **sections: dict) -> dict:
     data = {
         "model": {"hidden": 11, "embedding": 5},
-        "sampling": {"fanouts": [4, 3], "anchors": 8, "group_size": 16, "groups": 2},
+        "sampling": {"fanouts": [4, 3], "targets": 8, "group_size": 16, "groups": 2},
         "task": {"split": {"train": 0.3, "val": 0.3}},
         "regulariser": {"weight": 0},
         "optim": {"lr": 0.05},

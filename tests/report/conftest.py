@@ -116,7 +116,7 @@ def _figures(accuracy: float) -> dict[str, Any]:
 
 
 def _epoch(epoch: int, figures: Mapping[str, Any], regularised: bool) -> dict[str, float]:
-    record = {"epoch": epoch, "loss": 2.0 / (epoch + 1), "task_loss": 1.0, "seconds": 0.5, "anchors_per_s": 10.0}
+    record = {"epoch": epoch, "loss": 2.0 / (epoch + 1), "task_loss": 1.0, "seconds": 0.5, "targets_per_s": 10.0}
     if epoch % 2 == 1:  # evaluated every other epoch
         record |= {key: value + 0.01 * (epoch - 1) for key, value in figures.items() if key.startswith("val/")}
     return record | ({"alignment": 1.0 / (epoch + 1), "kept_ppr": 0.4} if regularised else {})

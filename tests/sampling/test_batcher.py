@@ -25,9 +25,9 @@ class RingPrior:
 
 def _groups(batcher: SeedBatcher, epoch: int) -> list:
     return [
-        batcher.group(anchors, key=(epoch, step, index))
+        batcher.group(targets, key=(epoch, step, index))
         for step, groups in enumerate(batcher.items(epoch))
-        for index, anchors in enumerate(groups)
+        for index, targets in enumerate(groups)
     ]
 
 
@@ -36,21 +36,21 @@ def _groups(batcher: SeedBatcher, epoch: int) -> list:
     num_nodes=st.integers(6, 80),
     share=st.floats(0.1, 1.0),
     groups=st.integers(1, 4),
-    anchors=st.integers(2, 8),
+    targets=st.integers(2, 8),
     extra=st.integers(1, 30),
     batcher=st.sampled_from(["ppr", "uniform"]),
     epoch=st.integers(0, 3),
 )
 def test_an_epoch_anchors_every_node_once_in_groups_of_distinct_seeds(
-    num_nodes: int, share: float, groups: int, anchors: int, extra: int, batcher: str, epoch: int
+    num_nodes: int, share: float, groups: int, targets: int, extra: int, batcher: str, epoch: int
 ) -> None:
     nodes = np.arange(max(groups, int(share * num_nodes)))
-    options = SamplingOptions(batcher=batcher, groups=groups, anchors=anchors, group_size=anchors + extra)
+    options = SamplingOptions(batcher=batcher, groups=groups, targets=targets, group_size=targets + extra)
     made = _groups(SeedBatcher(nodes, num_nodes, RingPrior(num_nodes), options, seed=7), epoch)
 
-    assert np.array_equal(np.sort(np.concatenate([g.anchors for g in made])), nodes)
+    assert np.array_equal(np.sort(np.concatenate([g.targets for g in made])), nodes)
     for group in made:
-        assert 1 <= group.num_anchors <= anchors
+        assert 1 <= group.num_targets <= targets
         assert len(np.unique(group.seeds)) == len(group.seeds) == min(options.group_size, num_nodes)
         assert group.seeds.min() >= 0
         assert group.seeds.max() < num_nodes
@@ -58,36 +58,36 @@ def test_an_epoch_anchors_every_node_once_in_groups_of_distinct_seeds(
 
 def test_groups_depend_on_seed_epoch_and_step_alone() -> None:
     nodes, prior = np.arange(40), RingPrior(60)
-    options = SamplingOptions(groups=2, anchors=5, group_size=20)
+    options = SamplingOptions(groups=2, targets=5, group_size=20)
     first, again = (_groups(SeedBatcher(nodes, 60, prior, options, seed=3), 1) for _ in range(2))
     assert all(np.array_equal(a.seeds, b.seeds) for a, b in zip(first, again, strict=True))
     for other in (
         _groups(SeedBatcher(nodes, 60, prior, options, seed=4), 1),
         _groups(SeedBatcher(nodes, 60, prior, options, seed=3), 2),
     ):
-        assert any(not np.array_equal(a.anchors, b.anchors) for a, b in zip(first, other, strict=True))
+        assert any(not np.array_equal(a.targets, b.targets) for a, b in zip(first, other, strict=True))
 
 
 def test_a_group_takes_its_anchors_strongest_neighbours_then_theirs_then_random_nodes() -> None:
     prior = RingPrior(100)
-    anchors = np.array([10, 11])
-    near = SeedBatcher(anchors, 100, prior, SamplingOptions(groups=1, anchors=2, group_size=4), seed=0)
+    targets = np.array([10, 11])
+    near = SeedBatcher(targets, 100, prior, SamplingOptions(groups=1, targets=2, group_size=4), seed=0)
     # 9 is one step from 10 and two from 11 (.2 + .05), 12 likewise; 8 and 13 have .05.
-    assert near.group(anchors, key=(0, 0, 0)).seeds.tolist() == [10, 11, 9, 12]
-    wide = SeedBatcher(anchors, 100, prior, SamplingOptions(groups=1, anchors=2, group_size=30), seed=0)
-    seeds = wide.group(anchors, key=(0, 0, 0)).seeds
+    assert near.group(targets, key=(0, 0, 0)).seeds.tolist() == [10, 11, 9, 12]
+    wide = SeedBatcher(targets, 100, prior, SamplingOptions(groups=1, targets=2, group_size=30), seed=0)
+    seeds = wide.group(targets, key=(0, 0, 0)).seeds
     assert set(range(6, 16)) <= set(seeds.tolist())
     assert any(s < 6 or s > 15 for s in seeds)
 
 
 def test_without_fill_a_group_is_its_anchors() -> None:
-    batcher = SeedBatcher(np.arange(20), 50, None, SamplingOptions(groups=2, anchors=5), seed=0, fill=False)
+    batcher = SeedBatcher(np.arange(20), 50, None, SamplingOptions(groups=2, targets=5), seed=0, fill=False)
     for group in _groups(batcher, 0):
-        assert len(group.seeds) == group.num_anchors
+        assert len(group.seeds) == group.num_targets
 
 
 def test_steps_differ_in_anchors_by_at_most_the_number_of_groups() -> None:
-    batcher = SeedBatcher(np.arange(101), 200, None, SamplingOptions(groups=2, anchors=16), seed=0, fill=False)
+    batcher = SeedBatcher(np.arange(101), 200, None, SamplingOptions(groups=2, targets=16), seed=0, fill=False)
     sizes = [sum(map(len, step)) for step in batcher.items(0)]
     assert len(sizes) == batcher.steps_per_epoch == 4
     assert max(sizes) - min(sizes) <= 2
@@ -103,10 +103,10 @@ def test_too_few_training_nodes_are_refused() -> None:
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        ({"anchors": 10, "group_size": 5}, r"anchors \(10\) must not exceed group_size \(5\)"),
+        ({"targets": 10, "group_size": 5}, r"targets \(10\) must not exceed group_size \(5\)"),
         ({"fanouts": [10, 0]}, "fanouts must be positive"),
         ({"fanouts": [10, 5], "eval_fanouts": [5]}, "eval_fanouts needs 2 entries"),
-        ({"anchor": 3}, "did you mean 'anchors'"),
+        ({"target": 3}, "did you mean 'targets'"),
     ],
 )
 def test_options_are_checked(data: dict, words: str) -> None:
@@ -115,10 +115,10 @@ def test_options_are_checked(data: dict, words: str) -> None:
 
 
 def test_groups_for_judging_have_sixteen_nodes_to_every_anchor() -> None:
-    options = SamplingOptions(batcher="uniform", anchors=64, group_size=256)
+    options = SamplingOptions(batcher="uniform", targets=64, group_size=256)
     judging = options.for_kept_mass
-    assert (judging.anchors, judging.group_size, judging.batcher) == (16, 256, "ppr")
-    assert SamplingOptions(anchors=2, group_size=8).for_kept_mass.anchors == 2
+    assert (judging.targets, judging.group_size, judging.batcher) == (16, 256, "ppr")
+    assert SamplingOptions(targets=2, group_size=8).for_kept_mass.targets == 2
 
 
 @settings(deadline=None, max_examples=50)

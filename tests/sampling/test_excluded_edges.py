@@ -45,7 +45,7 @@ def _rows(block: Block, nodes: np.ndarray) -> list[list[int]]:
 def test_exactly_the_arcs_of_the_edges_vanish(
     seed: int, n: int, density: float, share: float, fanouts: list[int]
 ) -> None:
-    """Anchors are few and in any order, and seeds that no block needs follow, so edges end within and without."""
+    """Targets are few and in any order, and seeds that no block needs follow, so edges end within and without."""
     rng = np.random.default_rng(seed)
     adjacency = _graph(rng, n, density)
     edges = np.argwhere(np.triu(adjacency))
@@ -55,8 +55,8 @@ def test_exactly_the_arcs_of_the_edges_vanish(
     left = _without(adjacency, edges)
 
     order = rng.permutation(n)
-    anchors, seeds = order[: rng.integers(1, n + 1)], order[: rng.integers(1, n + 1)]
-    inputs, blocks = _sampler(adjacency).sample(anchors, fanouts, (seed,))
+    targets, seeds = order[: rng.integers(1, n + 1)], order[: rng.integers(1, n + 1)]
+    inputs, blocks = _sampler(adjacency).sample(targets, fanouts, (seed,))
     nodes, _ = append_nodes(inputs, seeds)
     before = [_rows(block, nodes) for block in blocks]
     found, degrees = exclude_edges(blocks, adjacency.sum(1)[nodes], nodes, edges)

@@ -84,14 +84,14 @@ def _batches(loader: GroupLoader, batcher: SeedBatcher) -> list[GroupBatch]:
 def test_owners_and_threads_do_not_change_a_bit_of_any_batch(
     store: GraphStore, partition: Partition, num_owners: int, num_threads: int
 ) -> None:
-    options = SamplingOptions(batcher="uniform", anchors=8, group_size=20, fanouts=(4, 3), eval_fanouts=(-1, 5))
+    options = SamplingOptions(batcher="uniform", targets=8, group_size=20, fanouts=(4, 3), eval_fanouts=(-1, 5))
     batcher = SeedBatcher(np.arange(0, NUM_NODES, 200), NUM_NODES, None, options, seed=3)
     expected = _batches(GroupLoader(LocalSource(store), None, options, seed=3, messages=True, num_threads=1), batcher)
     rows = sharded(partition, num_owners)
     found = _batches(GroupLoader(rows, None, options, seed=3, messages=True, num_threads=num_threads), batcher)
     assert len(found) == len(expected) > 6
     for ours, theirs in zip(found, expected, strict=True):
-        assert ours.num_anchors == theirs.num_anchors
+        assert ours.num_targets == theirs.num_targets
         assert all(torch.equal(a, b) for a, b in zip(_tensors(ours), _tensors(theirs), strict=True))
 
 

@@ -9,7 +9,7 @@ from optimag_dist.sampling import ExampleFn, GroupLoader, LocalSource, MaskedRow
 from optimag_dist.store import GraphStore
 from optimag_dist.types import Examples, GroupBatch
 
-OPTIONS = SamplingOptions(batcher="uniform", groups=3, anchors=4, group_size=16, fanouts=(3, 2), eval_fanouts=(2, 2))
+OPTIONS = SamplingOptions(batcher="uniform", groups=3, targets=4, group_size=16, fanouts=(3, 2), eval_fanouts=(2, 2))
 NUM_NODES = 120
 NODES = np.arange(5, 40)  # 12 to a step: 3 steps
 EDGES = np.stack([np.arange(100), np.arange(100) + 20], 1)  # 9 steps, a whole number of the nodes' turns
@@ -42,7 +42,7 @@ def _tensors(batch: GroupBatch) -> list[Tensor]:
 
 def _same(one: GroupBatch, two: GroupBatch) -> bool:
     pairs = zip(_tensors(one), _tensors(two), strict=True)
-    return (one.num_anchors, one.task) == (two.num_anchors, two.task) and all(torch.equal(a, b) for a, b in pairs)
+    return (one.num_targets, one.task) == (two.num_targets, two.task) and all(torch.equal(a, b) for a, b in pairs)
 
 
 @pytest.mark.parametrize("edges", [EDGES, ODD_EDGES])
@@ -57,7 +57,7 @@ def test_an_epoch_is_as_long_as_the_longest_and_the_other_comes_round_again(
 
     def items(task: int, of: slice) -> list[np.ndarray]:
         groups = [group for batch in steps[of] for group in batch.groups if group.task == task]
-        return [item for group in groups for item in group.targets["items"].numpy()]
+        return [item for group in groups for item in group.labels["items"].numpy()]
 
     def ascending(found: list[np.ndarray]) -> list:
         return sorted(np.array(found).tolist())
@@ -72,14 +72,14 @@ def test_an_epoch_is_as_long_as_the_longest_and_the_other_comes_round_again(
     orders = {tuple(map(int, turn[:20])) for turn in turns}
     assert len(orders) == 3
     for batch in steps:
-        of_task = [[len(g.targets["items"]) for g in batch.groups if g.task == task] for task in (0, 1)]
+        of_task = [[len(g.labels["items"]) for g in batch.groups if g.task == task] for task in (0, 1)]
         assert batch.num_items == tuple(map(sum, of_task))
         assert batch.num_groups == len(batch.groups) == 6
 
 
 def test_what_is_drawn_for_groups_differs_among_tasks_groups_steps_and_turns(planted_store: GraphStore) -> None:
     groups = [group for batch in _loader(planted_store).epoch(_sources(NODES, EDGES), 0) for group in batch.groups]
-    assert len({tuple(group.targets["drawn"].tolist()) for group in groups}) == len(groups) == 9 * 6
+    assert len({tuple(group.labels["drawn"].tolist()) for group in groups}) == len(groups) == 9 * 6
 
 
 def test_an_epoch_taken_up_within_goes_on_as_the_whole_one(planted_store: GraphStore) -> None:

@@ -15,7 +15,7 @@ from optimag_dist.types import InputError
 from .signposts import COLOURS, IMAGE, make_signposts
 from .tiny_stores import batch_of, configure, fit, start
 
-SMALL = {"sampling": {"anchors": 24, "group_size": 24}, "model": {"hidden": 32, "embedding": 16}}
+SMALL = {"sampling": {"targets": 24, "group_size": 24}, "model": {"hidden": 32, "embedding": 16}}
 
 
 @pytest.fixture(scope="module")
@@ -74,5 +74,5 @@ def test_a_nodes_own_picture_is_withheld(store: GraphStore) -> None:
     batch = batch_of(parts, task.train[:8], task.examples)
     tokens = head.tokens(model, model.encode(batch.features), batch)[0]
     own = batch.features["caption"].clone()
-    own[: batch.num_anchors] += torch.arange(4.0)
+    own[: batch.num_targets] += torch.arange(4.0)
     assert torch.equal(tokens, head.tokens(model, model.encode({**batch.features, "caption": own}), batch)[0])

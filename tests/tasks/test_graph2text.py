@@ -14,7 +14,7 @@ from .signposts import COLOURS, TEXT, make_signposts
 from .tiny_stores import batch_of, configure, fit, start
 
 SMALL = {
-    "sampling": {"anchors": 24, "group_size": 24},
+    "sampling": {"targets": 24, "group_size": 24},
     "model": {"hidden": 32, "embedding": 16},
     "train": {"epochs": 40, "eval_every": 20, "patience": 1000},
 }
@@ -71,10 +71,10 @@ def test_a_nodes_own_text_is_withheld_and_test_texts_are_seen_nowhere(store: Gra
     batch = batch_of(parts, task.train[:8], task.examples)
     tokens = head.tokens(model, model.encode(batch.features), batch)[0]
     own = batch.features["caption"].clone()
-    own[: batch.num_anchors] += torch.arange(4.0)
+    own[: batch.num_targets] += torch.arange(4.0)
     again = head.tokens(model, model.encode({**batch.features, "caption": own}), batch)[0]
     assert torch.equal(tokens, again)
     neighbours = batch.features["shape"].clone()
-    neighbours[batch.num_anchors :] += 3 * torch.arange(8.0)
+    neighbours[batch.num_targets :] += 3 * torch.arange(8.0)
     other = head.tokens(model, model.encode({**batch.features, "shape": neighbours}), batch)[0]
     assert not torch.allclose(tokens, other)

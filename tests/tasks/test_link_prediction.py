@@ -133,7 +133,7 @@ def _uncut(task: LinkPrediction) -> Any:
 
     def ask(items: np.ndarray, rng: np.random.Generator) -> Examples:
         examples = task.examples(items, rng)
-        return Examples(examples.anchors, examples.targets)
+        return Examples(examples.targets, examples.labels)
 
     return ask
 
@@ -149,7 +149,7 @@ def _groups(store: GraphStore, ppr: PPRArtefact, task: LinkPrediction, ask: Any,
 def _asked(group: GroupBatch) -> np.ndarray:
     """(E, 2) ids of the edges that are the group's examples, as sources and targets say."""
     nodes = group.node_ids.numpy()
-    ends = np.stack([nodes[group.targets[side].numpy()] for side in ("sources", "targets")], 1)
+    ends = np.stack([nodes[group.labels[side].numpy()] for side in ("sources", "targets")], 1)
     assert np.array_equal(ends[: len(ends) // 2], ends[len(ends) // 2 :, ::-1])
     return ends[: len(ends) // 2]
 
@@ -190,11 +190,11 @@ def test_vectors_are_those_of_the_graph_without_the_groups_edges(
     group = first_groups(parts)[0]
     gone = np.sort(_asked(group), 1)
     without = apply_changes(store, EdgeChanges(np.empty((0, 2), np.int64), gone), _made(tmp_path / "without"))
-    anchors = group.node_ids[: group.num_anchors].numpy()
+    targets = group.node_ids[: group.num_targets].numpy()
     forward = LayerwiseForward(model, LocalSource(without), store.num_nodes, (-1, -1))
     with torch.no_grad():
         ours = head.vectors(model, model.encode(group.features), group)
-        theirs = head.project(forward.states(anchors))
+        theirs = head.project(forward.states(targets))
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
@@ -222,7 +222,7 @@ def test_evaluation_passes_no_message_along_held_out_links(store: GraphStore) ->
 def _loss64(decoder: nn.Module, h: Tensor, group: GroupBatch, adjacency: np.ndarray) -> float:
     """The loss's formula, query by query: −log of the true score's share among it and the strangers' scores."""
     decoder, h = deepcopy(decoder).double(), h.double()
-    nodes, t = group.node_ids.numpy(), {name: x.numpy() for name, x in group.targets.items()}
+    nodes, t = group.node_ids.numpy(), {name: x.numpy() for name, x in group.labels.items()}
     total = 0.0
     for query, (source, target) in enumerate(zip(t["sources"], t["targets"], strict=True)):
         others = t["negatives"] if t["negatives"].ndim == 1 else t["negatives"][query]
@@ -238,13 +238,13 @@ def test_what_is_allowed_is_no_neighbour_and_not_the_node(negatives: str, store:
     edges = np.random.default_rng(0).permutation(task.train)[:20]
     for draw in range(5):
         examples = task.examples(edges, np.random.default_rng(draw))
-        anchors, t = examples.anchors, examples.targets
-        sources, others = anchors[t["sources"]], anchors[t["negatives"]]
-        assert np.array_equal(np.stack([sources, anchors[t["targets"]]], 1), np.concatenate([edges, edges[:, ::-1]]))
-        assert np.array_equal(np.sort(anchors), np.unique(np.concatenate([edges.ravel(), others.ravel()])))
-        # Where transport cannot take all anchors, it takes the edges' ends.
+        targets, t = examples.targets, examples.labels
+        sources, others = targets[t["sources"]], targets[t["negatives"]]
+        assert np.array_equal(np.stack([sources, targets[t["targets"]]], 1), np.concatenate([edges, edges[:, ::-1]]))
+        assert np.array_equal(np.sort(targets), np.unique(np.concatenate([edges.ravel(), others.ravel()])))
+        # Where transport cannot take all targets, it takes the edges' ends.
         ends = np.unique(edges)
-        assert np.array_equal(np.sort(anchors[: len(ends)]), ends)
+        assert np.array_equal(np.sort(targets[: len(ends)]), ends)
         assert others.shape == {"uniform": (16,), "in_batch": (40,), "ppr": (40, 16)}[negatives]
         others = np.broadcast_to(others, (40, others.shape[-1]))
         strangers = ~adjacency[sources[:, None], others] & (sources[:, None] != others)
@@ -279,7 +279,7 @@ def test_the_loss_is_the_cross_entropy_among_strangers(
             embeddings = model.encode(group.features)
             found = head.loss(model, embeddings, group).item()
             h = head.vectors(model, embeddings, group)
-            assert h.shape == (group.num_anchors, 16)
+            assert h.shape == (group.num_targets, 16)
             expected = _loss64(head.decoder, h, group, adjacency_of(store))
         assert found == pytest.approx(expected, rel=1e-5)
 
@@ -288,9 +288,9 @@ def test_a_graph_smaller_than_its_groups_still_has_negatives(tmp_path: Path) -> 
     """Every node is an end of an edge of the group."""
     tiny = cliques(tmp_path / "tiny", 2, 5, {"x": 2}, negatives=4)
     examples = task_of(tiny).examples(task_of(tiny).train, np.random.default_rng(0))
-    assert sorted(examples.anchors.tolist()) == list(range(10))
-    assert examples.targets["negatives"].shape == (10,)
-    assert examples.targets["allowed"].sum(1).min() >= 5
+    assert sorted(examples.targets.tolist()) == list(range(10))
+    assert examples.labels["negatives"].shape == (10,)
+    assert examples.labels["allowed"].sum(1).min() >= 5
 
 
 # -- figures -----------------------------------------------------------------------------------------------------------

@@ -52,7 +52,7 @@ def test_what_only_messages_tell_is_learned_and_lost_without_them(
 ) -> None:
     task = {**RETRIEVAL, "pairs": [["text", "image"]]}
     sections: dict[str, dict] = {
-        "sampling": {"anchors": 16, "fanouts": [-1]},
+        "sampling": {"targets": 16, "fanouts": [-1]},
         "model": {"hidden": 64, "embedding": 16},
         "train": {"epochs": 25, "eval_every": 5},
     }
@@ -113,9 +113,9 @@ def _ready(store: GraphStore, **sections: dict) -> tuple[Parts, ModalityRetrieva
 
 @torch.no_grad()
 def _vectors(parts: Parts, head: Any, batch: GroupBatch) -> tuple[list[Tensor], dict[str, Tensor]]:
-    """Of a batch of training: what its anchors ask with, and are found by."""
+    """Of a batch of training: what its targets ask with, and are found by."""
     embeddings = parts.model.encode(batch.features)
-    own, present = ({m: x[: batch.num_anchors] for m, x in of.items()} for of in (embeddings, batch.present))
+    own, present = ({m: x[: batch.num_targets] for m, x in of.items()} for of in (embeddings, batch.present))
     return head.vectors(head.states(parts.model, embeddings, batch), own, present)
 
 
@@ -164,13 +164,13 @@ def test_a_query_hears_of_nothing_but_its_source_and_the_neighbours(backbone: st
 
 
 def test_training_and_evaluation_withhold_alike(three: GraphStore) -> None:
-    """Within a batch of training too, no anchor's query hears of what the anchors are asked for."""
+    """Within a batch of training too, no target's query hears of what the targets are asked for."""
     parts, task, head = _ready(three)
     group = first_groups(parts)[0]
     asked, _ = _vectors(parts, head, group)
     for changed in THREE:
         features = {name: x.clone() for name, x in group.features.items()}
-        features[changed][: group.num_anchors] = torch.randn(group.num_anchors, features[changed].shape[1])
+        features[changed][: group.num_targets] = torch.randn(group.num_targets, features[changed].shape[1])
         after, _ = _vectors(parts, head, replace(group, features=features))
         for (source, _), before, now in zip(task.pairs, asked, after, strict=True):
             assert torch.equal(before, now) == (source != changed)
@@ -222,7 +222,7 @@ def test_the_loss_is_the_cross_entropy_both_ways_among_those_that_have_both(thre
     nn.init.constant_(head.log_scale, 1.5)
     for group in first_groups(parts):
         asked, found = _vectors(parts, head, group)
-        present = {name: mask[: group.num_anchors] for name, mask in group.present.items()}
+        present = {name: mask[: group.num_targets] for name, mask in group.present.items()}
         expected, counts = 0.0, set()
         for query, (source, target) in zip(asked, task.pairs, strict=True):
             both = present[source] & present[target]
@@ -230,7 +230,7 @@ def test_the_loss_is_the_cross_entropy_both_ways_among_those_that_have_both(thre
             cosines = np.exp(1.5) * (query[both].double() @ found[target][both].double().T)
             own = torch.arange(len(cosines))
             expected += sum(nn.functional.cross_entropy(x, own, reduction="sum").item() for x in (cosines, cosines.T))
-        assert 1 < min(counts) < group.num_anchors
+        assert 1 < min(counts) < group.num_targets
         with torch.no_grad():
             loss = head.loss(parts.model, parts.model.encode(group.features), group).item()
         assert loss == pytest.approx(expected / 2 / 6, rel=1e-5)
@@ -283,7 +283,7 @@ def test_figures_are_those_of_the_dense_scores(part: str, three: GraphStore) -> 
 
 
 def test_evaluation_asks_with_what_a_batch_of_all_the_judged_asks_with(three: GraphStore) -> None:
-    """Where all who are asked about are anchors, training withholds of the same nodes."""
+    """Where all who are asked about are targets, training withholds of the same nodes."""
     parts, task, head = _ready(three)
     judged = np.flatnonzero(task.judged_on)
     rows = LocalSource(three)

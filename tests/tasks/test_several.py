@@ -57,7 +57,7 @@ def ppr(store: GraphStore, tmp_path_factory: pytest.TempPathFactory) -> PPRArtef
 
 
 def _config(**sections: dict[str, Any]) -> VariantConfig:
-    sampling = {"anchors": 8, "group_size": 24, "fanouts": [3, 3]}
+    sampling = {"targets": 8, "group_size": 24, "fanouts": [3, 3]}
     return configure(SEVERAL, **{"sampling": sampling, "regulariser": {"weight": 1.0}, **sections})
 
 
@@ -118,7 +118,7 @@ class Stopper(TrainerCallback):
         return Signal.STOP if self._left == 0 else Signal.GO_ON
 
 
-TIMES = ("seconds", "wait_s", "ufgw_s", "anchors_per_s", "seeds_per_s")
+TIMES = ("seconds", "wait_s", "ufgw_s", "targets_per_s", "seeds_per_s")
 
 
 def test_a_resumed_fit_ends_as_the_unbroken_one_and_figures_bear_their_tasks_names(

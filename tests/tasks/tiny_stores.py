@@ -62,7 +62,7 @@ def configure(task: dict[str, Any], **sections: dict[str, Any]) -> VariantConfig
         "name": "tiny",
         "store": "none",
         "task": task,
-        "sampling": {"groups": 2, "anchors": 12, "group_size": 32, "fanouts": [-1, -1]},
+        "sampling": {"groups": 2, "targets": 12, "group_size": 32, "fanouts": [-1, -1]},
         "model": {"hidden": 16, "embedding": 8, "dropout": 0.0},
         "regulariser": {"weight": 0},
         "optim": {"lr": 0.01},
@@ -103,8 +103,8 @@ def first_groups(parts: Parts) -> tuple[GroupBatch, ...]:
 def batch_of(
     parts: Parts, nodes: np.ndarray, example_fn: ExampleFn = nodes_alone, rows: GraphDataSource | None = None
 ) -> GroupBatch:
-    """One batch whose anchors are ``nodes``, ascending, with their neighbourhoods in ``rows``."""
-    changes = {"groups": 1, "anchors": len(nodes), "group_size": len(nodes)}
+    """One batch whose targets are ``nodes``, ascending, with their neighbourhoods in ``rows``."""
+    changes = {"groups": 1, "targets": len(nodes), "group_size": len(nodes)}
     options = parts.fit.config.sampling.model_copy(update=changes)
     batcher = SeedBatcher(nodes, parts.store.num_nodes, None, options, seed=0, fill=False)
     loader = GroupLoader(rows or parts.masked_rows, None, options, seed=0, messages=parts.model.passes_messages)

@@ -21,7 +21,7 @@ from optimag_dist.train.fit import Fit, Worker, run_fit
 from optimag_dist.train.options import VariantConfig
 
 CONFIG = {
-    "sampling": {"groups": 1, "anchors": 12, "group_size": 32, "fanouts": [5, 5]},
+    "sampling": {"groups": 1, "targets": 12, "group_size": 32, "fanouts": [5, 5]},
     "model": {"hidden": 32, "embedding": 16},
     "train": {"epochs": 3, "kept_mass": "none"},
     "workers": {"count": 1},

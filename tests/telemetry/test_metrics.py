@@ -26,8 +26,8 @@ def _only(samples: Samples, name: str, **labels: str) -> float:
 def test_a_fits_figures_are_those_of_its_last_epoch(scraped: Samples) -> None:
     fit = {"run": "scraped", "variant": "sage", "seed": "4"}
     assert _only(scraped, "ray_optimag_epoch", **fit) == 3
-    anchors, seeds = (_only(scraped, f"ray_optimag_{each}_per_second", **fit) for each in ("anchors", "seeds"))
-    assert seeds > anchors > 0
+    targets, seeds = (_only(scraped, f"ray_optimag_{each}_per_second", **fit) for each in ("targets", "seeds"))
+    assert seeds > targets > 0
     assert 0 < _only(scraped, "ray_optimag_ufgw_share", **fit) < 1
     assert _only(scraped, "ray_optimag_ufgw_step_milliseconds", **fit) > 0
     assert 0 < _only(scraped, "ray_optimag_validation", **fit, metric="accuracy") <= 1

@@ -104,7 +104,7 @@ def test_every_backbone_leaves_a_whole_fit_behind(
     assert np.array_equal(np.isnan(kept["image"]), ~planted_store.present("image"))
 
 
-TIMES = ("seconds", "wait_s", "ufgw_s", "anchors_per_s", "seeds_per_s")
+TIMES = ("seconds", "wait_s", "ufgw_s", "targets_per_s", "seeds_per_s")
 
 
 def _same_fit(one: Path, two: Path) -> None:
@@ -134,7 +134,7 @@ def _short(directory: Path, changes: Mapping[str, object] = MappingProxyType({})
     recipe = {
         "name": "toy",
         "store": "none",
-        "sampling": {"groups": 2, "anchors": 4, "group_size": 16, "fanouts": [3, 3]},
+        "sampling": {"groups": 2, "targets": 4, "group_size": 16, "fanouts": [3, 3]},
         "model": {"hidden": 16, "embedding": 8, "dropout": 0.2},
         "optim": {"lr": 0.01},
         "train": {"epochs": 6},
@@ -143,7 +143,7 @@ def _short(directory: Path, changes: Mapping[str, object] = MappingProxyType({})
     return _fit(recipe, directory, changes, **train)
 
 
-# Nodes of the planted graph's training part over two groups of four anchors.
+# Nodes of the planted graph's training part over two groups of four targets.
 STEPS = 6
 
 
@@ -391,7 +391,7 @@ def test_ranks_agree_on_a_signal_and_go_on_as_one(
 
 def test_ranks_share_a_step_out_and_take_as_many_steps(planted_store: GraphStore, planted_ppr: PPRArtefact) -> None:
     options = validate_options(RunConfig, {"name": "x", "store": "x"}, "recipe").sampling.model_copy(
-        update={"groups": 3, "anchors": 8, "group_size": 20, "fanouts": (3,)}
+        update={"groups": 3, "targets": 8, "group_size": 20, "fanouts": (3,)}
     )
     task = make_task(VariantConfig().task, planted_store, seed=0)
     batcher = SeedBatcher(task.train, planted_store.num_nodes, planted_ppr, options, seed=0)
@@ -416,7 +416,7 @@ def test_ranks_share_a_step_out_and_take_as_many_steps(planted_store: GraphStore
 
 def test_a_batch_says_what_the_store_says(planted_store: GraphStore, planted_ppr: PPRArtefact) -> None:
     options = validate_options(RunConfig, {"name": "x", "store": "x"}, "recipe").sampling.model_copy(
-        update={"anchors": 8, "group_size": 24}
+        update={"targets": 8, "group_size": 24}
     )
     task = make_task(VariantConfig().task, planted_store, seed=0)
     loader = GroupLoader(LocalSource(planted_store), planted_ppr, options, seed=0, messages=True)
@@ -425,10 +425,10 @@ def test_a_batch_says_what_the_store_says(planted_store: GraphStore, planted_ppr
         for group in batch.groups:
             nodes = group.node_ids.numpy()
             seeds = nodes[group.seed_rows.numpy()]
-            anchors = seeds[: group.num_anchors]
+            targets = seeds[: group.num_targets]
             assert len(np.unique(nodes)) == len(nodes)
-            assert nodes[: group.num_anchors].tolist() == anchors.tolist()
-            assert group.targets["labels"].tolist() == task.labels[anchors].tolist()
+            assert nodes[: group.num_targets].tolist() == targets.tolist()
+            assert group.labels["labels"].tolist() == task.labels[targets].tolist()
             for name in planted_store.modalities:
                 assert np.array_equal(group.features[name].numpy(), planted_store.gather(name, nodes))
                 assert np.array_equal(group.present[name].numpy(), planted_store.present(name)[nodes])

@@ -25,7 +25,7 @@ def _fit(directory: Path, *, seed: int = 0, **sections: Mapping[str, object]) ->
     recipe: dict = {
         "name": "toy",
         "store": "none",
-        "sampling": {"groups": 2, "anchors": 32, "fanouts": [3]},
+        "sampling": {"groups": 2, "targets": 32, "fanouts": [3]},
         "model": {"backbone": "mlp", "hidden": 32, "embedding": 16, "dropout": 0},
         "regulariser": {"weight": 0},
         "task": {"split": {"train": 0.6, "val": 0.2}},
@@ -92,7 +92,7 @@ def test_a_fit_that_diverges_ends_and_keeps_nothing(
     sections: dict, message: str, two_moods: GraphStore, tmp_path: Path
 ) -> None:
     with pytest.raises(Diverged, match=message):
-        run_fit(_fit(tmp_path / "fit", sampling={"anchors": 64}, **sections), two_moods, None, Worker())
+        run_fit(_fit(tmp_path / "fit", sampling={"targets": 64}, **sections), two_moods, None, Worker())
     assert not _leavings(tmp_path)
 
 

@@ -130,11 +130,13 @@ def test_a_section_whose_kind_changes_starts_anew(tmp_path: Path) -> None:
 
 def test_keys_that_have_moved_are_all_named(tmp_path: Path) -> None:
     old = {"train": {"workers": 1, "epochs": 3}, "regulariser": {"plan": "transport", "tau": 1}}
+    old["sampling"] = {"anchors": 8}
     with pytest.raises(InputError) as told:
         _load(tmp_path, "train.checkpoint_every_s=5", **old, variants={"on": {"regulariser.prior": "identity"}})
     for line in (
         "key 'train.workers' is now 'workers.count'",
         "key 'regulariser.plan' is now 'regulariser.kind'",
+        "key 'sampling.anchors' is now 'sampling.targets'",
         "key 'variants.on.regulariser.prior' is now 'variants.on.regulariser.anchor'",
         "key 'train.checkpoint_every_s' is now 'checkpoint.every_s'",
     ):
@@ -146,7 +148,7 @@ def test_keys_that_have_moved_are_all_named(tmp_path: Path) -> None:
 # What a run of earlier versions began its config.yaml with, every key written out.
 OF_BEFORE = """
 ppr: {teleport: 0.15, eps: 0.0001, k: 32}
-sampling: {groups: 4}
+sampling: {groups: 4, anchors: 48}
 model: {hidden: 64}
 regulariser: {kind: ufgw, weight: 7.0, plan: local, alpha: 0.5, rho: 0.2, agreement: 0.6, consistency: 0.0,
   delta: 1.0e-05, differentiate: false, tau: 0.5, epsilon: 0.01, prior: ppr, n_outer: 5, n_sinkhorn: 20}
@@ -161,7 +163,7 @@ seeds: [0]
 tracking: {}
 variants:
   as it is: {}
-  sent: {regulariser.plan: transport, regulariser.prior: identity, train.lr: 0.5}
+  sent: {regulariser.plan: transport, regulariser.prior: identity, train.lr: 0.5, sampling.anchors: 24}
   off: {regulariser: {weight: 0}}
 compare_to: {}
 """
@@ -188,6 +190,7 @@ def test_a_run_of_before_is_read_as_it_was_written(tmp_path: Path) -> None:
     sent = {"kind": "transport", "weight": 7, "alpha": 0.5, "rho": 0.2, "anchor": "identity"}
     assert sent.items() <= variants["sent"].regulariser.model_dump().items()
     assert [v.optim.lr for v in variants.values()] == [0.02, 0.5, 0.02]
+    assert [v.sampling.targets for v in variants.values()] == [48, 24, 48]
     assert (variants["off"].regulariser.weight, variants["off"].regulariser.rho) == (0, 0.2)
     dump_options(config, tmp_path / "saved.yaml")
     assert load_options(RunConfig, tmp_path / "saved.yaml") == config
