@@ -59,8 +59,7 @@ class LayerwiseForward:
     Args:
         model: in evaluation mode, on ``device``.
         rows, num_nodes: the graph and its n.
-        fanouts: one per layer, input side first; -1 takes all neighbours.
-        seed: of the draws.
+        fanouts, seed: one per layer, input side first, -1 for all neighbours; and of the draws.
         rank, world_size: this worker's place; with more than one, torch.distributed must be initialised.
         on_chunk: called before each chunk is computed, and before it is exchanged.
     """

@@ -26,8 +26,8 @@ class Source:
     """Where models of one sort come from.
 
     Attributes:
-        library: that reads them, ``transformers`` or ``diffusers``.
-        extra: of this package, with which comes what reading them needs.
+        library, extra: that reads them, ``transformers`` or ``diffusers``; and of this package, what reading them
+            needs.
         contents: what a folder must hold, in words.
         shipped: names that stand for neither a folder nor a hub id.
     """

@@ -33,7 +33,6 @@ class GroupLoader:
     Args:
         rows: where neighbours and features come from.
         ppr: prior of the groups; None leaves ``proximity`` out of the batches.
-        seed: of the run.
         messages: whether the model passes messages; without, batches have no blocks.
         rank, world_size: this rank takes every ``world_size``-th group of a step, from ``rank`` on.
         pin_memory: for copies to a GPU that do not wait.

@@ -160,15 +160,13 @@ class FeaturelessRows:
 def draw_neighbours(
     csr: CSR, rows: np.ndarray, nodes: np.ndarray, fanout: int, key: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Up to ``fanout`` distinct neighbours per row of ``csr``, every subset equally likely; all where it is −1.
+    """Up to ``fanout`` distinct neighbours per row of ``csr``, every subset equally likely, all where it is −1: (k +
+    1,) int64 ``indptr`` and the neighbours, of the dtype of ``csr.indices``.
 
     Args:
         csr: rows that lie here: a whole graph's, or a shard's with the graph's own ids in ``indices``.
         rows, nodes: (k,) int64, which rows of ``csr``, and their ids in the graph; with ``key`` (64 bits) these alone
             determine the draw.
-
-    Returns:
-        (k + 1,) int64 ``indptr`` and the neighbours, of the dtype of ``csr.indices``.
     """
     starts, stops = csr.indptr[rows], csr.indptr[rows + 1]
     indptr, out = room_for_draws(stops - starts, fanout, csr.indices.dtype)

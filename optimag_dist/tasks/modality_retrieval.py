@@ -107,14 +107,9 @@ class RetrievalHead(TaskHead):
 
 
 class ModalityRetrieval(Task[RetrievalHead]):
-    """Attributes:
-        pairs: (source, target) modalities.
-        train, val, test: (…,) int64 ascending nodes that have both modalities of a pair; ``judged_on`` (n,) bool, the
-            last two.
-
-    Raises:
-        InputError: the store has one modality, lacks one that is named, has no node with both, or no split.
-    """
+    """Of ``pairs`` of (source, target) modalities; ``train``, ``val`` and ``test`` are (…,) int64 ascending nodes that
+    have both modalities of one, and ``judged_on`` (n,) bool the last two. Raises ``InputError`` where the store has one
+    modality, lacks one that is named, has no node with both, or no split."""
 
     options_class = ModalityRetrievalOptions
     metrics = (

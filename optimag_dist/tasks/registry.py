@@ -57,12 +57,8 @@ OneTask: TypeAlias = Annotated[TaskOptions, section(_options_of, _DEFAULT, _NEED
 
 
 class SeveralTasksOptions(OptionsOfKind):
-    """Several tasks in one run: they share encoders, backbone and regulariser, and a step trains all of them.
-
-    Attributes:
-        tasks: name → a task's options, each with its ``weight``. Metrics are called NAME/METRIC; the first task's
-            ``monitor`` chooses the best epoch.
-    """
+    """Several tasks in one run, by name, each with its ``weight``: they share encoders, backbone and regulariser, and a
+    step trains all of them. Metrics are called NAME/METRIC; the first task's ``monitor`` chooses the best epoch."""
 
     kind: str = _SEVERAL
     tasks: dict[Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")], OneTask] = Field(min_length=2)

@@ -38,14 +38,9 @@ def evaluate(problem: UFGWProblem, plan: Plan, linearised: Linearised, log_momen
 
 
 class Moments(NamedTuple):
-    """What the solver's steps need of a plan π that solved the cost linearised at π₀; (b,) each.
-
-    Attributes:
-        mass, own: of π, and ⟨L⊗π, π⟩; own_size: of the numbers that it is a difference of.
-        across, duals: ⟨L⊗π₀, π⟩ and ⟨f⊕g, π⟩.
-        penalty: Σ_i ρ_i r_i log(r_i/μ_i) + Σ_j ρ_j c_j log(c_j/ν_j), without the pinned nodes.
-        penalised: Σ_i ρ_i r_i + Σ_j ρ_j c_j, likewise.
-    """
+    """What the solver's steps need of a plan π that solved the cost linearised at π₀, (b,) each: its mass; ⟨L⊗π, π⟩ and
+    the size of the numbers that this is a difference of; ⟨L⊗π₀, π⟩; ⟨f⊕g, π⟩; Σ_i ρ_i r_i log(r_i/μ_i) + Σ_j ρ_j c_j
+    log(c_j/ν_j) without the pinned nodes; and Σ_i ρ_i r_i + Σ_j ρ_j c_j likewise."""
 
     mass: Tensor
     own: Tensor

@@ -43,11 +43,11 @@ class SolverStatus:
     """How a solve ended. Reading a property (not the tensors) waits for the device once; nothing is read before.
 
     Attributes:
-        change: (b,) how far the last outer step wanted to move the plan, Σ|π − π_before|, as a share of its mass.
-        marginal_error: (b,) how far its row masses were from those that are optimal at its dual, as a share likewise.
-        distance: (b,) the change over 1 − κ^(2·iterations), κ = ρ/(ρ+ε): an estimate of how far the plan is from
-            its limit that does not mistake slow Sinkhorn iterations (ρ ≫ ε) for convergence, nor steps below the
-            rounding for none. Where ρ = ∞, the larger of change and marginal error.
+        change, marginal_error: (b,) how far the last outer step wanted to move the plan, Σ|π − π_before|, and how far
+            its row masses were from those that are optimal at its dual; both as a share of its mass.
+        distance: (b,) the change over 1 − κ^(2·iterations), κ = ρ/(ρ+ε): an estimate of how far the plan is from its
+            limit that does not mistake slow Sinkhorn iterations (ρ ≫ ε) for convergence, nor steps below the rounding
+            for none. Where ρ = ∞, the larger of change and marginal error.
         healthy: (b,) bool, the plan is finite and has mass.
         log_domain: (b,) bool, float arithmetic gave out in the exponential domain and the problem was solved again by
             log-sum-exp.
@@ -55,10 +55,8 @@ class SolverStatus:
         diagonal: (b,) share of the plan's mass on its diagonal.
         information: (b,) mutual information of the two sides under the plan over log N: 0 where either side says
             nothing about the other, 1 where it names its partner.
-        mass: (b,) of the plan, 1 where it is that of the marginals.
-        marginal_masses: (2, b) Σ μ and Σ ν.
-        threshold: distance up to which a problem counts as converged.
-        n_outer: outer steps taken.
+        mass, marginal_masses: (b,) of the plan, 1 where it is that of the marginals; and (2, b) Σ μ and Σ ν.
+        threshold, n_outer: distance up to which a problem counts as converged, and outer steps taken.
     """
 
     change: Tensor

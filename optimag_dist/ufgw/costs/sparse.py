@@ -22,8 +22,8 @@ class SparseCost(Cost):
 
     Attributes:
         constant: (b,) c.
-        indptr: (b·N + 1,) int32, S as CSR, the problems of a batch below one another.
-        indices: (nnz,) int32 columns within the problem, 0 ≤ j < N.
+        indptr, indices: (b·N + 1,) int32, S as CSR, the problems of a batch below one another, and (nnz,) int32 columns
+            within the problem, 0 ≤ j < N.
         values: (nnz,) float32 or float64.
         sound: made here, so that the solver need not look at the places of the entries and their symmetry.
     """
