@@ -17,13 +17,12 @@ from optimag_dist.sampling.pictures import told_bad_pictures
 from optimag_dist.tasks import Evaluation, monitor_of, notes_of
 from optimag_dist.tasks.task import gather
 from optimag_dist.train import checkpoint
-from optimag_dist.train.callback import TrainerCallback
+from optimag_dist.train.callback import TrainerCallback, beats
 from optimag_dist.train.checkpointer import Progress
 from optimag_dist.train.evaluation import joined
 from optimag_dist.train.parts import Parts, made_from
 from optimag_dist.train.regularisers import has_diagnostics
 from optimag_dist.train.step import align_embeddings
-from optimag_dist.train.trainer import beats
 
 # A loss that is so many times that of the first step has exploded.
 _EXPLODED = 1e3
