@@ -79,13 +79,9 @@ def explained(error: BaseException) -> InputError | RunError | None:
 
 @contextmanager
 def translated_ray_errors(what: str, go_on: str) -> Iterator[None]:
-    """Turn Ray's own errors within the block into this package's.
-
-    Raises:
-        InputError: a task or an actor raised it, as it did.
-        RunError: a process, a host or the session was lost, memory or disk were full: ``what`` was done (``PPR block 3
-            of 7``), why, and how to ``go_on`` (``go on with --resume``).
-    """
+    """Turn Ray's own errors within the block into this package's. ``InputError``: a task or an actor raised it, as it
+    did. ``RunError``: a process, a host or the session was lost, memory or disk were full: ``what`` was done (``PPR
+    block 3 of 7``), why, and how to ``go_on`` (``go on with --resume``)."""
     try:
         yield
     except exceptions.RayError as error:
@@ -99,16 +95,14 @@ def ensure_ray(address: str | None = None, num_cpus: int | None = None) -> None:
     """Connect to Ray, unless this process already is.
 
     An embedded instance asks for the user's token (``RAY_AUTH_MODE=disabled`` in the environment turns that off) and
-    shows its dashboard to this machine alone; its files are in a folder that no other user can enter.
+    shows its dashboard to this machine alone; its files are in a folder that no other user can enter. ``InputError``:
+    no cluster at ``address`` accepts this user, or there is no place for an embedded one's folder. ``RunError``: an
+    embedded one does not start.
 
     Args:
         address: of a running cluster. Default: the cluster of the surrounding Ray job (Ray sets ``RAY_ADDRESS``
             there), otherwise an embedded instance that ends with this process.
         num_cpus: cores an embedded instance offers; default: all. A running cluster has its own count.
-
-    Raises:
-        InputError: no cluster at ``address`` accepts this user, or there is no place for an embedded one's folder.
-        RunError: an embedded one does not start.
     """
     if ray.is_initialized():
         return

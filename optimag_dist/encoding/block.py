@@ -43,11 +43,8 @@ class BlockEncoder:
     """Encodes nodes of a store by ``network``, of ``width`` features, from what ``reader`` makes of their attribute.
 
     The network always sees ``batch_size`` rows, the last batch filled up with rows it has seen, and a text padded to a
-    length that depends on the text alone: what comes out for a node does not depend on its block but by the rounding
-    of matrix products.
-
-    Raises:
-        InputError: the store has no such attribute, or the model cannot be loaded or does not fit it.
+    length that depends on the text alone: what comes out for a node does not depend on its block but by the rounding of
+    matrix products. ``InputError``: the store has no such attribute, or the model cannot be loaded or does not fit it.
     """
 
     def __init__(self, store: GraphStore, options: EncodeOptions, device: torch.device) -> None:

@@ -85,17 +85,14 @@ def encode(
     the modality. They do not depend on ``concurrency``, and on ``block_size`` and ``batch_size`` only by rounding. All
     other files are hard links to those of ``store``; its PPR and partitions stay behind. A killed run goes on from the
     blocks it has finished, and one that has ended is not repeated. Store and model must mean the same files on every
-    Ray node, as URIs and hub ids do.
+    Ray node, as URIs and hub ids do. ``InputError``: store, attribute and model do not fit together, ``out`` is taken
+    or is ``store`` itself, a picture does not decode and that is an error, no node has the attribute, or the disk is
+    full. ``RunError``: a block failed. What was finished before stays, and the next call goes on from there.
 
     Args:
         out: a folder to be made; for a URI it is made in this host's cache, and sent when it is whole.
         overwrite: replace a store of other content (or a damaged one) that stands at ``out``.
         progress: show a bar when the terminal can.
-
-    Raises:
-        InputError: store, attribute and model do not fit together, ``out`` is taken or is ``store`` itself, a picture
-            does not decode and that is an error, no node has the attribute, or the disk is full.
-        RunError: a block failed. What was finished before stays, and the next call goes on from there.
     """
     place = destination(out, store)
     job = Job.of(store, options)

@@ -70,20 +70,18 @@ def infer(
     """Write embeddings (:class:`EmbedOptions`) or predictions (:class:`PredictOptions`) of nodes to ``out``, and return
     that, absolute.
 
-    The parts hold ``id`` (the users' own) and ``embedding`` (what the model's head sees, a list of numbers), or
-    ``id``, ``label`` (a class) and ``probability``; see the options for more columns. The numbers do not depend on the
-    number of workers, and on ``block_size`` only by rounding. A finished result is returned as it is; of an unfinished
-    one, what is there is kept. Checkpoint, store and ``out`` must mean the same files on every Ray node, as URIs do.
+    The parts hold ``id`` (the users' own) and ``embedding`` (what the model's head sees, a list of numbers), or ``id``,
+    ``label`` (a class) and ``probability``; see the options for more columns. The numbers do not depend on the number
+    of workers, and on ``block_size`` only by rounding. A finished result is returned as it is; of an unfinished one,
+    what is there is kept. Checkpoint, store and ``out`` must mean the same files on every Ray node, as URIs do.
+    ``InputError``: checkpoint, store, ids and options do not fit together, or ``out`` holds something else.
+    ``Diverged``: an answer is no number; names a node. ``RunError``: a block failed; names it. What was finished before
+    stays and is reused by the next call.
 
     Args:
         checkpoint: ``model.pt`` of a fit, or the fit's directory.
         user_ids: whose rows to write, in this order; default: all nodes in the store's order.
         progress: show a bar when the terminal can.
-
-    Raises:
-        InputError: checkpoint, store, ids and options do not fit together, or ``out`` holds something else.
-        Diverged: an answer is no number; names a node.
-        RunError: a block failed; names it. What was finished before stays and is reused by the next call.
     """
     trained = TrainedModel.open(checkpoint, torch.device("cpu"))
     trained.check_store(store, allow_other=options.allow_other_store)

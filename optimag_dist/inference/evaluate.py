@@ -96,16 +96,13 @@ def evaluate(
     user_ids: Sequence[Any] | None = None,
     progress: bool = True,
 ) -> list[TaskEvaluation]:
-    """Evaluate a trained model on all its tasks, in this process.
+    """Evaluate a trained model on all its tasks, in this process. ``InputError``: checkpoint, store, nodes and options
+    do not fit together, or the fit's split is not known. ``Diverged``: what the model says is not finite.
 
     Args:
         checkpoint: ``model.pt`` of a fit, or the fit's directory.
         user_ids: nodes to compare classes of, all labelled; default: those of ``options.split`` of the fit's own split.
         progress: show that it goes on, where the terminal can.
-
-    Raises:
-        InputError: checkpoint, store, nodes and options do not fit together, or the fit's split is not known.
-        Diverged: what the model says is not finite.
     """
     has_gpu = torch.cuda.is_available()
     if options.device == "cuda" and not has_gpu:

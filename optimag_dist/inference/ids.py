@@ -17,11 +17,8 @@ from optimag_dist.types import InputError
 
 def read_ids(path: Path, store: GraphStore) -> list[Any]:
     """Users' ids from a file: column ``id`` of a table as ingest reads them, or a text file with one id per line.
-
-    Raises:
-        InputError: no such file, no such column, no id in it, an empty or repeated one, or one that no node has (file
-            and row are named).
-    """
+    ``InputError``: no such file, no such column, no id in it, an empty or repeated one, or one that no node has (file
+    and row are named)."""
     table = open_list(path, "id")
     values = pa.concat_arrays(table.column("id").chunks)
     column = IdColumn(table, "id", store.path, NodeIds(store.id_column), "correct it or drop the row")

@@ -311,11 +311,8 @@ def check_backbone(
     """Make the backbone and have it train and evaluate on a toy batch of two nodes, one of them isolated.
 
     torch's random numbers go on as if it had not been called. With a ``smallest_group`` of one target, a step of one
-    node is tried too.
-
-    Raises:
-        InputError: there is no such backbone, it does not take these arguments, or it breaks a line of the contract in
-            docs/backbones.md: the message says which, and how to keep it.
+    node is tried too. ``InputError``: there is no such backbone, it does not take these arguments, or it breaks a line
+    of the contract in docs/backbones.md: the message says which, and how to keep it.
     """
     sizes, settings = (modalities, width, hidden, num_layers, 0.5), dict(settings or {})
     signature = inspect.signature(_find(name))

@@ -136,9 +136,7 @@ class PrefixLanguageModel(nn.Module):
     Masked prefix vectors are as if they were not there. The state dict holds what is trained (for ``lora`` the updates,
     for ``frozen`` nothing); the rest is loaded from ``options.model`` again. Weights are drawn by torch's generator.
     ``width`` is that of a prefix vector, as of the token embeddings; ``tokenise`` the model's :class:`Tokeniser`.
-
-    Raises:
-        InputError: the weights are not there or are of another architecture; ``bfloat16`` without a GPU.
+    ``InputError``: the weights are not there or are of another architecture; ``bfloat16`` without a GPU.
     """
 
     def __init__(self, options: LanguageModelOptions) -> None:

@@ -255,12 +255,9 @@ class PretrainedEncoder(nn.Module):
 
 def make_pretrained_encoder(options: PretrainedOptions, kind: Kind, embedding: int) -> PretrainedEncoder:
     """The encoder of an attribute of ``kind``, with the weights it was pretrained to. It reads (U, L) int64 token ids
-    with ``PADDING`` behind, or (U, 3, S, S) uint8 RGB; U ≥ 1.
-
-    Raises:
-        InputError: the model cannot be loaded, reads something else, cannot read so many tokens or pictures of this
-            size, or has nothing that low-rank adapters could go to.
-    """
+    with ``PADDING`` behind, or (U, 3, S, S) uint8 RGB; U ≥ 1. ``InputError``: the model cannot be loaded, reads
+    something else, cannot read so many tokens or pictures of this size, or has nothing that low-rank adapters could go
+    to."""
     network, width = load_features(options, kind, trained=options.tuning == "full")
     if options.tuning == "lora":
         _adapt(network, options)

@@ -5,5 +5,3 @@ from optimag_dist.ppr.artefact import PPRArtefact
 from optimag_dist.ppr.options import PPROptions
 from optimag_dist.ppr.topk import ppr_topk
 from optimag_dist.store.csr import symmetrise
-
-__all__ = ["PPRArtefact", "PPROptions", "ppr_topk", "symmetrise"]

@@ -172,12 +172,9 @@ def compute_ppr(
     whose checksum holds are kept. When several processes ask for the same artefact, one computes and the others wait. A
     process of Ray that dies is replaced and its blocks are tried again. ``store.path`` and ``out_path``, by default
     ``store.location/ppr/<key>``, must mean the same files on every Ray node; tasks send the blocks of a remote one as
-    they finish. ``totals`` is filled with what the run took.
-
-    Raises:
-        InputError: ``out_path`` holds something else than (part of) this artefact, a sharded run has no partition to
-            work on, or its row cache is too small for a source.
-        RunError: a block failed; names it.
+    they finish. ``totals`` is filled with what the run took. ``InputError``: ``out_path`` holds something else than
+    (part of) this artefact, a sharded run has no partition to work on, or its row cache is too small for a source.
+    ``RunError``: a block failed; names it.
     """
     totals = totals if totals is not None else RunTotals()
     placement: Replicated | Sharded

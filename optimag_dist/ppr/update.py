@@ -79,14 +79,12 @@ def update_ppr(
     The new store stands at ``out_path``, by default in the place of the old one, which goes only when the new one is
     whole, with its artefacts; a killed update leaves the old one as it was. Files other than the topology are hard
     links. Updates of one store wait for one another, and for artefacts that are being computed in it. ``edges_path`` is
-    as :func:`~optimag_dist.store.derive.read_changes` reads it; ``say`` takes lines for people.
+    as :func:`~optimag_dist.store.derive.read_changes` reads it; ``say`` takes lines for people. ``InputError``: the
+    store or the changes cannot be used, ``out_path`` is taken, an artefact is damaged, or (in place) the store's folder
+    holds something that is not the store's.
 
     Returns:
         What became of each artefact, in the order of their old keys.
-
-    Raises:
-        InputError: the store or the changes cannot be used, ``out_path`` is taken, an artefact is damaged, or (in
-            place) the store's folder holds something that is not the store's.
     """
     source = Path(store_path).resolve()
     target = source if out_path is None else Path(out_path).resolve()

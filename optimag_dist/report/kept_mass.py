@@ -9,8 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from optimag_dist.report.html import shortened, spread
-from optimag_dist.report.images import image_uri
+from optimag_dist.report.html import image_uri, shortened, spread
 from optimag_dist.report.run import Run
 from optimag_dist.store import GraphStore
 from optimag_dist.train import checkpoint
@@ -87,11 +86,8 @@ class Gallery:
 
 
 def read_kept_mass(run: Run) -> list[KeptMass]:
-    """Kept mass of every variant that has exported any.
-
-    Raises:
-        InputError: seeds of one variant were trained on stores of different size, or a file is damaged.
-    """
+    """Kept mass of every variant that has exported any. ``InputError``: seeds of one variant were trained on stores of
+    different size, or a file is damaged."""
     masses = []
     for variant in run.variants:
         paths = {fit.seed: fit.directory / "kept_mass.parquet" for fit in run.of(variant)}

@@ -12,8 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from optimag_dist.report.html import shortened, spread
-from optimag_dist.report.images import image_uri
+from optimag_dist.report.html import image_uri, shortened, spread
 from optimag_dist.report.run import Run
 
 _ROWS = 12

@@ -10,7 +10,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from optimag_dist.report.images import data_uri
+from optimag_dist.report.html import data_uri
 
 # Okabe and Ito's palette for all kinds of colour vision, without its black, which a dark page would swallow.
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442")

@@ -56,11 +56,8 @@ class Run:
 
 
 def read_run(directory: Path) -> Run:
-    """Read the run in ``directory``.
-
-    Raises:
-        InputError: there is no run, its configuration does not fit, or none of its fits is finished.
-    """
+    """Read the run in ``directory``. ``InputError``: there is no run, its configuration does not fit, or none of its
+    fits is finished."""
     directory = Path(directory)
     if not (directory / "config.yaml").is_file():
         raise InputError(

@@ -115,11 +115,7 @@ def _level(value: Any) -> str:
 
 
 def read_sweep(directory: Path) -> Sweep:
-    """Read the sweep in ``directory``.
-
-    Raises:
-        InputError: there is no sweep, or its table lacks a column.
-    """
+    """Read the sweep in ``directory``. ``InputError``: there is no sweep, or its table lacks a column."""
     space, path = (directory / name for name in FILES)
     for file in (space, path):
         if not file.is_file():

@@ -7,17 +7,3 @@ from optimag_dist.store.partition import PartitionOptions, partition_store
 from optimag_dist.store.reader import GraphStore
 from optimag_dist.store.schema import IngestSchema
 from optimag_dist.store.shards import Partition
-
-__all__ = [
-    "GraphStore",
-    "IngestSchema",
-    "LinkQueries",
-    "LinkSplit",
-    "LinkSplitOptions",
-    "Partition",
-    "PartitionOptions",
-    "check_no_leak",
-    "ingest",
-    "partition_store",
-    "split_links",
-]

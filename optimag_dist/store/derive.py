@@ -93,12 +93,9 @@ class EdgeChanges:
 
 def read_changes(path: str | Path, store: GraphStore) -> EdgeChanges:
     """Read the changes of an undirected ``store`` from a table with the columns ``source`` and ``target``, users' ids
-    in either order, and ``op``, which is ``insert`` or ``delete``.
-
-    Raises:
-        InputError: the store is directed; or a row names no node, joins a node to itself, repeats an edge, inserts one
-            that is there or held out, or deletes one that is not there (file, column and row are named).
-    """
+    in either order, and ``op``, which is ``insert`` or ``delete``. ``InputError``: the store is directed; or a row
+    names no node, joins a node to itself, repeats an edge, inserts one that is there or held out, or deletes one that
+    is not there (file, column and row are named)."""
     path = Path(path)
     if store.directed:
         raise InputError(f"{store.path}: the graph is directed, changes are for undirected ones; ingest changed tables")

@@ -53,7 +53,8 @@ def ingest(
     Nothing is held in memory but the ids, labels and a few numbers per node. Self loops and repeated edges are dropped
     and their number is said; undirected edges are stored both ways. A store of the same content that is there already
     is left alone. Nothing appears at ``out_path`` before all of it is on the disk, and an older store goes only after
-    that; an interrupted ingest goes on with the files it had finished.
+    that; an interrupted ingest goes on with the files it had finished. ``InputError``: the source cannot be used (file,
+    column and row are named), ``out_path`` is taken, or the disk has too little room.
 
     Args:
         source_path: a YAML file (:class:`IngestSchema`; paths in it are relative to its folder), or a file or folder
@@ -62,10 +63,6 @@ def ingest(
         overrides: ``key=value`` changes to the schema or to the importer's options.
         overwrite: replace a store of other content (or a damaged one) that stands at ``out_path``.
         say: takes lines for people.
-
-    Raises:
-        InputError: the source cannot be used (file, column and row are named), ``out_path`` is taken, or the disk has
-            too little room.
     """
     return make_store(destination(out_path), partial(_ingest, Path(source_path), overrides, say), overwrite, say)
 

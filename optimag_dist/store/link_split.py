@@ -55,14 +55,12 @@ def split_links(
 
     What is held out is a function of the graph's content and ``options``, every set of edges equally likely; and so are
     a query's negatives among the nodes that may be one (:class:`~optimag_dist.store.LinkQueries`). Files other than the
-    topology are hard links to those of ``store``. PPR and partitions, which know all edges, stay behind.
-    A store of the same content that is there already is left alone, one of other content or a damaged one unless
-    ``overwrite``; nothing appears before all of it is on the disk. For a URI it is made in this host's cache, and sent
-    when it is whole. ``say`` takes lines for people.
-
-    Raises:
-        InputError: the store is directed or has held-out links, a share rounds to no edges or leaves none, a node has
-            too few others for ``negatives``, ``out`` is taken or is ``store`` itself, or the disk is full.
+    topology are hard links to those of ``store``. PPR and partitions, which know all edges, stay behind. A store of the
+    same content that is there already is left alone, one of other content or a damaged one unless ``overwrite``;
+    nothing appears before all of it is on the disk. For a URI it is made in this host's cache, and sent when it is
+    whole. ``say`` takes lines for people. ``InputError``: the store is directed or has held-out links, a share rounds
+    to no edges or leaves none, a node has too few others for ``negatives``, ``out`` is taken or is ``store`` itself, or
+    the disk is full.
     """
     return make_store(destination(out, store), partial(_split_links, store, options, say), overwrite, say)
 

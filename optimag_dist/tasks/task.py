@@ -115,11 +115,8 @@ class Task(ABC, Generic[HeadT]):
 
     @abstractmethod
     def evaluate(self, part: Part, head: HeadT, forward: LayerwiseForward) -> Evaluation:
-        """Evaluate a part; called on every rank, with ``head`` in evaluation mode.
-
-        Raises:
-            Diverged: what the model says is not finite.
-        """
+        """Evaluate a part; called on every rank, with ``head`` in evaluation mode. ``Diverged``: what the model says is
+        not finite."""
 
 
 def diverged(what: str) -> Diverged:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from optimag_dist.report.images import image_uri
+from optimag_dist.report.html import image_uri
 
 
 def _encoded(kind: str, size: int = 5) -> bytes:

@@ -11,8 +11,6 @@ from optimag_dist.store.importers.tables import TableSource
 from optimag_dist.store.source import GraphSource
 from optimag_dist.types import InputError
 
-__all__ = ["ImportOptions", "open_source"]
-
 # Layout → where the function stands that opens it; some load torch, which tables do without.
 IMPORTERS = {
     "ogb": "optimag_dist.store.importers.ogb:open_ogb",
