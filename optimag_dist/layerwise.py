@@ -58,7 +58,6 @@ class LayerwiseForward:
 
     Args:
         model: in evaluation mode, on ``device``.
-        rows, num_nodes: the graph and its n.
         fanouts, seed: one per layer, input side first, -1 for all neighbours; and of the draws.
         rank, world_size: this worker's place; with more than one, torch.distributed must be initialised.
         on_chunk: called before each chunk is computed, and before it is exchanged.
@@ -217,10 +216,8 @@ class LayerwiseForward:
         prepare: Callable[[np.ndarray], Prepared],
         compute: Callable[[Prepared], Tensor],
     ) -> Tensor:
-        """The rows of all chunks, in their order: this worker computes its share, threads prepare it ahead.
-
-        Chunks do not depend on the number of workers, so rounding does not either.
-        """
+        """The rows of all chunks, in their order: this worker computes its share, threads prepare it ahead. Chunks do
+        not depend on the number of workers, so rounding does not either."""
         size, table, filled = self._world_size, torch.empty(0), 0
         rounds = [chunks[start : start + size] for start in range(0, len(chunks), size)]
         # Whoever has no chunk in the last round computes another's: so all know what a row looks like.
@@ -237,7 +234,6 @@ class LayerwiseForward:
         return table
 
     def _exchanged(self, mine: Tensor, sizes: Sequence[int]) -> list[Tensor]:
-        """Every worker's rows of a round."""
         if self._world_size == 1:
             return [mine]
         self._on_chunk()

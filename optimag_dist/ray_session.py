@@ -189,11 +189,9 @@ def session_folder() -> Path:
 
 
 def use_token() -> None:
-    """Send this user's token with what this process asks of clusters, if there is one, and keep its file private.
-
-    What ``ray start`` does by itself: a client that is given an address would not send it. Setting ``RAY_AUTH_MODE``
-    would be too late, Ray has read it when it was imported.
-    """
+    """Send this user's token with what this process asks of clusters, if there is one, and keep its file private. What
+    ``ray start`` does by itself: a client that is given an address would not send it. Setting ``RAY_AUTH_MODE`` would
+    be too late, Ray has read it when it was imported."""
     ray_private.send_token()
     # No file, or a user without a home folder.
     with suppress(OSError, RuntimeError):

@@ -36,10 +36,8 @@ _OBJECT_STORES = ("s3", "gcs", "abfs")
 
 @dataclass(frozen=True, repr=False)
 class RemotePath:
-    """A file or directory named by a URI, used like a path.
-
-    Text made of it (``str``, messages, YAML) leaves out the passwords and keys that the URI may hold.
-    """
+    """A file or directory named by a URI, used like a path. Text made of it (``str``, messages, YAML) leaves out the
+    passwords and keys that the URI may hold."""
 
     uri: str
 

@@ -30,8 +30,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from optimag_dist.ppr.artefact import PPROptions
 from optimag_dist.ppr.driver import RunTotals, compute_ppr
-from optimag_dist.ppr.options import PPROptions
 from optimag_dist.ppr.topk import push_sources
 from optimag_dist.store.csr import graph_hash, symmetrise
 from optimag_dist.store.partition import PartitionOptions, partition_store

@@ -92,7 +92,6 @@ def encode(
     Args:
         out: a folder to be made; for a URI it is made in this host's cache, and sent when it is whole.
         overwrite: replace a store of other content (or a damaged one) that stands at ``out``.
-        progress: show a bar when the terminal can.
     """
     place = destination(out, store)
     job = Job.of(store, options)
@@ -148,7 +147,6 @@ def _part(folder: Path, block: int) -> Path:
 
 
 def _compute(job: Job, folder: Path, progress: bool) -> None:
-    """Make the parts that are not in ``folder`` yet."""
     missing = [block for block in range(job.num_blocks) if not _is_whole(job, folder, block)]
     if not missing:
         return
@@ -162,7 +160,6 @@ def _compute(job: Job, folder: Path, progress: bool) -> None:
 
 
 def _encoded(job: Job, blocks: list[int]) -> Iterator[tuple[int, bytes]]:
-    """Each block and its part, as they are finished."""
     needs = {"num_gpus": 1} if task_device(job.options.device) == "cuda" else {"num_cpus": 1}
     context = ray.data.DataContext()
     context.enable_progress_bars = context.print_on_execution_start = False
@@ -218,7 +215,6 @@ class _Encode:
 
 
 def _is_whole(job: Job, folder: Path, block: int) -> bool:
-    """Whether a part is there and holds what was computed."""
     try:
         batch = _read(folder, block)
         batch.validate(full=True)

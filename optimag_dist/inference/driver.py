@@ -1,8 +1,5 @@
-"""Embeds or predicts every node of a store with Ray tasks over blocks of nodes, into Parquet.
-
-The model goes over the graph layer by layer (see :mod:`optimag_dist.layerwise`): a stage per layer, a task per
-block and stage, and files between the stages. Finished files are kept, so a killed run goes on where it was.
-"""
+"""Embeds or predicts every node of a store, into Parquet: layer by layer (:mod:`optimag_dist.layerwise`), with a Ray
+task per block of nodes and layer, and files between the layers. Finished ones are kept: a killed run goes on."""
 
 import hashlib
 import json
@@ -37,12 +34,8 @@ Check = Callable[[Tensor, str], None]
 
 @dataclass(frozen=True)
 class Job:
-    """What every task of one run has in common.
-
-    Attributes:
-        nodes: (k,) int64 node ids to write in this order; None for all, layer by layer.
-        stages: how many the run has: one, or one per layer and the encoders.
-    """
+    """What every task of one run has in common: ``nodes``, (k,) int64 ids to write in this order, or None for all,
+    layer by layer; and how many ``stages`` there are: one, or one per layer and the encoders."""
 
     checkpoint: AnyPath
     store: GraphStore
@@ -81,7 +74,6 @@ def infer(
     Args:
         checkpoint: ``model.pt`` of a fit, or the fit's directory.
         user_ids: whose rows to write, in this order; default: all nodes in the store's order.
-        progress: show a bar when the terminal can.
     """
     trained = TrainedModel.open(checkpoint, torch.device("cpu"))
     trained.check_store(store, allow_other=options.allow_other_store)

@@ -1,7 +1,5 @@
-"""How good a trained model is at its tasks: what its fit says of itself, on this or another split, and more of classes.
-
-Metrics and draws are those of the fit's own evaluation, by the same code, so what was not changed comes out the same.
-"""
+"""How good a trained model is at its tasks: what its fit says of itself, by the same code and draws, on this or another
+split, and more of classes."""
 
 import json
 from collections.abc import Sequence
@@ -102,7 +100,6 @@ def evaluate(
     Args:
         checkpoint: ``model.pt`` of a fit, or the fit's directory.
         user_ids: nodes to compare classes of, all labelled; default: those of ``options.split`` of the fit's own split.
-        progress: show that it goes on, where the terminal can.
     """
     has_gpu = torch.cuda.is_available()
     if options.device == "cuda" and not has_gpu:
@@ -236,7 +233,6 @@ def _class_tables(report: ClassReport) -> Group:
 def _check_asked(
     asked: dict[str, TaskOptions], options: EvaluateOptions, trained: TrainedModel, store: GraphStore, *, listed: bool
 ) -> None:
-    """Raise ``InputError`` if what is asked of the tasks cannot be told."""
     classes = {name for name, task in asked.items() if isinstance(task, NodeClassificationOptions)}
     if listed and not classes:
         raise InputError(f"--nodes: lists nodes to compare classes of, and {trained.location} was trained on none")

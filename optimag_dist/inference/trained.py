@@ -28,16 +28,8 @@ _AGAIN = "copy it again from where it is whole, or train again"
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A fit's model, on the asked device and in evaluation mode.
-
-    Attributes:
-        location: of ``model.pt``, which lies at ``path`` on this host.
-        seed: of the fit; None where the file does not say.
-        widths: modality → width of its features.
-        classes: names of the head's outputs.
-        store_hash: content hash of the store it was trained on.
-        heads: task → weights of its head.
-    """
+    """A fit's model, on the asked device and in evaluation mode: from ``model.pt`` at ``location``, on this host at
+    ``path``. ``widths`` are by modality, ``heads`` (weights) by task; ``seed`` is None where the file does not say."""
 
     location: AnyPath
     path: Path

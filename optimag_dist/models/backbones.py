@@ -55,13 +55,8 @@ class MLP(nn.Module):
 
 
 class MessagePassing(nn.Module, ABC):
-    """A backbone made of layers over blocks.
-
-    Args:
-        modalities, width: M, and the width of each modality's embedding.
-        hidden: units of a layer, of which there are ``num_layers``, as many as blocks.
-        dropout: probability, after every layer.
-    """
+    """A backbone of ``num_layers`` layers of ``hidden`` units, one per block, each followed by dropout. It reads
+    embeddings of ``width`` numbers, of M = ``modalities`` modalities."""
 
     passes_messages = True
 
@@ -98,11 +93,9 @@ class SAGE(MessagePassing):
 
 
 class GCN(MessagePassing):
-    """Graph convolution with symmetric normalisation and self loops (Kipf and Welling, arXiv 1609.02907).
-
-    On sampled neighbours the sum over all neighbours is estimated without bias: each sampled one stands for
-    degree / sampled of them, with the degrees of the whole graph.
-    """
+    """Graph convolution with symmetric normalisation and self loops (Kipf and Welling, arXiv 1609.02907). On sampled
+    neighbours the sum over all neighbours is estimated without bias: each sampled one stands for degree / sampled of
+    them, with the degrees of the whole graph."""
 
     def __init__(self, modalities: int, width: int, hidden: int, num_layers: int, dropout: float) -> None:
         super().__init__(modalities, width, hidden, num_layers, dropout)
@@ -288,10 +281,8 @@ def make_backbone(
     name: str, modalities: int, width: int, hidden: int, num_layers: int, dropout: float, **settings: Any
 ) -> Backbone:
     """The backbone called ``name``, one of ``BACKBONES`` or where a class stands, with ``num_layers`` layers of
-    ``hidden`` units on (U, ``modalities · width``); ``settings`` are what its constructor takes besides.
-
-    Raises ``InputError`` where there is none. Whether the class can serve as one is asked by :func:`check_backbone`.
-    """
+    ``hidden`` units on (U, ``modalities · width``); ``settings`` are what its constructor takes besides. Raises
+    ``InputError`` where there is none. Whether the class can serve as one is asked by :func:`check_backbone`."""
     backbone: Any = _find(name)(modalities, width, hidden, num_layers, dropout, **settings)
     if not hasattr(backbone, "passes_messages"):
         backbone.passes_messages = True

@@ -99,12 +99,9 @@ def check_diffusion(options: DiffusionOptions) -> None:
 
 
 class ConditionalDiffusion(nn.Module):
-    """Draws (A, 3, S, S) pictures under the condition of T tokens each, of ``width`` numbers.
-
-    A row without any token, all masked, is drawn without condition: it shows a learned null token. Raises as
-    :func:`check_diffusion`, or ``InputError`` where a pipeline's weights are missing, damaged or of other shapes than
-    its configuration says.
-    """
+    """Draws (A, 3, S, S) pictures under the condition of T tokens each, of ``width`` numbers. A row without any token,
+    all masked, is drawn without condition: it shows a learned null token. Raises as :func:`check_diffusion`, or
+    ``InputError`` where a pipeline's weights are missing, damaged or of other shapes than its configuration says."""
 
     def __init__(self, options: DiffusionOptions) -> None:
         super().__init__()
@@ -152,11 +149,9 @@ class ConditionalDiffusion(nn.Module):
 
     @torch.no_grad()
     def sample(self, tokens: Tensor, token_mask: Tensor, keys: Tensor) -> Tensor:
-        """Draw a picture per row: (A, 3, S, S) float32 in [−1, 1], of tokens (A, T, width) with their mask.
-
-        All noise is a function of the row's key (A,) int64 alone: a picture does not depend, up to rounding, on those
-        drawn with it.
-        """
+        """Draw a picture per row: (A, 3, S, S) float32 in [−1, 1], of tokens (A, T, width) with their mask. All noise
+        is a function of the row's key (A,) int64 alone: a picture does not depend, up to rounding, on those drawn with
+        it."""
         schedule, guidance = self._schedule, self._options.guidance
         fresh_noise = self._options.sampler == "ddpm"
         x = key_noise(keys, 0, self._shape)

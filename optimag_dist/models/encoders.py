@@ -64,11 +64,8 @@ def _fixed(values: Any) -> nn.Parameter:
 
 
 class StoredEncoder(nn.Sequential):
-    """Layers over :class:`Scaled` features, the first of them linear.
-
-    A state dict decides whether columns are read. One of an earlier version, in which the first layer was a LayerNorm,
-    loads as one that computes the same.
-    """
+    """Layers over :class:`Scaled` features, the first of them linear. A state dict decides whether columns are read.
+    One of an earlier version, in which the first layer was a LayerNorm, loads as one that computes the same."""
 
     def __init__(self, *layers: nn.Module) -> None:
         super().__init__(*layers)
@@ -117,10 +114,8 @@ class FrozenEncoder(StoredEncoder):
 
 
 class ConcatFusion(nn.Module):
-    """Modalities side by side; a node that lacks one shows a learned vector in its place.
-
-    (U, d) per modality → (U, M·d).
-    """
+    """Modalities side by side; a node that lacks one shows a learned vector in its place. (U, d) per modality → (U,
+    M·d)."""
 
     def __init__(self, names: list[str], embedding: int) -> None:
         super().__init__()

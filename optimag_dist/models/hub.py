@@ -23,14 +23,8 @@ _MOST_CHARACTERS = 300
 
 @dataclass(frozen=True)
 class Source:
-    """Where models of one sort come from.
-
-    Attributes:
-        library, extra: that reads them, ``transformers`` or ``diffusers``; and of this package, what reading them
-            needs.
-        contents: what a folder must hold, in words.
-        shipped: names that stand for neither a folder nor a hub id.
-    """
+    """Where models of one sort come from: the ``library`` that reads them, and the ``extra`` of this package that
+    brings it; what a folder must hold, in words; the names that stand for neither a folder nor a hub id."""
 
     library: str
     extra: str

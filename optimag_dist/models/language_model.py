@@ -174,9 +174,7 @@ class PrefixLanguageModel(nn.Module):
         self, prefix: Tensor, prefix_mask: Tensor, *, beams: int = 1, max_new_tokens: int | None = None
     ) -> list[str]:
         """(A, T, width) and (A, T) → (A,) texts: the likeliest token each time, or beam search with ``beams`` > 1.
-
-        Deterministic in evaluation mode. ``max_new_tokens`` counts the end; ``options.max_length`` where it is None.
-        """
+        Deterministic in evaluation mode. ``max_new_tokens`` counts the end; ``options.max_length`` where it is None."""
         inputs, attended = self._prompt(prefix, prefix_mask)
         ids = self.lm.generate(
             inputs_embeds=inputs,
@@ -238,7 +236,6 @@ def _library(module: str) -> Any:
 
 
 def _loaded(auto: str, model: str, **how: Any) -> Any:
-    """What one of transformers' Auto classes makes of ``model``."""
     load = getattr(_library("transformers"), auto).from_pretrained
     return _SOURCE.read(str(_smollm2()) if model == SMOLLM2 else model, load, **how)
 

@@ -285,7 +285,6 @@ def load_features(options: FeatureOptions, kind: Kind, *, trained: bool = False)
 
 
 def _adapt(network: nn.Module, options: PretrainedOptions) -> None:
-    """Add low-rank adapters in place; they alone are to be trained."""
     peft = SOURCE.imported("peft", f"tuning=lora of {options.model}")
     modules = dict(network.named_modules())
     # GPT-2's linear layers are a class of transformers' own, with the weights transposed.

@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +19,6 @@ from optimag_dist.files import atomic
 from optimag_dist.integrity import LARGE, MappedFile, checksum, json_digest, read_record, verified_once, write_record
 from optimag_dist.options import Options, validate_options
 from optimag_dist.ppr.gather import copy_rows, fill_submatrix, row_sizes
-from optimag_dist.ppr.options import PPROptions
 from optimag_dist.ppr.topk import check_node_ids
 from optimag_dist.progress_bar import progress_bar
 from optimag_dist.remote_copies import local_copy
@@ -32,12 +32,37 @@ _RERUN = "rerun `optimag ppr`"
 _SCHEMA = pa.schema([("indices", pa.list_(pa.int32())), ("values", pa.list_(pa.float32())), ("bound", pa.float32())])
 
 
+class PPROptions(Options):
+    """Attributes:
+    teleport: β in (0, 1), the probability to jump back to the source at each step.
+    eps: residual allowed per degree; each entry is at most eps·degree too small. Ten times smaller is about ten
+        times slower.
+    k: entries kept per node. What follows changes neither the result nor the artefact's key.
+    block_size: nodes per task and per file.
+    placement: replicated maps the whole topology on every host; sharded has actors that own parts of it and fetch
+        the rest, for a graph larger than a host. It needs ``optimag partition``.
+    partition: which partition of the store the actors share out; default: the only one there is.
+    actors: of a sharded run; default: the cores of the cluster.
+    row_cache_mb: memory of an actor for adjacency rows, of which it keeps the newest.
+    in_flight_mb: rows an actor asks others for at a time.
+    """
+
+    teleport: float = Field(0.15, gt=0, lt=1)
+    eps: float = Field(1e-4, gt=0, allow_inf_nan=False)
+    k: int = Field(32, ge=1, le=65536)
+    block_size: int = Field(8192, ge=1, le=32767)
+    placement: Literal["replicated", "sharded"] = "replicated"
+    partition: str | None = None
+    actors: int | None = Field(None, ge=1)
+    row_cache_mb: float = Field(256, gt=0, le=8191)
+    in_flight_mb: float = Field(16, gt=0, allow_inf_nan=False)
+
+
 @dataclass(frozen=True)
 class PPRBlock:
     """Rows of the nodes ``first_node … first_node + num_rows − 1`` of the artefact ``key``, views of ``file``:
     ``offsets`` (rows + 1,) int32, ``indices`` and ``values`` (entries,) int32 and float32, ``bounds`` (rows,) float32
-    as :meth:`PPRArtefact.bounds` gives them; ``digest`` is the sha256 of these numbers, as stored in the file.
-    """
+    as :meth:`PPRArtefact.bounds` gives them; ``digest`` is the sha256 of these numbers, as stored in the file."""
 
     key: str
     first_node: int
@@ -274,11 +299,8 @@ class PPRArtefact:
             block.verify(self.num_nodes)
 
     def rows(self, node_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Stored rows of ``node_ids`` (N,), each falling in value.
-
-        Returns:
-            ``(indptr, indices, values)``: (N + 1,) int64, (entries,) int64, (entries,) float32.
-        """
+        """Stored rows of ``node_ids`` (N,), each falling in value: ``(indptr, indices, values)`` of (N + 1,) int64,
+        (entries,) int64, (entries,) float32."""
         nodes = check_node_ids(node_ids, self.num_nodes)
         sizes, _ = self._row_sizes(nodes)
         indptr = row_pointers(sizes)

@@ -1,9 +1,6 @@
-"""Computes a PPR artefact block by block with Ray.
-
-Replicated: tasks over blocks of sources, every host maps the whole topology. Sharded: actors that each own some shards
-of a partition push blocks and ask one another for the adjacency rows they lack. One loop supervises both, and both give
-the same bits.
-"""
+"""Computes a PPR artefact block by block with Ray: replicated, by tasks on hosts that map the whole topology; sharded,
+by actors that each own shards of a partition and ask one another for the adjacency rows they lack. One loop supervises
+both, and both give the same bits."""
 
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -19,8 +16,15 @@ import ray
 
 from optimag_dist.console import say
 from optimag_dist.locks import sole_user
-from optimag_dist.ppr.artefact import BlockRecord, PPRArtefact, artefact_key, block_name, read_block, write_block
-from optimag_dist.ppr.options import PPROptions
+from optimag_dist.ppr.artefact import (
+    BlockRecord,
+    PPRArtefact,
+    PPROptions,
+    artefact_key,
+    block_name,
+    read_block,
+    write_block,
+)
 from optimag_dist.ppr.sharded import MB, ShardedPusher, Traffic, actor_bytes, requests
 from optimag_dist.ppr.topk import TopK, push_sources
 from optimag_dist.progress_bar import progress_bar

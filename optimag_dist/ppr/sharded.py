@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from optimag_dist.jit import jit
-from optimag_dist.ppr.options import PPROptions
+from optimag_dist.ppr.artefact import PPROptions
 from optimag_dist.ppr.push import PushedRows, Workspace, push_top_k
 from optimag_dist.ppr.topk import TopK, pack, read_only
 from optimag_dist.types import InputError
@@ -55,11 +55,9 @@ class RowCache:
         return out[: _distinct(asked, self.starts, out)]
 
     def insert(self, nodes: np.ndarray, indptr: np.ndarray, indices: np.ndarray) -> int:
-        """Add rows that are not here, the oldest rows giving way; returns the words the ring went on by.
-
-        ``nodes`` are (k,) int32, distinct; ``indptr`` (k + 1,) int64 and ``indices`` int32 their rows, none longer than
-        the arena. What was inserted stays until the ring has gone on by ``len(arena)`` words in all.
-        """
+        """Add rows that are not here, the oldest rows giving way; returns the words the ring went on by. ``nodes`` are
+        (k,) int32, distinct; ``indptr`` (k + 1,) int64 and ``indices`` int32 their rows, none longer than the arena.
+        What was inserted stays until the ring has gone on by ``len(arena)`` words in all."""
         # Rows from Ray's object store are read-only, those of own shards are not: one compilation for both.
         rows = read_only(nodes), read_only(indptr), read_only(indices)
         return int(_insert(*rows, self.degrees, self.arena, self.starts, self.stops, self._ring))
@@ -133,11 +131,9 @@ class Traffic:
 
 
 class ShardedPusher:
-    """Pushes sources with a bounded cache of adjacency rows, which it keeps from call to call.
-
-    Every source's row is computed from scratch once all it reads is in the cache, by the kernel that also runs on a
-    whole topology: the result does not depend on the cache, on who owns what, or on the order in which rows arrive.
-    """
+    """Pushes sources with a bounded cache of adjacency rows, which it keeps from call to call. Every source's row is
+    computed from scratch once all it reads is in the cache, by the kernel that also runs on a whole topology: the
+    result does not depend on the cache, on who owns what, or on the order in which rows arrive."""
 
     def __init__(self, degrees: np.ndarray, fetch: Fetch, options: PPROptions) -> None:
         self._options = options
@@ -176,9 +172,7 @@ class ShardedPusher:
         self, sources: np.ndarray, group: np.ndarray, out: PushedRows
     ) -> tuple[np.ndarray, tuple[int, int], Traffic, int]:
         """Push ``sources[group]`` until done or until the cache would begin to drop what the group itself fetched.
-
-        Returns the places still to do, (pushes, arcs), what was fetched, and how many words the cache went on by.
-        """
+        Returns the places still to do, (pushes, arcs), what was fetched, and how many words the cache went on by."""
         options, cache = self._options, self._cache
         alone = len(group) == 1
         pushes = arcs = advance = 0

@@ -21,6 +21,7 @@ from optimag_dist.ppr.artefact import (
     BlockRecord,
     PPRArtefact,
     PPRBlock,
+    PPROptions,
     artefact_key,
     block_name,
     read_block,
@@ -28,7 +29,6 @@ from optimag_dist.ppr.artefact import (
 )
 from optimag_dist.ppr.drift import Drift, measure_drift
 from optimag_dist.ppr.driver import compute_ppr
-from optimag_dist.ppr.options import PPROptions
 from optimag_dist.ppr.topk import TopK, push_sources
 from optimag_dist.progress_bar import progress_bar
 from optimag_dist.store import GraphStore
@@ -81,10 +81,7 @@ def update_ppr(
     links. Updates of one store wait for one another, and for artefacts that are being computed in it. ``edges_path`` is
     as :func:`~optimag_dist.store.derive.read_changes` reads it; ``say`` takes lines for people. ``InputError``: the
     store or the changes cannot be used, ``out_path`` is taken, an artefact is damaged, or (in place) the store's folder
-    holds something that is not the store's.
-
-    Returns:
-        What became of each artefact, in the order of their old keys.
+    holds something that is not the store's. Returns what became of each artefact, in the order of their old keys.
     """
     source = Path(store_path).resolve()
     target = source if out_path is None else Path(out_path).resolve()

@@ -221,7 +221,6 @@ def _width(column: Column) -> int:
 
 
 def _legend(comparison: ComparisonTable, shown: list[Measure]) -> str:
-    """What the numbers are."""
     shares = [measure.title for measure in shown if measure.metric.is_share]
     down = [measure.title for measure in shown if measure.metric.better == "min"]
     said = ["Test set, mean ± 95 % interval over seeds"]

@@ -106,7 +106,6 @@ def read_kept_mass(run: Run) -> list[KeptMass]:
 
 
 def _read(path: Path) -> pa.Table:
-    """All columns but the ids."""
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             return file.read([name for name in file.schema_arrow.names if name != "id"])

@@ -57,12 +57,8 @@ def mean_interval(values: Sequence[float]) -> Interval:
 
 @dataclass(frozen=True)
 class Measure:
-    """One column of results. Shares are shown in per cent, their differences in points.
-
-    Attributes:
-        column: ``test/accuracy``.
-        digits: of a mean, after the point; a difference has one more.
-    """
+    """One ``column`` of results (``test/accuracy``). Shares are shown in per cent, their differences in points; a mean
+    has so many ``digits`` after the point, a difference one more."""
 
     column: str
     digits: int = 1
@@ -156,10 +152,8 @@ def monitored(result: Mapping[str, Any]) -> str:
 
 
 def columns_of(results: Collection[Mapping[str, Any]]) -> list[str]:
-    """Of fits that differ by their seed: what was tested, and what validation went by, as far as there are values.
-
-    The first is the one to compare by: the monitored metric, unless another was tested in its place.
-    """
+    """Of fits that differ by their seed: what was tested, and what validation went by, as far as there are values. The
+    first is the one to compare by: the monitored metric, unless another was tested in its place."""
     columns: dict[str, None] = {}
     for result in results:
         validated = monitored(result)

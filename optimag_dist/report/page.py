@@ -92,7 +92,6 @@ def _graph_facts(run: Run, store: GraphStore) -> dict[str, str]:
 
 
 def _tasks(run: Run) -> list[TaskOptions]:
-    """Of all variants, each once."""
     return list(dict.fromkeys(task for variant in run.variants.values() for task in named(variant.task).values()))
 
 

@@ -1,8 +1,5 @@
-"""A run directory as the report reads it.
-
-Every fit's own files are read, not the tables that a run writes at its end: they are there while it runs, and they are
-right when a finished run was resumed with more seeds and cut short.
-"""
+"""A run directory as the report reads it: by every fit's own files, which are there while it runs, and right where a
+finished run was resumed with more seeds and cut short; the tables at the run's end are not."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

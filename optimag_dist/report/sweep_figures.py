@@ -211,7 +211,6 @@ def pareto_front(sweep: Sweep) -> Plot | None:
 
 
 def _draw_cells(axis: Axes, x: Axis, y: Axis, ranked: _Ranked) -> None:
-    """The mean of every pair of levels, with how many trials it is of."""
     cells: dict[tuple[float, float], list[float]] = {}
     for trial, value in zip(ranked.trials, ranked.values, strict=True):
         cells.setdefault(_places(x, y, trial), []).append(value)

@@ -19,10 +19,8 @@ from optimag_dist.types import CSR, InputError
 
 
 class ContentDigest:
-    """sha256 of the values of record batches, the same however the rows are cut into batches.
-
-    Numbers, lists of numbers, strings and bytes; nulls are allowed in all but numbers by themselves.
-    """
+    """sha256 of the values of record batches, the same however the rows are cut into batches. Numbers, lists of
+    numbers, strings and bytes; nulls are allowed in all but numbers by themselves."""
 
     def __init__(self) -> None:
         self._streams: dict[str, hashlib._Hash] = {}

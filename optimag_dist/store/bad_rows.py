@@ -15,11 +15,9 @@ from optimag_dist.types import InputError
 
 
 class BadRows:
-    """Collects rows of one table by kind, to tell of the first one of each and how many follow.
-
-    Rows are counted from 0 here and from 1 in messages, the header of a CSV file not counted. ``column`` is the default
-    of the messages; ``locate`` maps a row of a table of several files to the file it stands in and its row there.
-    """
+    """Collects rows of one table by kind, to tell of the first one of each and how many follow. Rows are counted from 0
+    here and from 1 in messages, the header of a CSV file not counted. ``column`` is the default of the messages;
+    ``locate`` maps a row of a table of several files to the file it stands in and its row there."""
 
     def __init__(self, file: Path, column: str, locate: Callable[[int], tuple[Path, int]] | None = None) -> None:
         self.file = file

@@ -56,10 +56,8 @@ def is_symmetric(csr: CSR) -> bool:
 
 
 def symmetrise(csr: CSR) -> CSR:
-    """The undirected graph of ``csr``: reverse arcs added; self loops and duplicates dropped; rows ascending.
-
-    A graph that already is all that is returned as it came, without a copy.
-    """
+    """The undirected graph of ``csr``: reverse arcs added; self loops and duplicates dropped; rows ascending. A graph
+    that already is all that is returned as it came, without a copy."""
     if is_symmetric(csr):
         return csr
     incoming = _transpose(csr.indptr, csr.indices)

@@ -21,7 +21,6 @@ _FIRST_ROWS = 256
 
 
 def open_features(name: str, source: ModalitySource, folder: Path, nodes: SourceTable) -> FeatureReader:
-    """The reader that ``source`` asks for."""
     if source.file is not None:
         path = folder / source.file
         return ArrayFeatures(path, NpyRows(path), nodes.num_rows, nodes.path.name, dtype=source.dtype)

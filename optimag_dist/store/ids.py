@@ -38,9 +38,7 @@ class NodeIds:
 
     def find(self, values: pa.Array, is_text: bool) -> tuple[np.ndarray, np.ndarray] | None:
         """Positions of ``values`` and which of them are unknown (position 0); None if they are of another type.
-
-        ``is_text`` tells that they are cells of a file without types, which names an integer by its digits.
-        """
+        ``is_text`` tells that they are cells of a file without types, which names an integer by its digits."""
         compared = self._comparable(values, is_text)
         if compared is None:
             return None

@@ -62,7 +62,6 @@ def ingest(
         out_path: the directory to make; for a URI it is made in this host's cache, and sent when it is whole.
         overrides: ``key=value`` changes to the schema or to the importer's options.
         overwrite: replace a store of other content (or a damaged one) that stands at ``out_path``.
-        say: takes lines for people.
     """
     return make_store(destination(out_path), partial(_ingest, Path(source_path), overrides, say), overwrite, say)
 

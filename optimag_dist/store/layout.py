@@ -68,11 +68,9 @@ class Modality(Options):
 
 
 class StoredFile(Options):
-    """What was written: bytes, and a digest of the content, however the bytes lie.
-
-    ``segments`` are (end, checksum) of the parts of an Arrow file one after the other: each record batch, the first one
-    with what stands before it, and the footer. None in files that version 1 wrote.
-    """
+    """What was written: bytes, and a digest of the content, however the bytes lie. ``segments`` are (end, checksum) of
+    the parts of an Arrow file one after the other: each record batch, the first one with what stands before it, and the
+    footer. None in files that version 1 wrote."""
 
     size: Count
     digest: Hex

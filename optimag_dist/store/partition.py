@@ -123,9 +123,7 @@ def assign(
     graph: CSR, parts: int, method: str, seed: int = 0, advance: Callable[[int], object] = lambda nodes: None
 ) -> np.ndarray:
     """(n,) uint16 part of each node of an undirected graph without self loops; the same for the same arguments.
-
-    ``parts`` is at most n; ``advance`` is told how many more nodes the streaming method has placed.
-    """
+    ``parts`` is at most n; ``advance`` is told how many more nodes the streaming method has placed."""
     n = graph.num_nodes
     if parts == 1:
         return np.zeros(n, np.uint16)

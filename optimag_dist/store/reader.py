@@ -86,10 +86,8 @@ class GraphStore:
 
     @cached_property
     def topology(self) -> CSR:
-        """In-CSR: row v holds the sources u of the arcs u→v, ascending, no duplicates, no self loops.
-
-        indptr (n + 1,) int64; indices (m,) int32 (int64 from 2³¹ nodes on).
-        """
+        """In-CSR: row v holds the sources u of the arcs u→v, ascending, no duplicates, no self loops. indptr (n + 1,)
+        int64; indices (m,) int32 (int64 from 2³¹ nodes on)."""
         return _csr(self._maps[TOPOLOGY].batches()[0])
 
     @cached_property

@@ -92,9 +92,7 @@ class Shard:
 
 class Partition:
     """A finished partition; files are mapped, and verified, when they are first asked for. Pickles as its ``path``.
-
-    Every method raises ``InputError`` where a file it reads is damaged.
-    """
+    Every method raises ``InputError`` where a file it reads is damaged."""
 
     def __init__(self, path: Path, meta: PartitionMeta) -> None:
         self.path = path
@@ -152,10 +150,8 @@ class Partition:
         return self._shards[part]
 
     def rows(self, node_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Neighbours of ``node_ids`` ((k,) integers, any order); maps the shards they lie in and no others.
-
-        Returns ``(indptr, indices)``: (k + 1,) int64 and (arcs,) int32 global ids.
-        """
+        """Neighbours of ``node_ids`` ((k,) integers, any order); maps the shards they lie in and no others. Returns
+        ``(indptr, indices)``: (k + 1,) int64 and (arcs,) int32 global ids."""
         indptr = row_pointers(self.degrees[node_ids])
         indices = np.empty(indptr[-1], np.int32)
         part, row = self.part[node_ids], self.row[node_ids]

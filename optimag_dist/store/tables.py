@@ -221,7 +221,6 @@ def is_table(path: Path) -> bool:
 
 
 def _endings(path: Path) -> tuple[str, str | None]:
-    """The ending before that of a compression, in lower case, and the compression."""
     endings = ["", *(ending.lower() for ending in path.suffixes)]
     compression = _COMPRESSIONS.get(endings[-1])
     return endings[-1 if compression is None else -2], compression

@@ -1,7 +1,5 @@
-"""Files of text that are a table or a part of one: delimited, JSON lines, and plain lines.
-
-The quotes of delimited text must enclose whole cells: a stray one would swallow the rows that follow.
-"""
+"""Files of text that are a table or a part of one: JSON lines, plain lines, and delimited, where quotes must enclose
+whole cells: a stray one would swallow the rows that follow."""
 
 import codecs
 import csv

@@ -1,4 +1,8 @@
-"""What tasks that generate an attribute have in common: which, of which nodes, and what must not be seen of it."""
+"""What tasks that generate an attribute have in common: which, of which nodes, and what must not be seen of it.
+
+A node's own, and the modalities made from it, are withheld from what it is generated from; those of validation and test
+nodes are not seen anywhere, neither by their neighbours nor by the regulariser.
+"""
 
 from typing import Any, ClassVar, Literal
 
@@ -28,10 +32,8 @@ class GenerationOptions(TaskOptions):
 
 class Generation(Task[HeadT]):
     """A task that generates ``attribute`` of the nodes that have it, ``train``, ``val`` and ``test`` (…,) int64
-    ascending, without the ``withheld`` modalities made from it.
-
-    Raises ``InputError`` where the store has no such attribute or no split, or ``withhold`` is not said.
-    """
+    ascending, without the ``withheld`` modalities made from it. Raises ``InputError`` where the store has no such
+    attribute or no split, or ``withhold`` is not said."""
 
     attribute_kind: ClassVar[Literal["text", "image"]]
     noun: ClassVar[str]

@@ -1,8 +1,4 @@
-"""Picture of a node from its other modalities and its neighbourhood: tokens that a diffusion model attends to.
-
-A node's own picture, and the modalities made from it, are withheld from its tokens; those of validation and test nodes
-are not seen anywhere, neither by their neighbours nor by the regulariser.
-"""
+"""Picture of a node from its other modalities and its neighbourhood: tokens that a diffusion model attends to."""
 
 from collections import ChainMap
 from collections.abc import Mapping

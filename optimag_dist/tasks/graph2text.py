@@ -1,8 +1,4 @@
-"""Text of a node from its other modalities and its neighbourhood: a soft prefix to a causal language model.
-
-A node's own text, and the modalities made from it, are withheld from its prefix; those of validation and test nodes
-are not seen anywhere, neither by their neighbours nor by the regulariser.
-"""
+"""Text of a node from its other modalities and its neighbourhood: a soft prefix to a causal language model."""
 
 from collections import ChainMap
 from collections.abc import Mapping

@@ -1,7 +1,4 @@
-"""The metrics that tasks report, and how to read them.
-
-A run's tables call a metric ``test/NAME``, or ``test/TASK/NAME`` where a run has several tasks.
-"""
+"""The metrics that tasks report, and how to read them. A run's tables call one ``test/NAME``, or ``test/TASK/NAME``."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -54,11 +54,8 @@ class ClassifierHead(TaskHead):
 
 class NodeClassification(Task[ClassifierHead]):
     """The store's ``labels``, (n,) int64, -1 where unlabelled, and the labelled nodes to train, validate and test on,
-    (…,) int64 ascending.
-
-    Raises ``InputError`` where the store has no labels, fewer than two classes, no split where one is asked for, or an
-    empty part.
-    """
+    (…,) int64 ascending. Raises ``InputError`` where the store has no labels, fewer than two classes, no split where
+    one is asked for, or an empty part."""
 
     options_class = NodeClassificationOptions
     metrics = (Metric("accuracy", "accuracy"), Metric("macro_f1", "macro-F1"))
@@ -145,11 +142,8 @@ def _named(classes: Sequence[str], chosen: np.ndarray) -> str:
 
 
 class ClassCounts:
-    """Counts nodes by class, in memory that grows with the classes and not with their pairs.
-
-    Attributes:
-        counts: (3, classes) int64 nodes predicted rightly, predicted so, and that are so.
-    """
+    """Counts nodes by class, in memory that grows with the classes and not with their pairs: ``counts``, (3, classes)
+    int64, of nodes predicted rightly, predicted so, and that are so."""
 
     def __init__(self, num_classes: int) -> None:
         self.counts = torch.zeros(3, num_classes, dtype=torch.int64)

@@ -49,10 +49,6 @@ def _options_of(kind: str) -> type[OptionsOfKind]:
     return _task_class(kind).options_class
 
 
-def _options_at_the_top(kind: str) -> type[OptionsOfKind]:
-    return SeveralTasksOptions if kind == _SEVERAL else _options_of(kind)
-
-
 OneTask: TypeAlias = Annotated[TaskOptions, section(_options_of, _DEFAULT, _NEEDED), SerializeAsAny()]
 
 
@@ -65,7 +61,9 @@ class SeveralTasksOptions(OptionsOfKind):
 
 
 AnyTask: TypeAlias = Annotated[
-    TaskOptions | SeveralTasksOptions, section(_options_at_the_top, _DEFAULT, _NEEDED), SerializeAsAny()
+    TaskOptions | SeveralTasksOptions,
+    section(lambda kind: SeveralTasksOptions if kind == _SEVERAL else _options_of(kind), _DEFAULT, _NEEDED),
+    SerializeAsAny(),
 ]
 
 

@@ -1,9 +1,5 @@
-"""What training asks of a task, whatever it is about.
-
-A task names what it is trained on (nodes or edges), turns a group's share of these into examples (in the loader's
-threads), has a head that turns the model's states into a loss, and turns those of its validation and test nodes into
-metrics.
-"""
+"""What training asks of a task, whatever it is about: the nodes or edges it is trained on, examples of a group's share
+of these, a head that turns the model's states into a loss, and metrics of its validation and test nodes."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence

@@ -131,10 +131,8 @@ class ArraySource:
 
 
 def labels_of(place: str, y: np.ndarray | None, num_nodes: int, classes: Sequence[str] | None = None) -> Labels | None:
-    """Whole numbers with −1 or NaN for unlabelled; without ``classes`` those of the distinct numbers.
-
-    ``InputError``: not one label per node, none at all, fractions, negative ones but −1, or a number without a class.
-    """
+    """Whole numbers with −1 or NaN for unlabelled; without ``classes`` those of the distinct numbers. ``InputError``:
+    not one label per node, none at all, fractions, negative ones but −1, or a number without a class."""
     if y is None:
         return None
     y = _flat(y)
@@ -169,11 +167,9 @@ SPLIT_KEYS = tuple(f"{name}_{kind}" for names in _PART_KEYS.values() for name in
 
 
 def split_of(place: str, arrays: Mapping[str, np.ndarray | None], num_nodes: int) -> np.ndarray | None:
-    """(n,) int8 position in ``SPLITS``, −1 for none; None without any of ``SPLIT_KEYS`` in ``arrays``.
-
-    ``<part>_mask`` has a boolean, or 0 or 1, for every node; ``<part>_idx`` lists the part's nodes. ``InputError``
-    about a mask or list of another shape or with other numbers, and a node that stands in two parts or twice in a list.
-    """
+    """(n,) int8 position in ``SPLITS``, −1 for none; None without any of ``SPLIT_KEYS`` in ``arrays``. ``<part>_mask``
+    has a boolean, or 0 or 1, for every node; ``<part>_idx`` lists the part's nodes. ``InputError`` about a mask or list
+    of another shape or with other numbers, and a node that stands in two parts or twice in a list."""
     split = None
     for code, part in enumerate(SPLITS):
         keys = [f"{name}_{kind}" for name in _PART_KEYS[part] for kind in ("mask", "idx")]

@@ -27,11 +27,9 @@ def is_dgl(path: Path) -> bool:
 
 
 def open_dgl(path: Path, options: ImportOptions) -> ArraySource:
-    """A DGL graph with its node data: floating matrices are modalities, ``label`` (−1: none), ``train_mask`` ….
-
-    It is undirected when every edge comes in both directions. DGL reads the whole file into memory. ``InputError``: not
-    one graph of one kind of nodes and edges, node data that cannot be used, or DGL is not there.
-    """
+    """A DGL graph with its node data: floating matrices are modalities, ``label`` (−1: none), ``train_mask`` …. It is
+    undirected when every edge comes in both directions. DGL reads the whole file into memory. ``InputError``: not one
+    graph of one kind of nodes and edges, node data that cannot be used, or DGL is not there."""
     graph, beside = load_graph(path)
     n = graph.num_nodes()
     data = {name: as_numpy(f"{path}, node data {name!r}", tensor) for name, tensor in graph.ndata.items()}

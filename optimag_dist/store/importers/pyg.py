@@ -28,11 +28,9 @@ from optimag_dist.types import InputError
 
 
 def open_pyg(path: Path, options: ImportOptions) -> ArraySource:
-    """``edge_index`` (2, m), ``x`` or ``x_<modality>`` (n, width), ``y`` (−1: none), masks or lists of one graph.
-
-    It is undirected when every edge comes in both directions. An ``x_<modality>`` that is no matrix of numbers is said
-    and left out, as everything else in the file.
-    """
+    """``edge_index`` (2, m), ``x`` or ``x_<modality>`` (n, width), ``y`` (−1: none), masks or lists of one graph. It is
+    undirected when every edge comes in both directions. An ``x_<modality>`` that is no matrix of numbers is said and
+    left out, as everything else in the file."""
     data = _as_dictionary(path, load_tensors(path))
     edges = _edges(path, data)
     arrays: dict[str, np.ndarray] = {}

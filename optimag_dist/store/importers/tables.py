@@ -17,8 +17,6 @@ from optimag_dist.store.tables import open_table
 
 
 class TableSource:
-    """A :class:`GraphSource` of tables."""
-
     resident_bytes = 0
 
     def __init__(self, path: Path, overrides: Sequence[str]) -> None:

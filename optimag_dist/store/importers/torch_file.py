@@ -49,11 +49,9 @@ _ADVICE = {
 
 
 def load_tensors(path: Path) -> Any:
-    """What ``torch.save`` wrote to ``path``, tensors mapped where the file's format allows it.
-
-    A ``Data`` of PyTorch Geometric comes as the dictionary of its attributes; the library need not be there.
-    ``InputError``: no such file, damaged, or made of more than tensors, numbers, texts and containers of them.
-    """
+    """What ``torch.save`` wrote to ``path``, tensors mapped where the file's format allows it. A ``Data`` of PyTorch
+    Geometric comes as the dictionary of its attributes; the library need not be there. ``InputError``: no such file,
+    damaged, or made of more than tensors, numbers, texts and containers of them."""
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     _check_sums(path)
@@ -108,10 +106,8 @@ def _is_pyg(content: Any) -> bool:
 
 
 def as_numpy(place: str, values: Any) -> np.ndarray:
-    """A tensor or list as an array; bfloat16 and float8, which numpy lacks, as float32.
-
-    ``InputError``, beginning with ``place``: a sparse or quantised tensor, another type that numpy lacks, no array.
-    """
+    """A tensor or list as an array; bfloat16 and float8, which numpy lacks, as float32. ``InputError``, beginning with
+    ``place``: a sparse or quantised tensor, another type that numpy lacks, no array."""
     if not isinstance(values, Tensor):
         try:
             return np.asarray(values)
