@@ -24,10 +24,8 @@ class Scaled(nn.Module):
     what columns of different units say: of one column nothing is left, of two a sign. So beside it stand the columns,
     each less its mean over the nodes and divided by its spread, where they may be quantities: up to 64 of them, or more
     if a few rule the row (docs/log.md). One of more than 32 columns weighs 32/width. One without spread is 0.
-
-    Args:
-        columns: of the store that the model is fitted to; None where a state dict brings them.
-        affine: whether the normalised row has trained weights.
+    ``columns`` are those of the store that the model is fitted to, None where a state dict brings them; ``affine`` says
+    whether the normalised row has trained weights.
     """
 
     def __init__(self, width: int, columns: Columns | None, *, affine: bool) -> None:

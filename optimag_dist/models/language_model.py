@@ -89,13 +89,9 @@ def check_language_model(options: LanguageModelOptions) -> None:
 
 
 class Tokeniser:
-    """Texts to token ids and back; may be called from several threads.
-
-    Attributes:
-        start, end, pad: ids before a target's first token (the end's where the tokeniser has none of its own), that end
-            a target, and that fill its row; ``special`` has them by the names that models give them.
-        size: number of ids.
-    """
+    """Texts to token ids, of which there are ``size``, and back; may be called from several threads. ``start`` stands
+    before a target's first token (the end's id where the tokeniser has none of its own), ``end`` after its last,
+    ``pad`` fills its row; ``special`` has them by the names that models give them."""
 
     def __init__(self, tokenizer: Any, max_length: int) -> None:
         self._tokenizer, self._max_length = tokenizer, max_length
@@ -155,12 +151,8 @@ class PrefixLanguageModel(nn.Module):
 
     def loss(self, prefix: Tensor, prefix_mask: Tensor, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Negative log-likelihood of targets, their ends included: nats summed over all target tokens, float32, and
-        their number, int64.
-
-        Args:
-            prefix, prefix_mask: (A, T, width) float, and (A, T) bool, false where there is none.
-            ids, mask: (A, L) int64 and bool, of :attr:`tokenise`.
-        """
+        their number, int64. Prefixes are (A, T, width) float with their mask (A, T) bool, targets (A, L) int64 and
+        bool, as :attr:`tokenise` gives them."""
         inputs, attended = self._prompt(prefix, prefix_mask)
         inputs = torch.cat([inputs, self.lm.get_input_embeddings()(ids[:, :-1])], 1)
         attended = torch.cat([attended, mask[:, :-1]], 1)

@@ -73,12 +73,8 @@ class RetrievalHead(TaskHead):
         self, states: Mapping[str, Tensor], embeddings: Mapping[str, Tensor], present: Mapping[str, Tensor]
     ) -> tuple[list[Tensor], dict[str, Tensor]]:
         """What nodes ask with, pair after pair, and are found by, by target modality: (A, embedding), of unit length, 0
-        where a modality is missing.
-
-        Args:
-            states: source → (A, hidden) while the nodes show nothing else.
-            embeddings, present: modality → (A, embedding) of the nodes, and (A,) bool whether they have it.
-        """
+        where a modality is missing. ``states`` are by source, (A, hidden) while the nodes show nothing else; embeddings
+        (A, embedding) and whether a node is ``present``, (A,) bool, by modality."""
         asked = [
             normalize(layer(states[source])) * present[source][:, None]
             for layer, (source, _) in zip(self.queries, self.pairs, strict=True)
