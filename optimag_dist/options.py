@@ -52,13 +52,8 @@ _WITHIN = "within"
 
 
 def section(options_of: Callable[[str], type[OptionsOfKind]], default: str, needed: str) -> PlainValidator:
-    """The type of a key whose section is validated as its ``kind`` says, to be used in ``Annotated``.
-
-    Args:
-        options_of: kind → class of the options; raises ``InputError`` where there is none.
-        default: the kind of a section without one.
-        needed: message where there is no section.
-    """
+    """The type of a key whose section is validated as its ``kind``, ``default`` where it has none, says; for
+    ``Annotated``. ``needed`` is the message where there is no section."""
 
     def validated(value: Any) -> OptionsOfKind:
         if isinstance(value, OptionsOfKind):
@@ -85,8 +80,6 @@ def section(options_of: Callable[[str], type[OptionsOfKind]], default: str, need
 
 # Letters of a value that a message repeats.
 _SHOWN = 200
-
-
 _LONGEST_NAME = 200
 
 
@@ -123,11 +116,7 @@ def load_options(cls: type[OptionsT], path: str | Path, overrides: Sequence[str]
 
 
 def read_mapping(cls: type[Options], path: str | Path) -> dict[str, Any]:
-    """What stands in ``path`` (YAML), which is meant for ``cls``, not yet validated.
-
-    Raises:
-        InputError: the file is missing or not a mapping.
-    """
+    """What stands in ``path`` (YAML), which is meant for ``cls``, not yet validated."""
     data = read_yaml(Path(path), f"a YAML file for {cls.__name__}")
     if data is None:
         data = {}
@@ -137,11 +126,7 @@ def read_mapping(cls: type[Options], path: str | Path) -> dict[str, Any]:
 
 
 def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
-    """Dotted key → value of ``key.sub=value`` overrides, whose values are YAML.
-
-    Raises:
-        InputError: an override has no ``=``, or is not YAML.
-    """
+    """Dotted key → value of ``key.sub=value`` overrides, whose values are YAML; ``InputError`` for others."""
     found = {}
     for override in overrides:
         key, separator, text = override.partition("=")
@@ -152,13 +137,8 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any], *, whole: bool = False) -> dict[str, Any]:
-    """``base`` with ``changes``, given as dotted keys or nested mappings.
-
-    A section whose ``kind`` changes starts anew: another kind's keys mean nothing to it.
-
-    Args:
-        whole: a value takes the place of a whole section, instead of changing those of its keys that it names.
-    """
+    """``base`` with ``changes``, given as dotted keys or nested mappings; with ``whole`` a value takes the place of a
+    whole section. One whose ``kind`` changes starts anew: another kind's keys mean nothing to it."""
     merged = dict(base)
     # YAML also has keys that are no text, which no section knows.
     changes = {str(key): value for key, value in changes.items()}
@@ -197,12 +177,7 @@ def dump_options(options: Options, path: Path) -> None:
 
 
 def _explain(cls: type[Options], problem: Any, before: Sequence[str] = (), elsewhere: Sequence[str] = ()) -> str:
-    """What is wrong, in the user's words.
-
-    Args:
-        cls: of the section that begins at the keys ``before``.
-        elsewhere: dotted keys of the sections around it.
-    """
+    """What is wrong in the section ``cls`` at the keys ``before``; ``elsewhere`` are dotted keys around it."""
     everywhere = [".".join([*before, dotted]) for dotted in _dotted_keys(cls)] + list(elsewhere)
     if problem["type"] == _WITHIN:
         inner = problem["ctx"]["problem"]

@@ -43,7 +43,7 @@ class Board:
         self._events: list[Event] = []
         self._changed = asyncio.Condition()
 
-    # -- the driver's side ---------------------------------------------------------------------------------------------
+    # -- the driver's side
 
     async def submit(self, fits: Sequence[Any]) -> list[int]:
         """Queue ``fits``, references to them; returns their numbers."""
@@ -77,7 +77,7 @@ class Board:
         heard, self._heartbeats = list(self._heartbeats.values()), {}
         return len(self._lives), heard
 
-    # -- the workers' side ---------------------------------------------------------------------------------------------
+    # -- the workers' side
 
     async def next(self, life: str, position: int) -> tuple[int, Any] | None:
         """Number of and reference to the fit that is the ``position``-th of ``life``; waits for it.
@@ -114,7 +114,6 @@ class Board:
         await self._tell_change()
 
     async def beat(self, life: str, heartbeat: Heartbeat) -> None:
-        """A worker is alive, and there."""
         if self._enter(life):
             self._heartbeats[heartbeat.rank] = heartbeat
 

@@ -52,7 +52,6 @@ class HeartbeatCallback(TrainerCallback):
         threading.Thread(target=self._watch_node, daemon=True).start()
 
     def begin(self, number: int, fit: Fit) -> None:
-        """The fit that the following calls are about."""
         self._number, self._name = number, f"{fit.variant} seed {fit.seed}"
         if self._rank == 0:
             self._to_stop = self._board.to_stop.remote(number)
@@ -141,12 +140,8 @@ class TelemetryCallback(TrainerCallback):
 def telemetry(
     fit: Fit, rank: int, *, run: str, tracking: TrackingOptions, say: Callable[[str], None] = print
 ) -> Iterator[list[TrainerCallback]]:
-    """Callbacks for metrics and trackers, of rank 0; at the end, waits a bounded time for the trackers.
-
-    Args:
-        run: name of the run or sweep.
-        say: called, from a thread, with a line for people when a tracker fails.
-    """
+    """Callbacks for metrics and trackers, of rank 0; at the end, waits a bounded time for the trackers. ``say`` is
+    called, from a thread, with a line for people when a tracker fails."""
     if rank > 0:
         yield []
         return

@@ -22,11 +22,8 @@ _COMMENT_SIZE = len(_MARK) + 32
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Write ``state`` (tensors, numbers, strings, and containers of them) to ``path``, atomically and durably.
-
-    Raises:
-        OSError: it cannot be written: the disk is full.
-    """
+    """Write ``state`` (tensors, numbers, strings, and containers of them) to ``path``, atomically and durably;
+    ``OSError`` where the disk is full."""
     with atomic(path) as temporary:
         try:
             with temporary.open("wb") as file:
@@ -66,11 +63,7 @@ def load(path: Path, device: torch.device, remedy: str = _AGAIN) -> dict[str, An
 
 
 def put(module: nn.Module, weights: Any, what: str) -> None:
-    """``module.load_state_dict(weights)``.
-
-    Raises:
-        InputError: names or shapes are not those of the module; begins with ``what`` they are.
-    """
+    """``module.load_state_dict(weights)``; ``InputError``, which begins with ``what``, where they do not fit."""
     try:
         module.load_state_dict(weights)
     except (RuntimeError, TypeError, AttributeError, KeyError, ValueError) as error:

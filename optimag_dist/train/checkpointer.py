@@ -19,13 +19,7 @@ _PLAIN = ("epoch", "evaluations_since_best", "advice", "losses")
 
 @dataclass(frozen=True)
 class Best:
-    """The best weights so far.
-
-    Attributes:
-        metrics: of the validation part; None before the first evaluation.
-        epoch: after which; from 0.
-        weights: of all that is trained.
-    """
+    """The best weights so far, of all that is trained; metrics of the validation part, None before it was evaluated."""
 
     metrics: dict[str, float] | None = None
     epoch: int = -1
@@ -52,7 +46,6 @@ class Progress:
 
     @classmethod
     def start(cls, parts: Parts) -> "Progress":
-        """Before the first step."""
         return cls(EpochTotals(parts.step_loss.ufgw_time))
 
     def end_epoch(self, loss: float, first_loss: float, parts: Parts) -> None:
@@ -80,11 +73,7 @@ class Checkpointer:
 
     def resume(self) -> Progress:
         """The progress of the fit's checkpoint, whose weights and optimiser's state it puts into the parts; that of a
-        new fit where there is none.
-
-        Raises:
-            InputError: the checkpoint is damaged, or of another configuration, seed or graph.
-        """
+        new fit where there is none. ``InputError``: it is damaged, or of another configuration, seed or graph."""
         parts, path = self._parts, self._path
         progress = Progress.start(parts)
         if not path.exists():
@@ -128,6 +117,5 @@ class Checkpointer:
 
 
 def barrier(worker: Worker) -> None:
-    """Wait for the other ranks."""
     if worker.world_size > 1:
         dist.barrier()

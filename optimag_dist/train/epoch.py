@@ -68,14 +68,8 @@ class EpochMetrics:
 
 
 class EpochTotals:
-    """This rank's sums over an epoch's steps.
-
-    Args:
-        ufgw_time: counts the transport problems.
-
-    Attributes:
-        steps, groups, items: over all ranks, so the same on each; ``steps`` is the position in the epoch.
-    """
+    """This rank's sums over an epoch's steps. ``steps``, ``groups`` and ``items`` are over all ranks; the first is the
+    position in the epoch."""
 
     def __init__(self, ufgw_time: Stopwatch) -> None:
         self.steps = self.groups = self.items = 0
@@ -99,7 +93,6 @@ class EpochTotals:
             start = time.perf_counter()
 
     def add(self, batch: StepBatch, metrics: StepMetrics) -> None:
-        """A step of this rank."""
         if self.steps == 0:
             self._first_loss = metrics.task_loss + metrics.alignment
         self.steps += 1

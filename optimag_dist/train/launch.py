@@ -32,7 +32,6 @@ def launch(config: RunConfig, *, resume: bool = False, address: str | None = Non
     """Train every variant of ``config`` with every seed on Ray workers.
 
     Args:
-        config: the run.
         resume: go on with the run directory that is there: finished fits are kept, unfinished ones go on from their
             last checkpoint.
         address: of a running Ray cluster; None uses the session there is or starts an embedded one.
@@ -115,7 +114,6 @@ def _check_directory(config: RunConfig, fits: list[Fit], resume: bool, shown: An
 
 
 def _train(spec: WorkerGroupSpec, fits: list[Fit]) -> list[dict[str, Any]]:
-    """The fits' results, in their order."""
     results: dict[int, dict[str, Any]] = {}
     try:
         with ProgressView(len(fits)) as view, WorkerGroup(spec, view.say) as group:

@@ -15,12 +15,8 @@ RESULT, DIVERGED = "result.json", "diverged.json"
 
 
 class FitLog:
-    """Appends to ``metrics.jsonl`` and ``tensorboard/`` of a fit; use as a context manager.
-
-    Args:
-        directory: of the fit; made if missing.
-        first_epoch: a resumed fit's first epoch; records from there on (of a life that was cut short) are dropped.
-    """
+    """Appends to ``metrics.jsonl`` and ``tensorboard/`` of a fit; use as a context manager. Records from
+    ``first_epoch`` on, of a life that was cut short, are dropped."""
 
     def __init__(self, directory: Path, first_epoch: int) -> None:
         directory.mkdir(parents=True, exist_ok=True)
@@ -51,14 +47,8 @@ class FitLog:
 
 
 def read_result(directory: Path) -> dict[str, Any] | None:
-    """The ``result.json`` of a fit that has ended well, the ``diverged.json`` of one that did not; None where there is
-    neither.
-
-    The latter has ``diverged``, what happened, in the place of metrics.
-
-    Raises:
-        InputError: the file is damaged.
-    """
+    """The ``result.json`` of a fit that has ended well, the ``diverged.json`` of one that did not, which has
+    ``diverged``, what happened, in the place of metrics; None where there is neither."""
     for path in (directory / RESULT, directory / DIVERGED):
         if path.exists():
             remedy = "delete it, and --resume ends the fit from its checkpoint"
@@ -80,11 +70,7 @@ def in_one_line(result: Mapping[str, Any]) -> str:
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """The epochs in a ``metrics.jsonl``; a last line cut short by a kill is left out.
-
-    Raises:
-        InputError: the file is damaged.
-    """
+    """The epochs in a ``metrics.jsonl``; a last line cut short by a kill is left out."""
     if not path.exists():
         return []
     records = []

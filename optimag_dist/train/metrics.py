@@ -66,7 +66,6 @@ class StepMetrics:
         return StepMetrics.from_named({k: mine.get(k, 0.0) + theirs.get(k, 0.0) for k in {**mine, **theirs}})
 
     def double(self) -> "StepMetrics":
-        """In float64."""
         return StepMetrics.from_named({k: v.double() if isinstance(v, Tensor) else v for k, v in self.named().items()})
 
 

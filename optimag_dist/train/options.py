@@ -189,11 +189,7 @@ class RunConfig(VariantConfig):
 
     @property
     def directory(self) -> Path:
-        """The run's directory on this host.
-
-        Raises:
-            InputError: ``out`` is a URI.
-        """
+        """The run's directory on this host; ``InputError`` where ``out`` is a URI."""
         if not isinstance(self.location, Path):
             raise InputError(f"out={self.out}: needed a directory here; only optimag train keeps its runs at a URI")
         return self.location
@@ -205,11 +201,7 @@ class RunConfig(VariantConfig):
         return None if baseline == variant else baseline
 
     def resolve(self) -> dict[str, VariantConfig]:
-        """Variant name → its full configuration.
-
-        Raises:
-            InputError: a variant changes a key that does not exist, or to a value that does not fit.
-        """
+        """Variant name → its full configuration."""
         base = {name: getattr(self, name).model_dump(mode="json") for name in VariantConfig.model_fields}
         if not self.variants:
             return {"default": VariantConfig.model_validate(base)}

@@ -57,24 +57,16 @@ class Parts:
     """What a fit works with, before its first step; the same on every rank.
 
     Args:
-        fit, store, worker: what is fitted to what, and this process's place.
-        ppr: of the graph; may be None where it is not needed.
+        ppr: may be None where it is not needed.
         rows: where neighbours and features come from; default: the store, mapped on this host.
 
     Attributes:
         prior: PPR that groups are filled by; None without a regulariser.
-        rows: the graph.
-        masked_rows: of it what training may see.
+        masked_rows: of ``rows`` what training may see.
         kinds: modality → what its encoder reads, of those with one.
         widths: modality → width of its stored features.
-        tasks, heads: by the task's name.
-        model, regulariser, step_loss: the last is all that is trained.
-        parallel: ``step_loss``, in DDP where there are several workers.
-        loader, sources: of training batches; per task, what it is trained on.
-        bad_pictures: what did not decode.
-
-    Raises:
-        InputError: the store lacks what a task or an encoder needs, or there is no PPR where it is needed.
+        step_loss, parallel: all that is trained, the latter in DDP where there are several workers.
+        sources: per task, what it is trained on.
     """
 
     def __init__(
@@ -123,7 +115,6 @@ class Parts:
             self.parallel = DistributedDataParallel(self.step_loss, device_ids=ids)
 
     def make_loader(self, rows: GraphDataSource, sampling: SamplingOptions, *, messages: bool) -> GroupLoader:
-        """This worker's batches from ``rows``."""
         return GroupLoader(
             rows,
             self.prior,

@@ -68,11 +68,8 @@ class Cluster:
 
 
 def use_gpus(workers: int, cpus: int, device: str) -> bool:
-    """Whether workers get GPUs, given ``workers.device``.
-
-    Raises:
-        InputError: the workers can never be placed; Ray would wait for them for ever.
-    """
+    """Whether workers get GPUs, given ``workers.device``; ``InputError`` where they can never be placed, for Ray would
+    wait for them for ever."""
     here = Cluster([node["Resources"] for node in ray.nodes() if node["Alive"]])
     with_gpu, without = {"CPU": cpus, "GPU": 1}, {"CPU": cpus}
     # The autoscaler is asked only where the nodes that are there do not settle it.

@@ -59,11 +59,7 @@ AnyRegulariser: TypeAlias = Annotated[
 
 def make_regulariser(options: RegulariserOptions) -> nn.Module:
     """The module that ``options`` mean: ``(embeddings, proximity, present)`` → its weighted value, as of
-    :class:`~optimag_dist.ufgw.UFGWRegulariser`.
-
-    Raises:
-        InputError: a user's constructor does not take its own options.
-    """
+    :class:`~optimag_dist.ufgw.UFGWRegulariser`. ``InputError`` where a user's constructor does not take its options."""
     settings = options.model_dump(exclude={"kind"})
     cls: Any = load_kind(options.kind, REGULARISERS, nn.Module, "regulariser.kind")
     if options.kind in REGULARISERS:

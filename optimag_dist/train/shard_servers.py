@@ -20,11 +20,8 @@ _CONCURRENCY = 4
 def shard_servers(store: GraphStore, options: WorkersOptions) -> Iterator[GraphDataSource | None]:
     """Rows of the shards of ``store``, served by actors until the block ends; None where ``options`` ask for replicas.
 
-    The store is partitioned first if that has not been done. An actor that dies is started again, maps its shards and
-    is asked again.
-
-    Raises:
-        InputError: the store is directed; shards hold the undirected graph.
+    The store, which must be undirected, is partitioned first if that has not been done. An actor that dies is started
+    again, maps its shards and is asked again.
     """
     if options.placement == "replicated":
         yield None

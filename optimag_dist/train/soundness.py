@@ -14,14 +14,8 @@ _NEVER = torch.iinfo(torch.int64).max
 
 
 class Soundness:
-    """Knows the first step of an epoch in which an embedding, a loss or the gradient was not finite.
-
-    Args:
-        modalities, tasks: of which a step tells; of several that go wrong in one step the first is blamed.
-        module: what is trained.
-        device: of the metrics.
-        remedy: for what goes wrong after the first step.
-    """
+    """Knows the first step of an epoch in which an embedding, a loss or the gradient was not finite. Of several that go
+    wrong in one step the first is blamed; ``remedy`` is for what goes wrong after the first step."""
 
     def __init__(
         self,
@@ -49,11 +43,7 @@ class Soundness:
         self._note(step, [torch.as_tensor(value, device=self._first.device) for value in values])
 
     def check(self, epoch: int, step: int) -> None:
-        """Look at the weights after ``step``, wait for the device, and raise on all ranks alike.
-
-        Raises:
-            Diverged: names what was not finite first, and when.
-        """
+        """Look at the weights after ``step``, wait for the device, and raise ``Diverged`` on all ranks alike."""
         tensors = [p.detach() for p in self._module.parameters() if p.requires_grad]
         tensors += [b for b in self._module.buffers() if b.is_floating_point()]
         self._note(step, [*torch.zeros(len(self._words) - 1, device=self._first.device), self._largest(tensors)])

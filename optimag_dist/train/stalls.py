@@ -48,14 +48,8 @@ class Heartbeat:
 
 @dataclass(frozen=True)
 class StallReport:
-    """Workers that have not come, or that hold the others up.
-
-    Attributes:
-        starting: whether the group had not begun to train as a whole.
-        stuck: the workers to blame.
-        missing: ranks that were never heard of.
-        silent: whether those in ``stuck`` give no sign of life at all.
-    """
+    """Workers that have not come (``missing`` ranks), or that hold the others up (``stuck``, which may be ``silent``);
+    ``starting`` where the group had not begun to train as a whole."""
 
     starting: bool
     stuck: tuple[Heartbeat, ...]
@@ -107,7 +101,6 @@ class StallDetector:
         self._moved = self._since
 
     def hear(self, beat: Heartbeat) -> None:
-        """A worker has told of itself just now."""
         before = self._beats.get(beat.rank)
         if before is None or (before.pid, before.node_id, before.count) != (beat.pid, beat.node_id, beat.count):
             self._moved = self._clock()

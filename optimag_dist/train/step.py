@@ -21,12 +21,8 @@ from optimag_dist.types import GroupBatch, StepBatch
 
 
 class StepLoss(nn.Module):
-    """The module that DDP wraps, so that a step is one forward and one backward however many groups it has.
-
-    Args:
-        heads: task → head, in the order of the batches' tasks.
-        weights: of the tasks' losses.
-    """
+    """The module that DDP wraps, so that a step is one forward and one backward however many groups it has. ``heads``
+    and ``weights`` of losses are in the order of the batches' tasks."""
 
     def __init__(
         self,
@@ -101,14 +97,6 @@ def align_embeddings(
     present: Mapping[str, Tensor],
     proximity: Tensor | None,
 ) -> tuple[Tensor, Mapping[str, Tensor]]:
-    """The regulariser over the seeds of a group.
-
-    Args:
-        embeddings, present: modality → (N, d), and (N,) bool.
-        proximity: (N, N).
-
-    Returns:
-        Its value, and the seeds' kept mass, as of :func:`~optimag_dist.train.regularisers.kept_mass_of`.
-    """
-    value = regulariser(embeddings, proximity, present)
-    return value, kept_mass_of(regulariser)
+    """The regulariser's value over the seeds of a group, and their kept mass, as of :func:`kept_mass_of`, given
+    modality → (N, d) embeddings and (N,) bool, and (N, N) proximity."""
+    return regulariser(embeddings, proximity, present), kept_mass_of(regulariser)

@@ -21,7 +21,6 @@ class Supervisor:
     """Watches one group of workers, on a thread, from :meth:`start` to :meth:`stop`.
 
     Args:
-        board: a Ray actor, :class:`~optimag_dist.train.board.Board`.
         give_up: is called with the error that ends the run where placed workers do not begin to train. A worker that is
             killed is no such error: who started it starts it again.
     """
@@ -45,7 +44,6 @@ class Supervisor:
         self._thread.join(timeout=_KILL_S)
 
     def kill_workers(self) -> None:
-        """End all that were heard of."""
         _kill(self.heard.values())
 
     def _watch(self) -> None:

@@ -16,14 +16,8 @@ from optimag_dist.types import InputError, RunError
 
 
 def check_input(store: GraphStore, config: VariantConfig, seed: int) -> list[str]:
-    """Check what a fit's workers check.
-
-    Returns:
-        Sentences about the tasks' splits that whoever starts the run should know.
-
-    Raises:
-        InputError: store, tasks and sampling do not fit together, or what they need is not installed.
-    """
+    """Check what a fit's workers check, and return sentences about the tasks' splits that whoever starts the run should
+    know. ``InputError``: store, tasks and sampling do not fit together, or what they need is not installed."""
     model, sampling = config.model, config.sampling
     if sampling.sampler == "dgl":
         load_dgl()
@@ -55,23 +49,11 @@ def check_input(store: GraphStore, config: VariantConfig, seed: int) -> list[str
 
 
 def refuse_second(place: AnyPath, holder: str) -> NoReturn:
-    """For :func:`~optimag_dist.storage.sole_user`: two drivers would mix their models.
-
-    Raises:
-        RunError: always; names ``holder``.
-    """
+    """For :func:`~optimag_dist.locks.sole_user`: two drivers would mix their models."""
     raise RunError(f"{place}: {holder}, is at work here; wait until it has ended, or choose another name=...")
 
 
 def check_free(directory: Path, shown: AnyPath) -> None:
-    """Refuse to begin a run or a sweep where there is one.
-
-    Args:
-        directory: of the new one.
-        shown: what the user calls it.
-
-    Raises:
-        InputError: something lies there.
-    """
+    """``InputError`` if there is a run or a sweep in ``directory``, which the user calls ``shown``."""
     if directory.exists() and any(file.name != LOCK for file in directory.iterdir()):
         raise InputError(f"{shown}: there is a run here already; go on with it by --resume, or choose another name=...")

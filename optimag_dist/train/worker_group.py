@@ -57,14 +57,10 @@ class WorkerGroupSpec:
     """What a group is made of.
 
     Attributes:
-        options: how many workers, their resources and time-outs.
-        use_gpu: each worker has a GPU.
-        store: directory or URI of the graph store.
         priors: where the PPR artefact is, for every set of options that a fit may have.
         rows: where neighbours and features come from; None maps the store.
         run: directory or URI of the run or sweep. At a URI, a fit is kept at ``variant/seed-<seed>`` below it, and
             worked on in a directory of each host's cache.
-        tracking: who is told of every fit.
         of_sweep: it waits for its place for as long as it takes, not for ``start_timeout_s``, and Tune, not Ray Train,
             starts it again when workers have died.
     """
@@ -80,7 +76,6 @@ class WorkerGroupSpec:
 
     @property
     def bundle(self) -> dict[str, float]:
-        """A worker's resources."""
         return {"CPU": self.options.cpus, **({"GPU": 1} if self.use_gpu else {})}
 
 
@@ -96,13 +91,8 @@ def worker_group_spec(
 ) -> Iterator[WorkerGroupSpec]:
     """Connect to a cluster that can hold the workers of ``config``, and prepare what they share until the block ends.
 
-    Args:
-        ppr: of the fits; the artefact of each distinct one is found or computed.
-        address: of a running cluster; None uses the session there is or starts an embedded one.
-        run, of_sweep: of the spec.
-
-    Raises:
-        InputError: the cluster is too small, or the store cannot be sharded.
+    The PPR artefact of each distinct one of ``ppr`` is found or computed. ``InputError``: the cluster is too small, or
+    the store cannot be sharded.
     """
     workers = config.workers
     # An embedded session counts CPUs for bookkeeping alone: more workers than cores run, only slower.
@@ -118,12 +108,8 @@ class WorkersLost(RuntimeError):
 
 
 class WorkerGroup:
-    """Starts the workers; use as a context manager, or :meth:`start` and :meth:`close` it.
-
-    Args:
-        spec: what it is made of.
-        say: prints a line for the user; called from a thread.
-    """
+    """Starts the workers; use as a context manager, or :meth:`start` and :meth:`close` it. ``say`` prints a line for
+    the user, and is called from a thread."""
 
     def __init__(self, spec: WorkerGroupSpec, say: Callable[[str], None] = lambda line: None) -> None:
         options = spec.options

@@ -167,11 +167,8 @@ def metrics_of(monitor: str) -> dict[str, Literal["max", "min"]]:
 def load_sweep(config: Path, space: Path, overrides: Sequence[str]) -> tuple[RunConfig, SweepOptions]:
     """Read a sweep's two files; an override changes the one that has its key (``search.trials=32``, ``optim.lr=0.01``).
 
-    Returns:
-        What every trial starts from, without variants unless these are searched, and the sweep.
-
-    Raises:
-        InputError: as of :func:`optimag_dist.options.load_options`, or the files do not agree on a variant.
+    The run is what every trial starts from, without variants unless these are searched. ``InputError`` as of
+    :func:`optimag_dist.options.load_options`, or where the files do not agree on a variant.
     """
     own = [o for o in overrides if o.partition("=")[0].partition(".")[0] in SweepOptions.model_fields]
     options = load_options(SweepOptions, space, own)

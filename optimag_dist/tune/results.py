@@ -26,17 +26,12 @@ ENDED: tuple[Status, ...] = ("finished", "stopped", "diverged", "failed")
 
 @dataclass(frozen=True)
 class TrialRow:
-    """How a trial stands.
+    """How a trial stands; epochs and seconds of training are over all seeds.
 
     Attributes:
-        trial: its name, and its directory's.
-        status: ``stopped`` by the scheduler, ``diverged`` in at least one seed, ``failed`` for
-            good, or as the word says.
-        epochs: trained, over all seeds.
-        seconds: of training, over all seeds.
-        point: searched key → value as it was drawn.
-        values: the same as the trial has them, for tables.
-        metrics: metric → value so far; missing before the first report.
+        status: ``stopped`` by the scheduler, ``diverged`` in at least one seed, ``failed`` for good.
+        point, values: searched key → value as it was drawn, and as the trial has it, for tables.
+        metrics: missing before the first report.
         error: why it failed or diverged.
         fits: seed → what its fit ended with, in one line.
     """

@@ -7,15 +7,12 @@ from optimag_dist.tasks import metric_of
 
 
 class Score:
-    """The trial's metrics while it runs and at its end.
+    """The trial's metrics while it runs and at its end; ``results`` are of the fits that have ended, by their seeds.
 
     Args:
-        seeds: of the trial's fits, in the order in which they run.
+        seeds: in the order in which they run.
         epochs: of each fit, at most.
         monitor: the metric of validation by which the fits choose their best epochs.
-
-    Attributes:
-        results: seed → result of the fit, of those that have ended.
     """
 
     def __init__(self, seeds: tuple[int, ...], epochs: int, monitor: str) -> None:
@@ -29,7 +26,6 @@ class Score:
 
     @property
     def finished(self) -> bool:
-        """Whether all fits have ended."""
         return len(self.results) == len(self.seeds)
 
     @property
@@ -50,7 +46,6 @@ class Score:
 
     @property
     def epochs(self) -> int:
-        """Trained, over all fits."""
         return sum(map(len, self._records.values()))
 
     def metrics(self, names: list[str]) -> dict[str, float]:

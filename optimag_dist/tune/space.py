@@ -26,7 +26,6 @@ _OLD_KEYS = {new: old for old, new in RENAMED.items()}
 
 
 def num_trials(options: SweepOptions) -> int:
-    """How many trials the sweep has in all."""
     if options.search.method == "grid":
         return math.prod(len(d.arguments) for d in options.space.values())
     return options.search.trials or _DEFAULT_TRIALS
@@ -77,18 +76,12 @@ def from_optuna(space: Mapping[str, Distribution], suggested: dict[str, Any]) ->
 
 
 def configure(config: RunConfig, point: Point, source: str) -> VariantConfig:
-    """The configuration of the trial at ``point``.
-
-    Raises:
-        InputError: a key does not exist (the nearest one is named), is none that a trial may change, or a value does
-            not fit.
-    """
-    for key in point:
-        if key.partition(".")[0] == "workers":
-            raise InputError(
-                f"{source}: {key} cannot be searched: all trials ask for the same places in the cluster; set it in the "
-                f"configuration"
-            )
+    """The configuration of the trial at ``point``; ``InputError`` for a key that no trial may change too."""
+    if fixed := [key for key in point if key.partition(".")[0] == "workers"]:
+        raise InputError(
+            f"{source}: {fixed[0]} cannot be searched: all trials ask for the same places in the cluster; set it in "
+            f"the configuration"
+        )
     base = {name: getattr(config, name).model_dump(mode="json") for name in VariantConfig.model_fields}
     if VARIANT in point:
         base = merge(base, config.variants[point[VARIANT]])

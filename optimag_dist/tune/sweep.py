@@ -69,7 +69,6 @@ def run_sweep(
 
 
 def _run_sweep(config: RunConfig, options: SweepOptions, resume: bool, address: str | None) -> list[TrialRow]:
-    """:func:`run_sweep` in a directory that is this process's alone."""
     store = GraphStore.open(config.store)
     points = known_points(options)
     _check(config, options, store, points or corners(options))

@@ -38,11 +38,7 @@ def trial_directory(config: RunConfig, trial: str) -> Path:
 
 
 def plan_fits(config: RunConfig, trial: str, point: Point) -> list[Fit]:
-    """The trial's fits in turn, one per seed.
-
-    Raises:
-        InputError: the trial's configuration is not valid.
-    """
+    """The trial's fits in turn, one per seed; ``InputError`` where its configuration is not valid."""
     variant = configure(config, point, source=f"trial {trial}")
     directory = trial_directory(config, trial)
     return [Fit(trial, seed, variant, directory / f"seed-{seed}") for seed in config.seeds]

@@ -10,13 +10,8 @@ from optimag_dist.tune.results import ENDED, TrialRow, ranked
 
 
 class SweepView:
-    """Shows the rows it is given until the ``with`` block ends.
-
-    Args:
-        total: trials.
-        seeds: of each; where there are several, every fit that has ended is a line of its own.
-        console: where to draw; default is standard output.
-    """
+    """Shows the rows it is given, of ``total`` trials, until the ``with`` block ends. Where a trial has several seeds,
+    every fit that has ended is a line of its own."""
 
     def __init__(self, options: SweepOptions, total: int, seeds: int = 1, console: Console | None = None) -> None:
         self._options, self._total, self._seeds = options, total, seeds
