@@ -18,14 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from optimag_dist.datasets import PlantedOptions, read_truth, write_planted
 from optimag_dist.experiments import recipe
 from optimag_dist.experiments.detection import KEPT, Detection, areas, run_detections, without_transport
 from optimag_dist.experiments.recipe import ExperimentOptions, GraphOptions, Setting, StudyOptions, TuningOptions
-from optimag_dist.files import atomic
 from optimag_dist.locks import sole_user
 from optimag_dist.options import dump_options, load_options, validate_options
 from optimag_dist.ppr import PPROptions
@@ -34,7 +32,7 @@ from optimag_dist.ray_session import ensure_ray, translated_ray_errors
 from optimag_dist.report.measure import monitored
 from optimag_dist.store import GraphStore, ingest, split_links
 from optimag_dist.tasks import metric_of, monitor_of
-from optimag_dist.train.log import read_records, read_result
+from optimag_dist.train.log import read_records, read_result, write_rows
 from optimag_dist.train.options import RunConfig
 from optimag_dist.train.validation import refuse_second
 from optimag_dist.tune.options import VARIANT, Distribution, SweepOptions, metrics_of
@@ -110,16 +108,8 @@ def run_experiment(
             run = _detect if study.detect else _compare
             asked = Asked(experiment, name, directory, recipes.absolute(), address, say)
             rows += [{"study": name, **row} for row in run(asked)]
-            columns = {key: _of_one_type([row.get(key) for row in rows]) for row in rows for key in row}
-            with atomic(directory / "results.parquet") as temporary:
-                pq.write_table(pa.table(columns), temporary)
+            write_rows(directory / "results.parquet", rows)
     return directory
-
-
-def _of_one_type(values: list[Any]) -> list[Any]:
-    """What is varied may be a number in one study and a word in another."""
-    kinds = {type(v) for v in values if v is not None}
-    return [None if v is None else str(v) for v in values] if str in kinds and len(kinds) > 1 else values
 
 
 # -- graphs ------------------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from optimag_dist.storage import AnyPath, to_write
 from optimag_dist.store import GraphStore
 from optimag_dist.tasks import NodeClassificationOptions, TaskOptions, make_task, metric_of
 from optimag_dist.tasks.node_classification import ClassCounts, classify
-from optimag_dist.train.evaluation import evaluate_part
+from optimag_dist.train.parts import evaluate_part
 from optimag_dist.types import InputError
 
 _CALIBRATION_BINS = 15

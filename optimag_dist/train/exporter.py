@@ -19,8 +19,7 @@ from optimag_dist.tasks.task import gather
 from optimag_dist.train import checkpoint
 from optimag_dist.train.callback import TrainerCallback, beats
 from optimag_dist.train.checkpointer import Progress
-from optimag_dist.train.evaluation import joined
-from optimag_dist.train.parts import Parts, made_from
+from optimag_dist.train.parts import Parts, joined, made_from
 from optimag_dist.train.regularisers import has_diagnostics
 from optimag_dist.train.step import align_embeddings
 

@@ -21,10 +21,9 @@ from optimag_dist.tasks import Evaluation, metric_of, monitor_of
 from optimag_dist.tasks.task import Part
 from optimag_dist.train.callback import Signal, SignalReducer, TrainerCallback, beats
 from optimag_dist.train.checkpointer import Best, Checkpointer, Progress, barrier
-from optimag_dist.train.evaluation import evaluate_part, joined
 from optimag_dist.train.exporter import Exporter
 from optimag_dist.train.log import DIVERGED, RESULT, FitLog, read_result
-from optimag_dist.train.parts import Fit, Parts, Worker, check_made_from
+from optimag_dist.train.parts import Fit, Parts, Worker, check_made_from, evaluate_part, joined
 from optimag_dist.train.soundness import Soundness
 from optimag_dist.types import Diverged
 from optimag_dist.ufgw import REMEDIES

@@ -1,14 +1,13 @@
-"""The driver of a run: checks, PPR artefacts, a worker group that goes through all fits, and the tables of results."""
+"""The driver of a run: checks, PPR artefacts, a group that goes through all fits, what is shown of it, its tables."""
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from optimag_dist.console import console as plain_console
 from optimag_dist.console import say
-from optimag_dist.files import atomic
 from optimag_dist.locks import sole_user
 from optimag_dist.options import dump_options, load_options
 from optimag_dist.ray_session import translated_ray_errors
@@ -17,9 +16,8 @@ from optimag_dist.storage import AnyPath
 from optimag_dist.store import GraphStore
 from optimag_dist.telemetry import check_trackers
 from optimag_dist.train.fit import Fit
-from optimag_dist.train.log import read_records
+from optimag_dist.train.log import in_one_line, read_records, write_rows
 from optimag_dist.train.options import RunConfig, fingerprint, worth_reporting
-from optimag_dist.train.progress import ProgressView
 from optimag_dist.train.validation import check_free, check_input, refuse_second
 from optimag_dist.train.worker_group import WorkerGroup, WorkerGroupSpec, WorkersLost, worker_group_spec
 from optimag_dist.types import Diverged, InputError, RunError
@@ -73,7 +71,14 @@ def _launch(kept: RunConfig, config: RunConfig, run: Mirror, resume: bool, addre
         run.flush()
         results = _train(spec, fits)
     run.fetch(worth_reporting)
-    _write_tables(config.directory, fits, results)
+    ended = [{**result, "status": "diverged" if "diverged" in result else "finished"} for result in results]
+    write_rows(config.directory / "results.parquet", ended)
+    epochs = [
+        {"variant": fit.variant, "seed": fit.seed, **record}
+        for fit in fits
+        for record in read_records(fit.directory / "metrics.jsonl")
+    ]
+    write_rows(config.directory / "metrics.parquet", epochs)
     run.publish_all()
     lost = [result for result in results if "diverged" in result]
     if lost:
@@ -136,19 +141,60 @@ def _train(spec: WorkerGroupSpec, fits: list[Fit]) -> list[dict[str, Any]]:
     return [results[number] for number in numbers]
 
 
-def _write_tables(directory: Path, fits: list[Fit], results: list[dict[str, Any]]) -> None:
-    """``results.parquet``: a row per fit; ``metrics.parquet``: a row per fit and epoch."""
-    ended = [{**result, "status": "diverged" if "diverged" in result else "finished"} for result in results]
-    _write_rows(directory / "results.parquet", ended)
-    epochs = [
-        {"variant": fit.variant, "seed": fit.seed, **record}
-        for fit in fits
-        for record in read_records(fit.directory / "metrics.jsonl")
-    ]
-    _write_rows(directory / "metrics.parquet", epochs)
+class ProgressView:
+    """Shows what it is told until the ``with`` block ends, on standard output unless another ``console`` is given.
 
+    Bars drawn by the workers themselves would be mixed up with each other and with Ray's own lines. Where the output is
+    no terminal (a job's log, CI) every finished fit is one line instead.
+    """
 
-def _write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    columns = dict.fromkeys(name for row in rows for name in row)
-    with atomic(path) as temporary:
-        pq.write_table(pa.table({c: [row.get(c) for row in rows] for c in columns}), temporary)
+    def __init__(self, num_fits: int, console: Console | None = None) -> None:
+        console = console or plain_console()
+        self._num_fits, self._ended = num_fits, 0
+        self._told: set[str] = set()
+        self._bars = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}", markup=False),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._fits = self._bars.add_task("fits", total=num_fits, note="starting workers")
+        self._epochs = self._bars.add_task("", total=None, note="", visible=False)
+
+    def __enter__(self) -> "ProgressView":
+        self._bars.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bars.stop()
+
+    def say(self, text: str) -> None:
+        """Print ``text`` above the bars."""
+        self._bars.console.print(f"  {text}", soft_wrap=True)
+
+    def epoch(self, fit: str, record: Mapping[str, Any], epochs: int) -> None:
+        """``fit`` has ended an epoch, of ``epochs`` at most."""
+        # One has room, the first.
+        validated = [f"  val {n.removeprefix('val/')} {v:.3f}" for n, v in record.items() if n.startswith("val/")]
+        note = f"loss {record['loss']:.3f}" + "".join(validated[:1])
+        self._bars.update(
+            self._epochs, description=fit, completed=record["epoch"] + 1, total=epochs, note=note, visible=True
+        )
+        self._bars.update(self._fits, note="")
+
+    def result(self, result: Mapping[str, Any]) -> None:
+        """A fit has ended, or was found finished."""
+        self._ended += 1
+        self.say(
+            f"{self._ended:>3}/{self._num_fits}  {result['variant']:<14} seed {result['seed']:<2}  "
+            f"{in_one_line(result)}"
+        )
+        for advice in filter(None, result.get("advice", "").split("\n")):
+            if advice not in self._told:
+                self._told.add(advice)
+                self.say(f"         {advice}")
+        self._bars.update(self._fits, completed=self._ended, note="")

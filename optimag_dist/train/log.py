@@ -1,10 +1,12 @@
-"""What a fit leaves behind while it runs: one JSON line per epoch, and the same for TensorBoard."""
+"""What fits leave behind: one JSON line per epoch, the same for TensorBoard, a result each, and tables of them."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from torch.utils.tensorboard import SummaryWriter
 
 from optimag_dist.files import atomic, writing
@@ -87,3 +89,21 @@ def read_records(path: Path) -> list[dict[str, Any]]:
             ) from error
         records.append(record)
     return records
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """A Parquet table of ``rows``, with a column for each of their keys; what a row lacks is null."""
+    columns = dict.fromkeys(name for row in rows for name in row)
+    with atomic(path) as temporary:
+        pq.write_table(pa.table({c: of_one_type([row.get(c) for row in rows]) for c in columns}), temporary)
+
+
+def of_one_type(values: list[Any]) -> list[Any]:
+    """What is searched or varied may be a number here and a word there; a column cannot."""
+    if all(v is None or isinstance(v, bool) for v in values):
+        return values
+    if any(isinstance(v, bool | str) for v in values):
+        return [None if v is None else str(v) for v in values]
+    if any(isinstance(v, float) for v in values):
+        return [None if v is None else float(v) for v in values]
+    return values

@@ -1,5 +1,6 @@
-"""From what is to be fitted to what a fit works with: tasks, model, optimiser, batches."""
+"""From what is to be fitted to what a fit works with: tasks, model, optimiser, batches; and its tasks' metrics."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +28,8 @@ from optimag_dist.sampling import (
 )
 from optimag_dist.sampling.pictures import BadPictures
 from optimag_dist.store import GraphStore
-from optimag_dist.tasks import TaskHead, make_task, named
+from optimag_dist.tasks import Evaluation, Task, TaskHead, make_task, named, qualified
+from optimag_dist.tasks.task import Part, diverged
 from optimag_dist.train.options import VariantConfig, fingerprint
 from optimag_dist.train.regularisers import make_regulariser
 from optimag_dist.train.step import StepLoss
@@ -162,3 +164,25 @@ def check_made_from(path: Path, made: Mapping[str, Any], fit: Fit, store: GraphS
                 f"{path}: made by another {'configuration' if what == 'fingerprint' else 'graph'}; train under another "
                 f"name, or delete {fit.directory} to start over"
             )
+
+
+def evaluate_part(
+    part: Part, tasks: Mapping[str, Task[Any]], heads: Mapping[str, TaskHead], forward: LayerwiseForward
+) -> dict[str, Evaluation]:
+    """Evaluate every task, given by name; called on every rank, with model and heads in evaluation mode. ``Diverged``
+    where what a task goes by is not finite."""
+    evaluations = {name: task.evaluate(part, heads[name], forward) for name, task in tasks.items()}
+    for name, evaluation in evaluations.items():
+        monitor = tasks[name].monitor
+        if not math.isfinite(value := evaluation.metrics[monitor]):
+            raise diverged(f"{f'task {name}: ' if name else ''}{monitor} of the {part} part is {value},")
+    return evaluations
+
+
+def joined(evaluations: Mapping[str, Evaluation]) -> dict[str, float]:
+    """The metrics of all tasks, by their names in a run."""
+    return {
+        qualified(name, metric): value
+        for name, evaluation in evaluations.items()
+        for metric, value in evaluation.metrics.items()
+    }

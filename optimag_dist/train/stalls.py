@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from optimag_dist.train.callback import PHASES
@@ -133,7 +133,9 @@ class StallDetector:
             return None
         # Only the last to move sets the time; one that fell silent shortly after is as much to blame.
         silent = tuple(beat for beat in active if now - self._heard[beat.rank] > self._stall_timeout_s / 2)
-        return StallReport(False, silent or _furthest_behind(active), (), bool(silent), seconds)
+        places = {beat.rank: (beat.fit, place(beat.phase, beat.epoch, beat.step)) for beat in active}
+        behind = tuple(beat for beat in active if places[beat.rank] == min(places.values()))
+        return StallReport(False, silent or behind, (), bool(silent), seconds)
 
 
 def place(phase: str, epoch: int, step: int) -> tuple[int, ...]:
@@ -141,9 +143,3 @@ def place(phase: str, epoch: int, step: int) -> tuple[int, ...]:
     # Phases between two epochs count batches of their own, not the epoch's steps.
     part = {"open": 0, "evaluate": 0, "test": 2, "export": 3}.get(phase, 1)
     return (epoch, part, step, PHASES.index(phase))
-
-
-def _furthest_behind(beats: Sequence[Heartbeat]) -> tuple[Heartbeat, ...]:
-    places = {beat.rank: (beat.fit, place(beat.phase, beat.epoch, beat.step)) for beat in beats}
-    last = min(places.values())
-    return tuple(beat for beat in beats if places[beat.rank] == last)

@@ -270,6 +270,10 @@ def train_worker(config: dict[str, Any]) -> None:
     """One rank's life: fits in turn, until there are no more."""
     spec: WorkerGroupSpec = config["spec"]
     board = config["board"]
+
+    def say(line: str) -> None:
+        board.tell.remote(Event("line", -1, line))
+
     context = ray.train.get_context()
     torch.set_num_threads(spec.options.cpus)
     worker = Worker(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
@@ -285,7 +289,18 @@ def train_worker(config: dict[str, Any]) -> None:
                 return
             number, fit = given[0], ray.get(given[1])
             heartbeat.begin(number, fit)
-            result = _fit(spec, fit, store, priors, worker, heartbeat, board)
+            place = fit.directory if isinstance(spec.run, Path) else spec.run / fit.variant / f"seed-{fit.seed}"
+            ppr = priors.get(fit.config.ppr) if fit.config.needs_ppr else None
+            # The fit's directory is this host's mirror of where it is kept.
+            with Mirror(place, f"rank {worker.rank}") as mirror:
+                # Every rank begins with what is there, so that a fit goes on from its last checkpoint on any host.
+                mirror.fetch()
+                fit = replace(fit, directory=mirror.path)
+                with telemetry(fit, worker.rank, run=spec.run.name, tracking=spec.tracking, say=say) as told:
+                    callbacks = CallbackList([*told, MirrorCallback(mirror), heartbeat])
+                    result = try_fit(fit, store, ppr, worker, callbacks, spec.rows)
+                if worker.rank == 0:
+                    mirror.publish_all()
             heartbeat.done()
             if worker.rank == 0:
                 ray.get(board.tell.remote(Event("stopped" if result is None else "result", number, result)))
@@ -293,31 +308,3 @@ def train_worker(config: dict[str, Any]) -> None:
         # No failure for Ray Train, which would try again.
         heartbeat.done()
         ray.get(board.tell.remote(Event("refused", number, error)))
-
-
-def _fit(
-    spec: WorkerGroupSpec,
-    fit: Fit,
-    store: GraphStore,
-    priors: dict[PPROptions, PPRArtefact],
-    worker: Worker,
-    heartbeat: HeartbeatCallback,
-    board: Any,
-) -> dict[str, Any] | None:
-    """One fit; its directory is this host's mirror of where it is kept."""
-
-    def say(line: str) -> None:
-        board.tell.remote(Event("line", -1, line))
-
-    place = fit.directory if isinstance(spec.run, Path) else spec.run / fit.variant / f"seed-{fit.seed}"
-    ppr = priors.get(fit.config.ppr) if fit.config.needs_ppr else None
-    with Mirror(place, f"rank {worker.rank}") as mirror:
-        # Every rank begins with what is there, so that a fit goes on from its last checkpoint on any host.
-        mirror.fetch()
-        fit = replace(fit, directory=mirror.path)
-        with telemetry(fit, worker.rank, run=spec.run.name, tracking=spec.tracking, say=say) as told:
-            callbacks = CallbackList([*told, MirrorCallback(mirror), heartbeat])
-            result = try_fit(fit, store, ppr, worker, callbacks, spec.rows)
-        if worker.rank == 0:
-            mirror.publish_all()
-    return result

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from optimag_dist.files import atomic
 from optimag_dist.options import dump_options
 from optimag_dist.train.fit import Fit
-from optimag_dist.train.log import read_result
+from optimag_dist.train.log import of_one_type, read_result
 from optimag_dist.train.options import RunConfig
 from optimag_dist.tune.options import SweepOptions
 from optimag_dist.tune.space import Point
@@ -51,22 +51,11 @@ def write_table(rows: list[TrialRow], options: SweepOptions, path: Path) -> None
     """``trials.parquet``: a row per trial, a column per searched key and metric."""
     columns: dict[str, list[Any]] = {name: [getattr(r, name) for r in rows] for name in ("trial", "status", "epochs")}
     columns["seconds"] = [r.seconds for r in rows]
-    columns |= {key: _of_one_type([r.values[key] for r in rows]) for key in options.space}
+    columns |= {key: of_one_type([r.values[key] for r in rows]) for key in options.space}
     columns |= {name: [r.metrics.get(name) for r in rows] for name in options.metrics}
     columns["error"] = pa.array([r.error for r in rows], pa.string())
     with atomic(path) as temporary:
         pq.write_table(pa.table(columns), temporary)
-
-
-def _of_one_type(values: list[Any]) -> list[Any]:
-    """A choice may mix numbers and words; a column cannot."""
-    if all(v is None or isinstance(v, bool) for v in values):
-        return values
-    if any(isinstance(v, bool | str) for v in values):
-        return [None if v is None else str(v) for v in values]
-    if any(isinstance(v, float) for v in values):
-        return [None if v is None else float(v) for v in values]
-    return values
 
 
 def ranked(rows: list[TrialRow], options: SweepOptions) -> list[TrialRow]:
@@ -100,9 +89,7 @@ def export_best(row: TrialRow, config: RunConfig, fits: list[Fit], directory: Pa
         {
             **fits[0].config.model_dump(mode="json"),
             "name": f"{config.name}-best",
-            "store": config.store,
-            "out": config.out,
-            "seeds": config.seeds,
+            **{key: getattr(config, key) for key in ("store", "out", "seeds")},
         }
     )
     # Beside it first: those of an earlier best must not be mixed with these.

@@ -65,20 +65,16 @@ def run_sweep(
         )
     go_on = "trials and checkpoints are kept: go on with --resume"
     with sole_user(config.directory, refuse_second), translated_ray_errors(str(config.directory), go_on):
-        return _run_sweep(config, options, resume, address)
-
-
-def _run_sweep(config: RunConfig, options: SweepOptions, resume: bool, address: str | None) -> list[TrialRow]:
-    store = GraphStore.open(config.store)
-    points = known_points(options)
-    _check(config, options, store, points or corners(options))
-    check_trackers(config.tracking)
-    _check_directory(config, options, resume)
-    priors = priors_needed(config, options, points)
-    with worker_group_spec(config, store, priors, address, config.directory, of_sweep=True) as workers:
-        dump_options(config, config.directory / "config.yaml")
-        dump_options(options, config.directory / "space.yaml")
-        return _search(TrialPlan(config, options, workers), points)
+        store = GraphStore.open(config.store)
+        points = known_points(options)
+        _check(config, options, store, points or corners(options))
+        check_trackers(config.tracking)
+        _check_directory(config, options, resume)
+        priors = priors_needed(config, options, points)
+        with worker_group_spec(config, store, priors, address, config.directory, of_sweep=True) as workers:
+            dump_options(config, config.directory / "config.yaml")
+            dump_options(options, config.directory / "space.yaml")
+            return _search(TrialPlan(config, options, workers), points)
 
 
 def _check(config: RunConfig, options: SweepOptions, store: GraphStore, points: list[Point]) -> None:
@@ -152,7 +148,10 @@ def _search(plan: TrialPlan, points: list[Point] | None) -> list[TrialRow]:
     config, options = plan.config, plan.options
     state = config.directory / _STATE
     state.mkdir(mode=0o700, exist_ok=True)
-    quieten()
+    # The views tell how a sweep goes; Tune's own tables, warnings and log files per trial are not wanted.
+    quiet = {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0", "TUNE_PRINT_ALL_TRIAL_ERRORS": "0"}
+    os.environ.update(quiet)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     workers = plan.workers
     # Each place for a trial is one run of Ray Train, whose workers are placed by itself.
     room = Cluster.current().groups(workers.bundle, workers.options.count, num_trials(options))
@@ -195,14 +194,6 @@ def _search(plan: TrialPlan, points: list[Point] | None) -> list[TrialRow]:
             if winner := best(rows, options):
                 export_best(winner, config, plan_fits(config, winner.trial, winner.point), config.directory / "best")
     return follower.rows
-
-
-def quieten() -> None:
-    """The views tell how a sweep goes; Tune's own tables, warnings and log files per trial are not wanted."""
-    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
-    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
-    os.environ["TUNE_PRINT_ALL_TRIAL_ERRORS"] = "0"
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
 
 
 def _on_a_thread(run: Callable[[], None], interrupt: Callable[[], None]) -> None:

@@ -13,10 +13,9 @@ from optimag_dist.ppr.topk import push_sources
 from optimag_dist.sampling import ExampleFn, GraphDataSource, GroupLoader, SeedBatcher, nodes_alone
 from optimag_dist.store import GraphStore, ingest
 from optimag_dist.train.callback import TrainerCallback
-from optimag_dist.train.evaluation import evaluate_part, joined
 from optimag_dist.train.fit import Fit, Worker, run_fit
 from optimag_dist.train.options import RunConfig, VariantConfig
-from optimag_dist.train.parts import Parts
+from optimag_dist.train.parts import Parts, evaluate_part, joined
 from optimag_dist.types import Block, GroupBatch
 
 from ..tables import write_tables

@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.console import Console
 
-from optimag_dist.train.progress import ProgressView
+from optimag_dist.train.launch import ProgressView
 
 
 def _drawn(current: dict[str, Any], finished: list[dict[str, Any]], *, terminal: bool) -> str:
