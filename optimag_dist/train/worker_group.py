@@ -12,6 +12,7 @@ import os
 import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,9 @@ from optimag_dist.ppr.driver import compute_ppr
 from optimag_dist.ray_private import has_died, not_placed
 from optimag_dist.ray_session import ensure_ray
 from optimag_dist.remote_copies import Mirror
-from optimag_dist.sampling import GraphDataSource
-from optimag_dist.storage import AnyPath, file_system
-from optimag_dist.store import GraphStore
+from optimag_dist.sampling import GraphDataSource, ShardedSource, ShardServer
+from optimag_dist.storage import AnyPath, RemotePath, file_system
+from optimag_dist.store import GraphStore, PartitionOptions, partition_store
 from optimag_dist.telemetry import TrackingOptions
 from optimag_dist.train.board import Board, Event
 from optimag_dist.train.callback import CallbackList
@@ -39,7 +40,6 @@ from optimag_dist.train.callbacks import HeartbeatCallback, MirrorCallback, tele
 from optimag_dist.train.fit import Fit, Worker, try_fit
 from optimag_dist.train.options import RAY_TRAIN, RunConfig, WorkersOptions
 from optimag_dist.train.placement import Cluster, use_gpus
-from optimag_dist.train.shard_servers import shard_servers
 from optimag_dist.train.stalls import StallDetector
 from optimag_dist.train.supervisor import Supervisor
 from optimag_dist.types import InputError, RunError
@@ -308,3 +308,50 @@ def train_worker(config: dict[str, Any]) -> None:
         # No failure for Ray Train, which would try again.
         heartbeat.done()
         ray.get(board.tell.remote(Event("refused", number, error)))
+
+
+# Threads of a server: several workers ask at a time, and answering is mostly reading mapped files.
+_CONCURRENCY = 4
+
+
+@contextmanager
+def shard_servers(store: GraphStore, options: WorkersOptions) -> Iterator[GraphDataSource | None]:
+    """Rows of the shards of ``store``, served by actors until the block ends; None where ``options`` ask for replicas.
+
+    The store, which must be undirected, is partitioned first if that has not been done. An actor that dies is started
+    again, maps its shards and is asked again.
+    """
+    if options.placement == "replicated":
+        yield None
+        return
+    if isinstance(store.location, RemotePath):
+        raise InputError(
+            f"{store.location}: workers.placement=sharded needs the store and its partition on a disk that all hosts "
+            f"mount; use replicated, or copy the store there"
+        )
+    if store.directed:
+        raise InputError(
+            f"{store.path}: is directed; workers.placement=sharded needs an undirected graph, use replicated"
+        )
+    parts = min(max(PartitionOptions().parts, options.shard_servers), store.num_nodes)
+    partition = partition_store(store, PartitionOptions(parts=parts, features=True))
+    # No CPU is set aside: answering must never wait for the workers that ask.
+    lasting = {"max_restarts": -1, "max_task_retries": -1, "max_concurrency": _CONCURRENCY}
+    actor = ray.remote(ShardServer).options(num_cpus=0, scheduling_strategy="SPREAD", **lasting)
+    actors = [actor.remote(partition) for _ in range(min(options.shard_servers, parts))]
+    try:
+        yield ShardedSource(partition, len(actors), AskActors(actors))
+    finally:
+        for each in actors:
+            ray.kill(each)
+
+
+class AskActors:
+    """:data:`~optimag_dist.sampling.sharded.RpcCall` by Ray; travels to the workers."""
+
+    def __init__(self, actors: list[Any]) -> None:
+        self._actors = actors
+
+    def __call__(self, server: int, question: str, *arguments: Any) -> Callable[[], Any]:
+        answer = getattr(self._actors[server], question).remote(*arguments)
+        return lambda: ray.get(answer)

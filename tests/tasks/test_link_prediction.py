@@ -20,8 +20,7 @@ from optimag_dist.ppr import PPRArtefact
 from optimag_dist.sampling import GroupLoader, LocalSource, SeedBatcher
 from optimag_dist.store import GraphStore, LinkQueries, LinkSplitOptions, split_links
 from optimag_dist.store.derive import EdgeChanges, apply_changes
-from optimag_dist.tasks.decoders import DotDecoder, MLPDecoder
-from optimag_dist.tasks.link_prediction import LinkPrediction, LinkPredictionOptions
+from optimag_dist.tasks.link_prediction import DotDecoder, LinkPrediction, LinkPredictionOptions, MLPDecoder
 from optimag_dist.tasks.task import TaskContext
 from optimag_dist.train.parts import Fit, Parts, Worker
 from optimag_dist.train.validation import check_input

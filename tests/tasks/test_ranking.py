@@ -20,7 +20,7 @@ from sklearn.metrics import label_ranking_average_precision_score, top_k_accurac
 from torch import Tensor
 from torchmetrics.retrieval import RetrievalHitRate, RetrievalMRR, RetrievalRecall
 
-from optimag_dist.tasks.decoders import DotDecoder, MLPDecoder
+from optimag_dist.tasks.link_prediction import DotDecoder, MLPDecoder
 from optimag_dist.tasks.ranking import rank_all, rank_among, ranking_metrics, retrieval_metrics
 from optimag_dist.tasks.task import gather
 from optimag_dist.types import CSR, Diverged

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from optimag_dist.tasks.text_metrics import text_metrics
+from optimag_dist.tasks.graph2text import text_metrics
 from optimag_dist.types import InputError
 
 
