@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from optimag_dist.tasks.decoders import DotDecoder
+from optimag_dist.tasks.link_prediction import DotDecoder
 from optimag_dist.tasks.ranking import rank_all, ranking_metrics
 
 score = DotDecoder().score_all
