@@ -65,18 +65,28 @@ def scraped(fit_with: Callable[..., Fit], metrics_url: str, tmp_path_factory: py
             if path.name == "result.json":
                 # What a sharded run adds to the counts: a replicated one fetches nothing.
                 count_ppr_block(nodes=10, pushes=100, rows_fetched=5, bytes_fetched=2000)
-                samples.update(_scrape(metrics_url, ["ray_optimag_loss", "ray_optimag_ppr_fetched_bytes_total"]))
+                samples.update(_scrape(metrics_url, run="scraped"))
 
-    # A name of its own: the session counts the other tests' fits too.
+    # A name of its own: the session's port shows the other tests' fits too.
     fit_with(tmp_path_factory.mktemp("fit"), Lingering(), run="scraped", tracking=TrackingOptions())
     return samples
 
 
-def _scrape(url: str, awaited: list[str]) -> Samples:
-    """Metrics reach the port some ten seconds after they were set."""
-    deadline = time.monotonic() + 90
+def _scrape(url: str, run: str) -> Samples:
+    """Metrics reach the port some ten seconds after they were set, and not all at once: those of ``run`` are awaited."""
+
+    def served(name: str, value: float, **labels: str) -> bool:
+        return any(labels.items() <= found.items() and v >= value for found, v in samples.get(name, []))
+
+    deadline = time.monotonic() + 300
     samples: Samples = {}
-    while time.monotonic() < deadline and not all(name in samples for name in awaited):
+    while not (
+        served("ray_optimag_epoch", 3, run=run)
+        and served("ray_optimag_epoch_seconds_count", 3, run=run)
+        and served("ray_optimag_checkpoint_seconds_count", 3, run=run)
+        and served("ray_optimag_ppr_fetched_bytes_total", 2000)
+    ):
+        assert time.monotonic() < deadline, f"the metrics of {run} are not served: {sorted(samples)}"
         time.sleep(1)
         samples = {}
         for line in urllib.request.urlopen(url, timeout=10).read().decode().splitlines():

@@ -39,10 +39,15 @@ def test_a_fits_figures_are_those_of_its_last_epoch(scraped: Samples) -> None:
 
 
 def test_ppr_counts_what_was_pushed_and_fetched(scraped: Samples) -> None:
-    assert _only(scraped, "ray_optimag_ppr_nodes_total") >= 120 + 10  # the planted graph's, and those made up
-    assert _only(scraped, "ray_optimag_ppr_pushes_total") > 100
-    assert _only(scraped, "ray_optimag_ppr_rows_fetched_total") >= 5
-    assert _only(scraped, "ray_optimag_ppr_fetched_bytes_total") >= 2000
+    # Of whichever processes of the session counted.
+    nodes, pushes, rows, fetched = (
+        sum(value for _, value in scraped[f"ray_optimag_ppr_{each}_total"])
+        for each in ("nodes", "pushes", "rows_fetched", "fetched_bytes")
+    )
+    assert nodes >= 120 + 10  # the planted graph's, and those made up
+    assert pushes > 100
+    assert rows >= 5
+    assert fetched >= 2000
 
 
 def test_every_call_reaches_the_host_that_is_wrapped(fit_with: Callable[..., Fit], tmp_path: Path) -> None:
