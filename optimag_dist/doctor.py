@@ -5,6 +5,7 @@ complete. The checks import the heavy packages on purpose: only an import shows 
 """
 
 import importlib
+import importlib.metadata
 import importlib.util
 import os
 import platform
@@ -93,7 +94,8 @@ def _python() -> Iterator[Finding]:
 def _packages() -> Iterator[Finding]:
     for name in ("optimag_dist", "torch", "numpy", "pyarrow", "numba", "ray"):
         yield _imported(name, "bad", f"it does not import; reinstall: make clean setup ({name} in .ci/constraints.txt)")
-    yield Finding("torch-sparse", sparse.TORCH_SPARSE or f"not in use: {sparse.TORCH_SPARSE_PROBLEM}")
+    problem = sparse.torch_sparse_problem()
+    yield Finding("torch-sparse", f"not in use: {problem}" if problem else importlib.metadata.version("torch-sparse"))
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     yield Finding("sparse products", ", ".join(f"{sparse.default_backend(device)} on {device}" for device in devices))
 

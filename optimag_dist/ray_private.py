@@ -46,7 +46,7 @@ def vital_processes() -> dict[str, subprocess.Popen]:
 def keep_coordinator_here() -> None:
     """Have the actor that speaks to the autoscaler for Ray Train on this process's node: Ray puts it for good on the
     node that first asks for it, and inside of a trial that may be one that an autoscaler has added, and could never
-    take away."""
+    take away. It starts while this process goes on."""
     from ray.data._internal.cluster_autoscaler import default_autoscaling_coordinator as coordinator
 
     coordinator.get_or_create_autoscaling_coordinator()

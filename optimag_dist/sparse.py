@@ -11,6 +11,7 @@ torch's own CSR kernel is ``embedding_bag`` (a bag is a row): on one thread it t
 has GPU kernels.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -19,22 +20,23 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import embedding_bag
 
-try:
-    import torch_sparse
-
-    TORCH_SPARSE: str | None = torch_sparse.__version__
-    TORCH_SPARSE_PROBLEM = ""
-except Exception as error:  # a wheel built for another torch fails with OSError, a CUDA mismatch with RuntimeError
-    TORCH_SPARSE = None
-    TORCH_SPARSE_PROBLEM = str(error).strip().partition("\n")[0]
-
 Backend = Literal["torch-sparse", "torch"]
 Kernel = Callable[[Tensor, Tensor, Tensor | None, Tensor], Tensor]
 
 
+@functools.cache
+def torch_sparse_problem() -> str:
+    """Why torch-sparse cannot be used; empty where it can. It is imported here alone: it compiles scripts at that."""
+    try:
+        import torch_sparse  # noqa: F401
+    except Exception as error:  # a wheel built for another torch fails with OSError, a CUDA mismatch with RuntimeError
+        return str(error).strip().partition("\n")[0] or type(error).__name__
+    return ""
+
+
 def default_backend(device: str | torch.device = "cpu") -> Backend:
     """The kernel :func:`spmm` uses for tensors on ``device`` unless told otherwise."""
-    if TORCH_SPARSE is None or torch.device(device).type != "cuda":
+    if torch.device(device).type != "cuda" or torch_sparse_problem():
         return "torch"
     return "torch-sparse" if torch.ops.torch_sparse.cuda_version() != -1 else "torch"
 
@@ -60,8 +62,8 @@ def spmm(
     chosen = backend or default_backend(x.device)
     if chosen not in _KERNELS:
         raise ValueError(f"backend {chosen!r}: needed one of {', '.join(_KERNELS)}")
-    if chosen == "torch-sparse" and TORCH_SPARSE is None:
-        raise ValueError(f"backend 'torch-sparse' cannot be imported ({TORCH_SPARSE_PROBLEM}); use backend='torch'")
+    if chosen == "torch-sparse" and (problem := torch_sparse_problem()):
+        raise ValueError(f"backend 'torch-sparse' cannot be imported ({problem}); use backend='torch'")
     return _SpMM.apply(indptr, indices, values, x, _KERNELS[chosen])
 
 

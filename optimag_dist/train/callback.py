@@ -18,10 +18,6 @@ class Signal(enum.IntEnum):
     STOP = 2
 
 
-# In the order in which a fit passes through them between two positions (epoch, step): TrainerCallback.on_phase.
-PHASES = ("open", "evaluate", "save", "load", "step", "test", "export", "done")
-
-
 class TrainerCallback:
     """Called by a fit on every rank; this one does nothing, which is what a fit outside of Ray has.
 
@@ -29,7 +25,7 @@ class TrainerCallback:
     """
 
     def on_phase(self, phase: str, epoch: int, step: int) -> None:
-        """This rank enters ``phase``, one of :data:`PHASES`.
+        """This rank enters ``phase``, one of :data:`~optimag_dist.train.stalls.PHASES`.
 
         ``load`` (waiting for a batch), ``step`` and ``save`` (a checkpoint from which the fit would go on at this very
         step) count an epoch's steps; ``evaluate`` (named by the epoch that follows), ``test`` and ``export`` count

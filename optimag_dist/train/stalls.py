@@ -5,8 +5,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from optimag_dist.train.callback import PHASES
-
+# In the order in which a fit passes through them between two positions (epoch, step): TrainerCallback.on_phase.
+PHASES = ("open", "evaluate", "save", "load", "step", "test", "export", "done")
 # A worker's first step compiles and connects, so it counts as start: opening the fit, loading and step come before.
 _STARTED = 4
 # What Ray Train takes to start its own actors and to give up several times, beside the time-out it is given.

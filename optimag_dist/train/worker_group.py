@@ -27,7 +27,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from optimag_dist.messages import said_by_system
 from optimag_dist.ppr import PPRArtefact, PPROptions
 from optimag_dist.ppr.driver import compute_ppr
-from optimag_dist.ray_private import has_died, not_placed
+from optimag_dist.ray_private import has_died, keep_coordinator_here, not_placed
 from optimag_dist.ray_session import ensure_ray
 from optimag_dist.remote_copies import Mirror
 from optimag_dist.sampling import GraphDataSource, ShardedSource, ShardServer
@@ -97,6 +97,7 @@ def worker_group_spec(
     workers = config.workers
     # An embedded session counts CPUs for bookkeeping alone: more workers than cores run, only slower.
     ensure_ray(address, num_cpus=max(len(os.sched_getaffinity(0)), workers.count * workers.cpus))
+    keep_coordinator_here()
     use_gpu = use_gpus(workers.count, workers.cpus, workers.device)
     priors = {each: compute_ppr(store, each).location for each in dict.fromkeys(ppr)}
     with shard_servers(store, workers) as rows:
@@ -215,7 +216,8 @@ class WorkerGroup:
         storage_filesystem, storage_path = file_system(spec.run)
         return ray.train.torch.TorchTrainer(
             train_worker,
-            train_loop_config={"spec": spec, "board": self._board},
+            # By reference: Ray Train's own processes look at it, and should not load what it is made of.
+            train_loop_config={"spec": ray.put(spec), "board": self._board},
             scaling_config=ray.train.ScalingConfig(
                 num_workers=options.count, use_gpu=spec.use_gpu, resources_per_worker=spec.bundle
             ),
@@ -268,7 +270,7 @@ class WorkerGroup:
 
 def train_worker(config: dict[str, Any]) -> None:
     """One rank's life: fits in turn, until there are no more."""
-    spec: WorkerGroupSpec = config["spec"]
+    spec: WorkerGroupSpec = ray.get(config["spec"])
     board = config["board"]
 
     def say(line: str) -> None:

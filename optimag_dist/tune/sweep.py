@@ -12,7 +12,6 @@ from ray import tune
 
 from optimag_dist.locks import sole_user
 from optimag_dist.options import dump_options, load_options
-from optimag_dist.ray_private import keep_coordinator_here
 from optimag_dist.ray_session import translated_ray_errors
 from optimag_dist.store import GraphStore
 from optimag_dist.tasks import val_metrics_of
@@ -156,7 +155,6 @@ def _search(plan: TrialPlan, points: list[Point] | None) -> list[TrialRow]:
     # Each place for a trial is one run of Ray Train, whose workers are placed by itself.
     room = Cluster.current().groups(workers.bundle, workers.options.count, num_trials(options))
     concurrency = min(room, options.search.concurrency or room)
-    keep_coordinator_here()
     # The trial's own actor only waits, and needs no CPU that its workers could use.
     place = tune.PlacementGroupFactory([{"memory": 1}])
     scheduler = make_scheduler(options, _last_epoch(config))

@@ -73,7 +73,7 @@ def scraped(fit_with: Callable[..., Fit], metrics_url: str, tmp_path_factory: py
 
 
 def _scrape(url: str, run: str) -> Samples:
-    """Metrics reach the port some ten seconds after they were set, and not all at once: those of ``run`` are awaited."""
+    """Metrics reach the port some ten seconds after they were set, not all at once; those of ``run`` are awaited."""
 
     def served(name: str, value: float, **labels: str) -> bool:
         return any(labels.items() <= found.items() and v >= value for found, v in samples.get(name, []))
