@@ -64,6 +64,7 @@ def test_two_workers_train_variants_and_a_cut_run_is_completed(recipe: dict, ray
         launch(_config(recipe, variants={**variants, "optimag": {"regulariser.rho": 2}}, seeds=(1,)), resume=True)
 
 
+@pytest.mark.slow
 def test_a_fit_that_diverges_costs_no_other_and_is_none_that_has_ended(
     recipe: dict, ray_session: None, tmp_path: Path
 ) -> None:

@@ -107,6 +107,7 @@ def test_a_trial_that_diverges_is_never_the_best_and_every_fit_is_told(
     assert "4/4" in said
 
 
+@pytest.mark.slow
 def test_what_is_over_time_is_stopped_and_the_rest_goes_on_later(recipe: dict, ray_session: None) -> None:
     config = _config(recipe, workers=1, epochs=20)
     options = _options({"optim.lr": {"grid": [0.01, 0.02]}}, search={"method": "grid", "concurrency": 1})
