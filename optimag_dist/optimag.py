@@ -11,9 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from optimag_dist.types import GraphPrior, InputError
-from optimag_dist.ufgw import LocalRegulariser, TransportRegulariser, UFGWDiagnostics, UFGWRegulariser
+from optimag_dist.ufgw import (
+    AlignmentRegulariser,
+    LocalRegulariser,
+    RobustRegulariser,
+    UFGWDiagnostics,
+    UFGWRegulariser,
+)
 from optimag_dist.ufgw.backend import outside_graphs
-from optimag_dist.ufgw.options import LocalOptions, TransportOptions, UFGWOptions
+from optimag_dist.ufgw.options import AlignmentOptions, LocalOptions, RobustOptions, UFGWOptions
 from optimag_dist.ufgw.validation import check_tensor
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -36,8 +42,8 @@ class OptiMAG(nn.Module):
             values ≥ 0 for a small graph. Of a dense one the ``k`` largest entries of each row and the diagonal are
             kept, on the host, as in an artefact: in a whole PPR matrix every pair is a little near, and among so many
             neighbours a conflict with the few that count is lost.
-        options: of the regulariser: :class:`LocalOptions`, whose plans leave mass where it is, or
-            :class:`TransportOptions`, the published problem.
+        options: of the regulariser: :class:`RobustOptions`, :class:`UFGWOptions`, the published problem, or
+            :class:`LocalOptions`, whose plans leave mass where it is.
         k: entries kept of each row of a dense prior, at least 1; of an artefact it was chosen when that was made.
 
     Raises:
@@ -47,18 +53,23 @@ class OptiMAG(nn.Module):
     def __init__(
         self,
         prior: str | PathLike[str] | GraphPrior | Tensor,
-        options: UFGWOptions = LocalOptions(),
+        options: AlignmentOptions = RobustOptions(),
         *,
         k: int = 32,
     ) -> None:
         super().__init__()
-        self.regulariser: UFGWRegulariser
-        if isinstance(options, LocalOptions):
+        self.regulariser: AlignmentRegulariser
+        # The most particular first.
+        if isinstance(options, RobustOptions):
+            self.regulariser = RobustRegulariser(options)
+        elif isinstance(options, UFGWOptions):
+            self.regulariser = UFGWRegulariser(options)
+        elif isinstance(options, LocalOptions):
             self.regulariser = LocalRegulariser(options)
-        elif isinstance(options, TransportOptions):
-            self.regulariser = TransportRegulariser(options)
         else:
-            raise InputError(f"options: got {type(options).__name__}, needed LocalOptions or TransportOptions")
+            raise InputError(
+                f"options: got {type(options).__name__}, needed RobustOptions, UFGWOptions or LocalOptions"
+            )
         self.prior: GraphPrior
         if isinstance(prior, (str, PathLike)):
             # Loads pyarrow and numba, which take longer than all else here; a dense prior needs neither.
@@ -94,7 +105,7 @@ class OptiMAG(nn.Module):
 
         Raises:
             InputError: unusable node ids.
-            ValueError: unusable embeddings, see :meth:`UFGWRegulariser.forward`.
+            ValueError: unusable embeddings, see :meth:`AlignmentRegulariser.forward`.
         """
         if not isinstance(embeddings, Mapping) or not embeddings:
             raise InputError(

@@ -7,11 +7,11 @@ import pytest
 import torch
 from scipy.sparse import coo_array
 
-from optimag_dist import LocalOptions, OptiMAG, TransportOptions
+from optimag_dist import LocalOptions, OptiMAG, UFGWOptions
 from optimag_dist.ppr import PPRArtefact, PPROptions, ppr_topk
 from optimag_dist.ppr.artefact import artefact_key, block_name, write_block
 from optimag_dist.types import InputError
-from optimag_dist.ufgw import LocalRegulariser, TransportRegulariser
+from optimag_dist.ufgw import LocalRegulariser, UFGWRegulariser
 
 torch.set_num_threads(1)
 
@@ -39,7 +39,7 @@ def embeddings(nodes: int) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize(
     ("make", "options"),
     [
-        (TransportRegulariser, TransportOptions(rho=0.2, weight=0.5)),
+        (UFGWRegulariser, UFGWOptions(rho=0.2, weight=0.5)),
         (
             LocalRegulariser,
             LocalOptions(rho=0.2, weight=0.5, agreement=0.7, consistency=0.4, differentiate=True),
@@ -108,7 +108,7 @@ def test_an_embedding_of_length_zero_is_an_absent_one():
     Z = embeddings(5)
     Z["image"][3] = 0
     present = torch.tensor([True, True, True, False, True])
-    for options in (LocalOptions(), TransportOptions()):
+    for options in (LocalOptions(), UFGWOptions()):
         optimag, marked = OptiMAG(dense_prior(), options), OptiMAG(dense_prior(), options)
         loss = optimag(Z, torch.arange(5))
         torch.testing.assert_close(loss, marked(Z, torch.arange(5), {"image": present}), rtol=0, atol=0)
@@ -147,7 +147,7 @@ def test_reads_an_artefact_by_its_path(tmp_path):
 
 
 def test_options_of_another_class_are_named():
-    with pytest.raises(InputError, match="options: got dict, needed LocalOptions or TransportOptions"):
+    with pytest.raises(InputError, match="options: got dict, needed LocalOptions or UFGWOptions"):
         OptiMAG(dense_prior(), {"rho": 0.2})
 
 

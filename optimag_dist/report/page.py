@@ -56,7 +56,7 @@ def write_report(run_dir: Path) -> Path:
         learning=figures.learning_curves(run, colours),
         samples=read_samples(run),
         regulariser=figures.regulariser_curves(run, colours),
-        regularised=[name for name, variant in run.variants.items() if variant.regulariser.weight > 0],
+        regularised=[name for name, variant in run.variants.items() if variant.regulariser.active],
         histograms=figures.kept_mass_histograms(masses, colours),
         galleries=galleries,
         trouble=trouble,

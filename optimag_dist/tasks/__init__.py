@@ -1,5 +1,6 @@
 """One file per task: splits, examples, head, loss, evaluation."""
 
+from optimag_dist.tasks.agreement import ClassAgreement
 from optimag_dist.tasks.node_classification import NodeClassification, NodeClassificationOptions
 from optimag_dist.tasks.registry import (
     AnyTask,

@@ -8,7 +8,9 @@ from torch import Tensor, nn
 
 from optimag_dist.layerwise import LayerwiseForward
 from optimag_dist.models import MultimodalModel
+from optimag_dist.ppr import PPRArtefact
 from optimag_dist.store import GraphStore
+from optimag_dist.tasks.agreement import ClassAgreement, class_agreement
 from optimag_dist.tasks.metrics import Metric
 from optimag_dist.tasks.splits import NodeSplit, split_nodes
 from optimag_dist.tasks.task import (
@@ -79,6 +81,10 @@ class NodeClassification(Task[ClassifierHead]):
             np.bincount(self.labels[nodes], minlength=self.num_classes) for nodes in (self.train, self.val, self.test)
         ]
         self.notes = _notes(store.classes, *counts)
+        self.guess = float(counts[1][counts[0].argmax()] / counts[1].sum())
+
+    def agreement(self, ppr: PPRArtefact) -> ClassAgreement:
+        return class_agreement(ppr, self.train, self.labels)
 
     def examples(self, items: np.ndarray, rng: np.random.Generator) -> Examples:
         return Examples(items, {"labels": self.labels[items]})

@@ -18,6 +18,7 @@ from optimag_dist.options import OptionsOfKind
 from optimag_dist.ppr import PPRArtefact
 from optimag_dist.sampling.pictures import BadPictures
 from optimag_dist.store import GraphStore
+from optimag_dist.tasks.agreement import ClassAgreement
 from optimag_dist.tasks.metrics import Metric, declare
 from optimag_dist.types import Diverged, Examples, GroupBatch
 
@@ -79,6 +80,8 @@ class Task(ABC, Generic[HeadT]):
     train: (T,) int64 nodes or (T, 2) edges.
     bad_pictures: what did not decode, of tasks that read pictures.
     notes: sentences about the split that whoever reads the figures should know.
+    guess: the monitor's value on the validation part of the best answer that is the same for every node; None where
+        there is none.
     """
 
     options_class: ClassVar[type[TaskOptions]] = TaskOptions
@@ -88,6 +91,7 @@ class Task(ABC, Generic[HeadT]):
     train: np.ndarray
     bad_pictures: Sequence[BadPictures] = ()
     notes: Sequence[str] = ()
+    guess: float | None = None
 
     def __init_subclass__(cls, **given: Any) -> None:
         super().__init_subclass__(**given)
@@ -100,6 +104,10 @@ class Task(ABC, Generic[HeadT]):
     def masked(self) -> Mask:
         """Nodes whose value training must not see, neither in messages nor in the regulariser."""
         return {}
+
+    def agreement(self, ppr: PPRArtefact) -> ClassAgreement | None:
+        """How far neighbours share what is asked of them, by training labels; None where there are no classes."""
+        return None
 
     @abstractmethod
     def examples(self, items: np.ndarray, rng: np.random.Generator) -> Examples:

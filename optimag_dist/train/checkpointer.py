@@ -1,6 +1,7 @@
 """How far a fit has come, saved and taken up again."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -34,7 +35,8 @@ class Progress:
         totals: of the epoch it is in.
         epoch: that it is in, from 0.
         advice: sentences about the last epoch's transport problems.
-        losses: ``first``, of the first step; ``largest``, of an epoch, and which ``epoch`` that was.
+        losses: ``first``, of the first step; ``largest``, of an epoch, and which ``epoch`` that was; ``task_first`` and
+            ``task_last``, the task's own, of the first epoch and the last.
     """
 
     totals: EpochTotals
@@ -48,10 +50,12 @@ class Progress:
     def start(cls, parts: Parts) -> "Progress":
         return cls(EpochTotals(parts.step_loss.ufgw_time))
 
-    def end_epoch(self, loss: float, first_loss: float, parts: Parts) -> None:
-        """Go on to the next epoch after one with the mean ``loss`` and that of its first step."""
+    def end_epoch(self, record: Mapping[str, Any], first_loss: float, parts: Parts) -> None:
+        """Go on to the next epoch after one with this ``record`` and the loss of its first step."""
+        loss = record["loss"]
         if self.epoch == 0:
-            self.losses["first"] = first_loss
+            self.losses |= {"first": first_loss, "task_first": record["task_loss"]}
+        self.losses["task_last"] = record["task_loss"]
         if loss > self.losses["largest"]:
             self.losses |= {"largest": loss, "epoch": self.epoch}
         self.epoch += 1

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from optimag_dist.files import atomic
 from optimag_dist.sampling import FeaturelessRows, nodes_alone
 from optimag_dist.sampling.pictures import told_bad_pictures
-from optimag_dist.tasks import Evaluation, monitor_of, notes_of
+from optimag_dist.tasks import Evaluation, metric_of, monitor_of, notes_of, qualified
 from optimag_dist.tasks.task import gather
 from optimag_dist.train import checkpoint
 from optimag_dist.train.callback import TrainerCallback, beats
@@ -23,6 +23,8 @@ from optimag_dist.train.parts import Parts, joined, made_from
 from optimag_dist.train.regularisers import has_diagnostics
 from optimag_dist.train.step import align_embeddings
 
+# A loss of the task that is still above this share of what it was has not learned.
+_IDLE = 0.98
 # A loss that is so many times that of the first step has exploded.
 _EXPLODED = 1e3
 
@@ -44,7 +46,13 @@ class Exporter:
             if evaluation.outputs is not None:
                 self._write_table(f"outputs-{name}.parquet" if name else "outputs.parquet", evaluation.outputs)
         kept_mass = self._kept_mass(progress.epoch)
-        advice = [*progress.advice, *self._told_explosion(progress), *self._told_bad_pictures()]
+        advice = [
+            *progress.advice,
+            *self._told_agreement(),
+            *self._told_idle(progress),
+            *self._told_explosion(progress),
+            *self._told_bad_pictures(),
+        ]
         self._write_model()
         if kept_mass is not None:
             ids = parts.store.ids(np.arange(parts.store.num_nodes))
@@ -103,8 +111,8 @@ class Exporter:
         embeddings, present = forward.encode(everyone), forward.present(everyone)
         kept = torch.zeros(len(embeddings), len(everyone), device=worker.device)
         sampling = config.sampling.for_kept_mass
-        batcher = parts.make_batcher(everyone, sampling)
-        loader = parts.make_loader(FeaturelessRows(parts.rows), sampling, messages=False)
+        batcher = parts.make_batcher(everyone, sampling, filled=True)
+        loader = parts.make_loader(FeaturelessRows(parts.rows), sampling, messages=False, filled=True)
         for batch in loader.epoch([(batcher, nodes_alone)], epoch=0):
             on_chunk()
             for group in batch.to(worker.device).groups:
@@ -118,6 +126,30 @@ class Exporter:
             # Every node is a target on one rank and 0 on the others.
             dist.all_reduce(kept)
         return dict(zip(embeddings, kept.cpu().numpy(), strict=True))
+
+    def _told_agreement(self) -> list[str]:
+        """A sentence for each task whose classes say that the graph is not to be taken at its word."""
+        return [f"regulariser: {each}" for each in self._parts.agreements if each.strength < 1]
+
+    def _told_idle(self, progress: Progress) -> list[str]:
+        """A sentence where nothing was learned: by the task's loss, or by a task that says what a guess would have."""
+        remedy = "this is no finished fit: train for more epochs, or change optim.lr"
+        first, last = progress.losses.get("task_first", 0.0), progress.losses.get("task_last", 0.0)
+        told = []
+        if first > 0 and last > _IDLE * first:
+            told.append(
+                f"training: the task's loss hardly moved, from {first:.3g} in the first epoch to {last:.3g} in epoch "
+                f"{progress.epoch}; {remedy}"
+            )
+        for name, task in self._parts.tasks.items():
+            metric, guess = qualified(name, task.monitor), task.guess
+            assert progress.best.metrics is not None
+            if guess is not None and metric_of(metric).sign * (progress.best.metrics[metric] - guess) <= 0:
+                told.append(
+                    f"training: the best val/{metric}, {progress.best.metrics[metric]:.3f}, is no better than "
+                    f"{guess:.3f}, which the same answer for every node has; {remedy}"
+                )
+        return told
 
     def _told_explosion(self, progress: Progress) -> list[str]:
         """A sentence where the loss has grown beyond all use, though it is still a number."""

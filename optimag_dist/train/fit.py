@@ -175,7 +175,7 @@ class Trainer:
             weights = {name: tensor.detach().clone() for name, tensor in self._parts.step_loss.state_dict().items()}
             self._progress.best = Best(metrics, self._progress.epoch - 1, weights)
             self._progress.evaluations_since_best = 0
-        else:
+        elif self._progress.epoch > self._config.regulariser.warm_up:
             self._progress.evaluations_since_best += 1
         return metrics
 
@@ -223,6 +223,8 @@ class Trainer:
         parts.optimiser.zero_grad(set_to_none=True)
         loss, metrics, largest = parts.parallel(batch)
         loss.backward()
+        if parts.share is not None:
+            parts.share.settle(parts.worker.world_size)
         self._soundness.note(batch.step, metrics, largest)
         parts.optimiser.step()
         self._progress.totals.add(batch, metrics)
@@ -237,11 +239,12 @@ class Trainer:
         # Waits for the device, as no step does.
         self._soundness.check(progress.epoch, progress.totals.steps - 1)
         metrics = progress.totals.of_all_ranks(parts.worker.device, parts.worker.world_size)
-        record = metrics.record(progress.epoch, regularised=parts.regulariser is not None)
-        if parts.regulariser is not None:
+        record = metrics.record(progress.epoch, regularised=parts.aligned)
+        record |= parts.share.take() if parts.share is not None else {}
+        if parts.aligned:
             shown = [sign for sign, share in metrics.signs().items() if share > _WORTH_TELLING]
             progress.advice = [f"transport: {REMEDIES[sign]}" for sign in shown]
-        progress.end_epoch(record["loss"], metrics.first_loss, parts)
+        progress.end_epoch(record, metrics.first_loss, parts)
         return record
 
     def _beating(self, batches: Iterable[Batch], first: int) -> Iterator[Batch]:

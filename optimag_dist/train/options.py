@@ -15,7 +15,7 @@ from optimag_dist.sampling import SamplingOptions
 from optimag_dist.storage import AnyPath, Location, local
 from optimag_dist.tasks import AnyTask, NodeClassificationOptions, named
 from optimag_dist.telemetry import TrackingOptions
-from optimag_dist.train.regularisers import AnyRegulariser, LocalSection
+from optimag_dist.train.regularisers import AnyRegulariser, RobustSection
 from optimag_dist.train.renamed import converted, in_old_layout, refuse_renamed
 from optimag_dist.types import InputError
 
@@ -100,7 +100,7 @@ class VariantConfig(Options):
     ppr: PPROptions = PPROptions()
     sampling: SamplingOptions = SamplingOptions()
     model: ModelOptions = ModelOptions()
-    regulariser: AnyRegulariser = LocalSection(kind="local")
+    regulariser: AnyRegulariser = RobustSection(kind="robust")
     task: AnyTask = NodeClassificationOptions()
     optim: OptimOptions = OptimOptions()
     train: TrainOptions = TrainOptions()
@@ -131,7 +131,7 @@ class VariantConfig(Options):
     @property
     def regularised(self) -> bool:
         """Without the regulariser groups are not filled and no prior is read."""
-        return self.regulariser.weight > 0
+        return self.regulariser.active
 
     @property
     def needs_ppr(self) -> bool:

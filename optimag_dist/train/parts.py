@@ -28,10 +28,11 @@ from optimag_dist.sampling import (
 )
 from optimag_dist.sampling.pictures import BadPictures
 from optimag_dist.store import GraphStore
-from optimag_dist.tasks import Evaluation, Task, TaskHead, make_task, named, qualified
+from optimag_dist.tasks import ClassAgreement, Evaluation, Task, TaskHead, make_task, named, qualified
 from optimag_dist.tasks.task import Part, diverged
 from optimag_dist.train.options import VariantConfig, fingerprint
 from optimag_dist.train.regularisers import make_regulariser
+from optimag_dist.train.share import GradientShare
 from optimag_dist.train.step import StepLoss
 from optimag_dist.types import InputError
 
@@ -67,6 +68,10 @@ class Parts:
         masked_rows: of ``rows`` what training may see.
         kinds: modality → what its encoder reads, of those with one.
         widths: modality → width of its stored features.
+        regulariser: None without one.
+        aligned: it takes part in training.
+        share: what it is held at; None where its weight is given, or it takes no part.
+        agreements: how far neighbours share a class, of each task that has classes, where the share goes by it.
         step_loss, parallel: all that is trained, the latter in DDP where there are several workers.
         sources: per task, what it is trained on.
     """
@@ -91,13 +96,30 @@ class Parts:
         }
         self.bad_pictures += [bad for task in self.tasks.values() for bad in task.bad_pictures]
         self.masked_rows = MaskedRows.around(self.rows, [task.masked for task in self.tasks.values()])
+        self._decide_share()
         self._make_modules()
         groups = parameter_groups(self.step_loss, config.optim.lr)
         self.optimiser = torch.optim.AdamW(groups, lr=config.optim.lr, weight_decay=config.optim.weight_decay)
-        self.loader = self.make_loader(self.masked_rows, config.sampling, messages=self.model.passes_messages)
+        messages, filled = self.model.passes_messages, self.aligned
+        self.loader = self.make_loader(self.masked_rows, config.sampling, messages=messages, filled=filled)
         self.sources: list[tuple[SeedBatcher, ExampleFn]] = [
-            (self.make_batcher(task.train, config.sampling), task.examples) for task in self.tasks.values()
+            (self.make_batcher(task.train, config.sampling, filled=filled), task.examples)
+            for task in self.tasks.values()
         ]
+
+    def _decide_share(self) -> None:
+        """Whether and how far training aligns to the graph."""
+        options, prior = self.fit.config.regulariser, self.prior
+        self.aligned, self.share, self.agreements = prior is not None, None, list[ClassAgreement]()
+        if prior is None or options.weight is not None:
+            return
+        told = (task.agreement(prior) for task in self.tasks.values())
+        self.agreements = [each for each in told if each is not None]
+        strength = min((each.strength for each in self.agreements), default=1.0)
+        # Held at nothing, it is left out: steps are then those without a regulariser, bit for bit.
+        self.aligned = strength > 0
+        if self.aligned:
+            self.share = GradientShare(options.share, options.warm_up, strength)
 
     def _make_modules(self) -> None:
         """All that is trained, with the weights that the seed gives."""
@@ -109,17 +131,20 @@ class Parts:
         self.heads: dict[str, TaskHead] = {name: task.head(self.model) for name, task in self.tasks.items()}
         self.regulariser = make_regulariser(config.regulariser) if config.regularised else None
         weights = {name: options.weight for name, options in named(config.task).items()}
-        loss = StepLoss(self.model, self.heads, weights, self.regulariser, worker.world_size)
+        aligning = self.regulariser if self.aligned else None
+        loss = StepLoss(self.model, self.heads, weights, aligning, worker.world_size, self.share)
         self.step_loss: StepLoss = loss.to(worker.device)
         self.parallel: nn.Module = self.step_loss
         if worker.world_size > 1:
             ids = [worker.device] if worker.device.type == "cuda" else None
             self.parallel = DistributedDataParallel(self.step_loss, device_ids=ids)
 
-    def make_loader(self, rows: GraphDataSource, sampling: SamplingOptions, *, messages: bool) -> GroupLoader:
+    def make_loader(
+        self, rows: GraphDataSource, sampling: SamplingOptions, *, messages: bool, filled: bool
+    ) -> GroupLoader:
         return GroupLoader(
             rows,
-            self.prior,
+            self.prior if filled else None,
             sampling,
             seed=self.fit.seed,
             messages=messages,
@@ -128,10 +153,10 @@ class Parts:
             pin_memory=self.worker.device.type == "cuda",
         )
 
-    def make_batcher(self, items: np.ndarray, sampling: SamplingOptions) -> SeedBatcher:
-        """Groups of ``items``, filled where there is a prior."""
-        num_nodes, fill = self.store.num_nodes, self.prior is not None
-        return SeedBatcher(items, num_nodes, self.prior, sampling, seed=self.fit.seed, fill=fill)
+    def make_batcher(self, items: np.ndarray, sampling: SamplingOptions, *, filled: bool) -> SeedBatcher:
+        """Groups of ``items``, ``filled`` by the prior or as they are."""
+        prior = self.prior if filled else None
+        return SeedBatcher(items, self.store.num_nodes, prior, sampling, seed=self.fit.seed, fill=filled)
 
     def forward(
         self, on_chunk: Callable[[], None] = lambda: None, rows: GraphDataSource | None = None

@@ -10,12 +10,14 @@ from torch import Tensor, nn
 from optimag_dist.imported import load_kind
 from optimag_dist.options import OptionsOfKind, section
 from optimag_dist.types import InputError
-from optimag_dist.ufgw import LocalOptions, TransportOptions, UFGWOptions
+from optimag_dist.ufgw import AlignmentOptions, LocalOptions, UFGWOptions
+from optimag_dist.ufgw.options import RobustOptions
 
 # Kind → where its module stands.
 REGULARISERS = {
+    "robust": "optimag_dist.ufgw:RobustRegulariser",
     "local": "optimag_dist.ufgw:LocalRegulariser",
-    "transport": "optimag_dist.ufgw:TransportRegulariser",
+    "ufgw": "optimag_dist.ufgw:UFGWRegulariser",
 }
 
 
@@ -23,22 +25,34 @@ class RegulariserOptions(OptionsOfKind):
     """What every regulariser has.
 
     Attributes:
-        weight: λ, factor of the regulariser in the loss; 0 trains without it.
+        weight: λ, factor of the regulariser in the loss; 0 trains without it. Default: whatever gives it its ``share``.
+        share: of the encoders' gradient, as a multiple of the task's (:mod:`optimag_dist.train.share`); 0 trains
+            without the regulariser. A given weight stands as it is.
+        warm_up: epochs over which the share rises from 0, and before which no fit's patience runs.
     """
 
-    weight: float = Field(1.0, ge=0, allow_inf_nan=False)
+    weight: float | None = Field(None, ge=0, allow_inf_nan=False)
+    share: float = Field(1.0, ge=0, allow_inf_nan=False)
+    warm_up: int = Field(5, ge=0)
+
+    @property
+    def active(self) -> bool:
+        """Whether there is one in the loss."""
+        return (self.share if self.weight is None else self.weight) > 0
 
 
-def _section_of(options: type[UFGWOptions], kind: str, name: str) -> type[RegulariserOptions]:
+def _section_of(options: type[AlignmentOptions], kind: str, name: str) -> type[RegulariserOptions]:
     """The section with the keys, defaults and bounds of ``options``; pickled as ``name`` of this module."""
-    keys: dict[str, Any] = {each.name: (each.type, Field(each.default, **each.metadata)) for each in fields(options)}
+    own = (each for each in fields(options) if each.name not in RegulariserOptions.model_fields)
+    keys: dict[str, Any] = {each.name: (each.type, Field(each.default, **each.metadata)) for each in own}
     keys["kind"] = (str, kind)
     return create_model(name, __base__=RegulariserOptions, __module__=__name__, __doc__=options.__doc__, **keys)
 
 
 LocalSection = _section_of(LocalOptions, "local", "LocalSection")
-TransportSection = _section_of(TransportOptions, "transport", "TransportSection")
-_SECTIONS = {"local": LocalSection, "transport": TransportSection}
+UFGWSection = _section_of(UFGWOptions, "ufgw", "UFGWSection")
+RobustSection = _section_of(RobustOptions, "robust", "RobustSection")
+_SECTIONS = {"local": LocalSection, "ufgw": UFGWSection, "robust": RobustSection}
 
 
 def _options_of(kind: str) -> type[RegulariserOptions]:
@@ -52,15 +66,16 @@ def _options_of(kind: str) -> type[RegulariserOptions]:
 
 AnyRegulariser: TypeAlias = Annotated[
     RegulariserOptions,
-    section(_options_of, "local", "needed a section of the regulariser, such as {weight: 50}"),
+    section(_options_of, "robust", "needed a section of the regulariser, such as {weight: 50}"),
     SerializeAsAny(),
 ]
 
 
 def make_regulariser(options: RegulariserOptions) -> nn.Module:
     """The module that ``options`` mean: ``(embeddings, proximity, present)`` → its weighted value, as of
-    :class:`~optimag_dist.ufgw.UFGWRegulariser`. ``InputError`` where a user's constructor does not take its options."""
-    settings = options.model_dump(exclude={"kind"})
+    :class:`~optimag_dist.ufgw.AlignmentRegulariser`; of weight 1 where none is given. ``InputError`` where a user's
+    constructor does not take its options."""
+    settings = {"weight": 1.0} | options.model_dump(exclude={"kind", "share", "warm_up"}, exclude_none=True)
     cls: Any = load_kind(options.kind, REGULARISERS, nn.Module, "regulariser.kind")
     if options.kind in REGULARISERS:
         module: nn.Module = cls(cls.options_class(**settings))

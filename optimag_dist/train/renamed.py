@@ -5,7 +5,7 @@ from dataclasses import fields
 from typing import Any
 
 from optimag_dist.options import merge
-from optimag_dist.ufgw import LocalOptions, TransportOptions
+from optimag_dist.ufgw import LocalOptions, UFGWOptions
 
 # Old key → where it is now.
 RENAMED = {
@@ -25,8 +25,15 @@ RENAMED = {
     "regulariser.plan": "regulariser.kind",
     "regulariser.prior": "regulariser.anchor",
 }
-_KINDS = {"local": LocalOptions, "transport": TransportOptions}
+# The one kind that there was, whose ``plan`` was one of these.
 _OLD_KIND = "ufgw"
+_PLANS = {"local": LocalOptions, "transport": UFGWOptions}
+_KINDS = {"local": "local", "transport": "ufgw"}
+# What a configuration of that kind held besides its own plan's options.
+_OLD_DEFAULTS = {
+    **{"weight": 50.0, "alpha": 0.6, "rho": 0.5, "delta": 1e-5, "agreement": 0.6, "consistency": 0.0},
+    **{"differentiate": False, "tau": 0.5, "epsilon": 0.01, "anchor": "ppr", "n_outer": 5, "n_sinkhorn": 20},
+}
 
 
 def refuse_renamed(data: Mapping[str, Any]) -> None:
@@ -42,8 +49,6 @@ def _moved(data: Mapping[str, Any], before: str) -> Iterator[str]:
         for old, new in RENAMED.items():
             if dotted == old or dotted.endswith(f".{old}"):
                 yield f"key {dotted!r} is now {dotted.removesuffix(old) + new!r}"
-        if f".{dotted}".endswith(".regulariser.kind") and value == _OLD_KIND:
-            yield f"{dotted}={_OLD_KIND} is now {' or '.join(_KINDS)}"
         if isinstance(value, Mapping):
             yield from _moved(value, f"{dotted}.")
 
@@ -71,10 +76,11 @@ def _converted(data: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, An
         # Beside another kind than that of the base, the keys that both have were kept.
         regulariser = merge({"": base["regulariser"]}, {"": changes})[""]
         if regulariser.get("kind", _OLD_KIND) == _OLD_KIND:
-            kind = str(regulariser.get("plan", "local"))
+            plan = str(regulariser.get("plan", "local"))
             renamed = {**regulariser, "anchor": regulariser.get("prior", "ppr")}
-            known = {each.name for each in fields(_KINDS[kind])} if kind in _KINDS else set()
-            regulariser = {"kind": kind, **{name: value for name, value in renamed.items() if name in known}}
+            known = {each.name for each in fields(_PLANS[plan])} if plan in _PLANS else set()
+            kept = {name: value for name, value in renamed.items() if name in known}
+            regulariser = {"kind": _KINDS.get(plan, plan), **kept}
         found["regulariser"] = regulariser
     return found
 
@@ -84,10 +90,13 @@ def in_old_layout(data: Mapping[str, Any]) -> dict[str, Any]:
     it."""
     sampling = {"anchors" if key == "targets" else key: value for key, value in data["sampling"].items()}
     regulariser, train = dict(data["regulariser"]), {**data["optim"], "eval_every": data["train"]["eval_every"]}
-    if regulariser["kind"] in _KINDS:
-        plan = regulariser.pop("kind")
-        defaults = {each.name: each.default for kind in _KINDS.values() for each in fields(kind)}
-        regulariser = {**defaults, **regulariser, "plan": plan}
-        regulariser["prior"] = regulariser.pop("anchor")
+    plans = {kind: plan for plan, kind in _KINDS.items()}
+    if regulariser.get("weight") is not None:
+        # Of a share nothing is left where the weight is given.
+        regulariser = {key: value for key, value in regulariser.items() if key not in ("share", "warm_up")}
+        if plan := plans.get(regulariser["kind"]):
+            regulariser = {**_OLD_DEFAULTS, **regulariser, "plan": plan}
+            regulariser["prior"] = regulariser.pop("anchor")
+            del regulariser["kind"]
     kept = {name: section for name, section in data.items() if name != "optim"}
     return {**kept, "sampling": sampling, "regulariser": regulariser, "train": train}

@@ -110,7 +110,9 @@ def priors_needed(config: RunConfig, options: SweepOptions, points: list[Point] 
     if points is None:
         ppr = {k: d.arguments for k, d in options.space.items() if k.startswith("ppr.") or k == VARIANT}
         points = [dict(zip(ppr, values, strict=True)) for values in itertools.product(*ppr.values())]
-        weight = "regulariser.weight"
-        points = [{**point, weight: 1.0} for point in points] if weight in options.space else points
+        weighed: dict[str, Any] = {
+            key: 1.0 for key in ("regulariser.weight", "regulariser.share") if key in options.space
+        }
+        points = [{**point, **weighed} for point in points]
     configs = [configure(config, point, "space") for point in points]
     return list(dict.fromkeys(c.ppr for c in configs if c.needs_ppr))

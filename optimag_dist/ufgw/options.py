@@ -14,14 +14,14 @@ _NOT_NEGATIVE = {"ge": 0, "allow_inf_nan": False}
 
 
 @dataclass(frozen=True, kw_only=True)
-class UFGWOptions:
+class AlignmentOptions:
     """What both kinds have.
 
     Attributes:
         weight: λ, factor of the whole term; 0 trains without it.
-        alpha: weight of structure, 0 to 1; of ``transport`` against the anchor cost.
+        alpha: weight of structure, 0 to 1; of ``ufgw`` against the anchor cost.
         rho: weight of the marginals; small lets conflicting nodes lose mass cheaply, infinity keeps all of it (of
-            ``transport``: as far as the solver's budget takes it).
+            ``ufgw``: as far as the solver's budget takes it).
         delta: floor under PPR values in the graph cost.
 
     Raises:
@@ -42,7 +42,7 @@ class UFGWOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LocalOptions(UFGWOptions):
+class LocalOptions(AlignmentOptions):
     """Plans that leave mass where it is, and judge a node by its neighbourhood (:mod:`optimag_dist.ufgw.local`).
 
     Attributes:
@@ -57,7 +57,7 @@ class LocalOptions(UFGWOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TransportOptions(UFGWOptions):
+class UFGWOptions(AlignmentOptions):
     """The published problem, whose plans may also move mass to other nodes.
 
     Attributes:
@@ -72,6 +72,24 @@ class TransportOptions(UFGWOptions):
     anchor: AnchorCostKind = "ppr"
     n_outer: int = field(default=5, metadata={"ge": 1})
     n_sinkhorn: int = field(default=20, metadata={"ge": 1})
+
+
+@dataclass(frozen=True, kw_only=True)
+class RobustOptions(UFGWOptions):
+    """Transport between what nodes have that are trusted by their own neighbourhood (:mod:`optimag_dist.ufgw.local`).
+
+    Attributes:
+        rho: of trust; small lets conflicting nodes lose mass cheaply.
+        stiffness: weight of the marginals in transport, as a multiple of ``rho``.
+        agreement: γ, how much disagreement with the other modalities counts against a node.
+        n_outer, n_sinkhorn: fewer than the published problem needs: plans that trust has weighed settle at once.
+    """
+
+    rho: float = field(default=0.3, metadata={"gt": 0})
+    stiffness: float = field(default=20.0, metadata={"gt": 0})
+    agreement: float = field(default=0.6, metadata=_NOT_NEGATIVE)
+    n_outer: int = field(default=2, metadata={"ge": 1})
+    n_sinkhorn: int = field(default=10, metadata={"ge": 1})
 
 
 def _needed(kind: Any, bounds: Mapping[str, Any], name: str, value: object) -> str:

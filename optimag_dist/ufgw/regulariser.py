@@ -1,7 +1,7 @@
 """OptiMAG's regulariser: weight · Σ_m UFGW(π*_m), the plans held fixed (arXiv 2601.22856).
 
 Plans of :class:`LocalRegulariser` leave mass where it is (:mod:`optimag_dist.ufgw.local`): that finds conflicts, which
-the published problem hardly does, at a fraction of the cost. :class:`TransportRegulariser` is the published one. There
+the published problem hardly does, at a fraction of the cost. :class:`UFGWRegulariser` is the published one. There
 the gradient reaches the encoders through the modality costs alone,
 ∂/∂C̄_m(i,k) = 2α [C̄_m(i,k) r_i r_k − (π C̄_G πᵀ)_ik], r = π1: it pulls apart or together exactly the pairs whose
 distance disagrees with that of the nodes their mass was sent to, and leaves rejected nodes alone. It goes straight to
@@ -22,7 +22,7 @@ from optimag_dist.ufgw.backend import outside_graphs
 from optimag_dist.ufgw.costs import CosineCost, cosine_costs, graph_costs
 from optimag_dist.ufgw.local import LocalStatus, alignment, by_autograd, consistency, estimate_trust, near_weights
 from optimag_dist.ufgw.objective import structure_term
-from optimag_dist.ufgw.options import LocalOptions, TransportOptions, UFGWOptions
+from optimag_dist.ufgw.options import AlignmentOptions, LocalOptions, RobustOptions, UFGWOptions
 from optimag_dist.ufgw.plan import Plan
 from optimag_dist.ufgw.problem import Linearised, UFGWProblem
 from optimag_dist.ufgw.solution import SolverStatus, UFGWSolution
@@ -50,10 +50,10 @@ class UFGWDiagnostics:
     status: SolverStatus | LocalStatus
 
 
-class UFGWRegulariser(nn.Module, ABC):
+class AlignmentRegulariser(nn.Module, ABC):
     """Aligns the structure within each modality with the graph's, over one group of nodes. No parameters of its own."""
 
-    def __init__(self, options: UFGWOptions) -> None:
+    def __init__(self, options: AlignmentOptions) -> None:
         super().__init__()
         self.options = options
         self._last: UFGWDiagnostics | None = None
@@ -131,7 +131,7 @@ class _Found(NamedTuple):
     status: SolverStatus | LocalStatus
 
 
-class LocalRegulariser(UFGWRegulariser):
+class LocalRegulariser(AlignmentRegulariser):
     """Mass stays where it is or is given up."""
 
     options_class = LocalOptions
@@ -168,45 +168,88 @@ class LocalRegulariser(UFGWRegulariser):
         return _Found(value, kept, kept, parts, healthy, status)
 
 
-class TransportRegulariser(UFGWRegulariser):
-    """Mass may also move to other nodes."""
+class UFGWRegulariser(AlignmentRegulariser):
+    """The published problem: mass may also move to other nodes."""
 
-    options_class = TransportOptions
-    options: TransportOptions
+    options_class = UFGWOptions
+    options: UFGWOptions
 
-    def __init__(self, options: TransportOptions = TransportOptions()) -> None:
+    def __init__(self, options: UFGWOptions = UFGWOptions()) -> None:
         super().__init__(options)
 
     def _find(self, C_m: CosineCost, proximity: Tensor, present: Tensor, checks: DeferredChecks) -> _Found:
         anyone = present.any(1)
-        problem, plan, linearised, solution = self._solved(C_m, proximity, present, checks)
+        # A modality that nobody has is solved over everybody, and its value dropped: no branch on a device value.
+        marginal = (present | ~anyone[:, None]).to(C_m.dtype)
+        marginal = marginal / marginal.sum(1, keepdim=True)
+        with torch.no_grad():
+            trust, marginal = self._trusted(C_m, proximity, marginal)
+        problem, plan, linearised, solution = self._solved(C_m, proximity, marginal, checks)
         fixed, healthy = CosineCost(C_m.directions.detach(), C_m.weights), solution.status.healthy
 
         def again() -> tuple[UFGWProblem, Plan]:
-            return self._solved(fixed, proximity, present, DeferredChecks())[:2]
+            return self._solved(fixed, proximity, marginal, DeferredChecks())[:2]
 
         structure = structure_term(C_m, problem, plan, linearised, healthy, again)
         constant = solution.objective - solution.parts["quadratic"]
         # What could not be solved is told by the status; as NaN it would end up in every weight.
         value = torch.where(anyone & healthy, self.options.alpha * structure + constant, 0.0)
-        return _Found(value, solution.kept_mass, solution.received_mass, solution.parts, anyone, solution.status)
+        kept, received = trust * solution.kept_mass, trust * solution.received_mass
+        return _Found(value, kept, received, solution.parts, anyone, solution.status)
+
+    @property
+    def _rho(self) -> float:
+        return self.options.rho
+
+    def _trusted(self, C_m: CosineCost, proximity: Tensor, marginal: Tensor) -> tuple[Tensor, Tensor]:
+        """Share of its ``marginal`` that a node has, and these shares as marginals (b, N) that sum to 1."""
+        return torch.ones_like(marginal), marginal
 
     @torch.no_grad()
     def _solved(
-        self, C_m: CosineCost, proximity: Tensor, masks: Tensor, checks: DeferredChecks
+        self, C_m: CosineCost, proximity: Tensor, marginal: Tensor, checks: DeferredChecks
     ) -> tuple[UFGWProblem, Plan, Linearised, UFGWSolution]:
-        # A modality that nobody has is solved over everybody, and its value dropped: no branch on a device value.
-        weights = (masks | ~masks.any(1, keepdim=True)).to(C_m.dtype)
-        marginal = weights / weights.sum(1, keepdim=True)
         options = self.options
         C_G, M = graph_costs(proximity, delta=options.delta, tau=options.tau, anchor=options.anchor)
-        rho = torch.full_like(marginal[:1, :1], options.rho)
+        rho = torch.full_like(marginal[:1, :1], self._rho)
         alpha, epsilon = options.alpha, options.epsilon
         problem = UFGWProblem.build(C_m, C_G, M, marginal, marginal, rho, rho, alpha=alpha, epsilon=epsilon)
         state = solve(problem, Budget(options.n_outer, options.n_sinkhorn), checks)
         solution = report(problem, state, None)
         assert state.plan is not None  # at least one step was taken
         return problem, state.plan, state.linearised, solution
+
+
+class RobustRegulariser(UFGWRegulariser):
+    """Mass may move to other nodes; how much a node has to begin with is its trust, by its own neighbourhood.
+
+    In the published problem every node is compared with all nodes of the group, and what conflicts with a few
+    neighbours drowns among hundreds of pairs that say nothing. Marginals μ·k say it: as KL(r | μk) = KL(r | μ) −
+    Σ r log k up to a constant, that is a linear term −ρ log k(i) for every unit of mass at node i, see
+    :mod:`optimag_dist.ufgw.local`.
+    """
+
+    options_class = RobustOptions
+    options: RobustOptions
+
+    def __init__(self, options: RobustOptions = RobustOptions()) -> None:
+        super().__init__(options)
+
+    @property
+    def _rho(self) -> float:
+        return self.options.rho * self.options.stiffness
+
+    def _trusted(self, C_m: CosineCost, proximity: Tensor, marginal: Tensor) -> tuple[Tensor, Tensor]:
+        options = self.options
+        weights, near = near_weights(proximity), {"alpha": options.alpha, "rho": options.rho}
+        trust = estimate_trust(C_m.dense(), weights, marginal, agreement=options.agreement, **near).kept
+        kept = trust * marginal
+        # Where nobody is trusted the plan is of no use, and its status says so.
+        return trust, torch.where(kept.sum(1, keepdim=True) > 0, _normalised(kept), marginal)
+
+
+def _normalised(x: Tensor) -> Tensor:
+    return x / x.sum(1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny ** 0.5)
 
 
 def _check_shapes(embeddings: Mapping[str, Tensor], proximity: Tensor, present: Mapping[str, Tensor] | None) -> None:

@@ -80,7 +80,7 @@ def solve_ufgw(
                   + ρ KL(π1 ‖ μ) + ρ KL(πᵀ1 ‖ ν)  +  ε KL(π ‖ μ⊗ν)
 
     The problem is not convex: the answer is a stationary point reached from π = μ⊗ν. Nothing here is differentiated;
-    the gradient to the embeddings at a fixed plan is in :class:`~optimag_dist.ufgw.UFGWRegulariser`.
+    the gradient to the embeddings at a fixed plan is in :class:`~optimag_dist.ufgw.AlignmentRegulariser`.
 
     Args:
         C_m: structure of the modality. A tensor (N, N) or (batch, N, N), symmetric, ≥ 0, float32 or float64 (half

@@ -135,7 +135,7 @@ def test_the_neighbours_mean_is_that_of_unit_vectors(sparse: Graph) -> None:
 # -- kept mass ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["local", "transport"])
+@pytest.mark.parametrize("kind", ["local", "ufgw"])
 def test_one_group_of_all_nodes_keeps_what_the_regulariser_says_of_the_graph(sparse: Graph, kind: str) -> None:
     n = sparse.store.num_nodes
     config = VariantConfig.model_validate(

@@ -116,20 +116,18 @@ def test_the_fingerprint_tells_what_decides_the_weights(tmp_path: Path) -> None:
 
 
 def test_a_section_whose_kind_changes_starts_anew(tmp_path: Path) -> None:
-    config = _load(
-        tmp_path, regulariser={"agreement": 2, "weight": 7}, variants={"sent": {"regulariser.kind": "transport"}}
-    )
+    config = _load(tmp_path, regulariser={"agreement": 2, "weight": 7}, variants={"sent": {"regulariser.kind": "ufgw"}})
     assert (config.regulariser.kind, config.regulariser.agreement, config.regulariser.weight) == ("local", 2, 7)
     sent = config.resolve()["sent"].regulariser
-    assert (sent.kind, sent.weight, sent.tau) == ("transport", 50, 0.5)
+    assert (sent.kind, sent.weight, sent.tau) == ("ufgw", 50, 0.5)
     assert pickle.loads(pickle.dumps(sent)) == sent
     message = r"variants.sent: unknown key 'regulariser.agreement'; .*known here: alpha, anchor, delta, epsilon, kind"
     with pytest.raises(InputError, match=message):
-        _load(tmp_path, variants={"sent": {"regulariser.kind": "transport", "regulariser.agreement": 1}})
+        _load(tmp_path, variants={"sent": {"regulariser.kind": "ufgw", "regulariser.agreement": 1}})
 
 
 def test_keys_that_have_moved_are_all_named(tmp_path: Path) -> None:
-    old = {"train": {"workers": 1, "epochs": 3}, "regulariser": {"plan": "transport", "tau": 1}}
+    old = {"train": {"workers": 1, "epochs": 3}, "regulariser": {"plan": "ufgw", "tau": 1}}
     old["sampling"] = {"anchors": 8}
     with pytest.raises(InputError) as told:
         _load(tmp_path, "train.checkpoint_every_s=5", **old, variants={"on": {"regulariser.prior": "identity"}})
@@ -187,7 +185,7 @@ def test_a_run_of_before_is_read_as_it_was_written(tmp_path: Path) -> None:
     variants = config.resolve()
     assert (variants["same"].regulariser.kind, variants["same"].regulariser.rho) == ("local", 0.2)
     # What both kinds have was not said anew with the kind.
-    sent = {"kind": "transport", "weight": 7, "alpha": 0.5, "rho": 0.2, "anchor": "identity"}
+    sent = {"kind": "ufgw", "weight": 7, "alpha": 0.5, "rho": 0.2, "anchor": "identity"}
     assert sent.items() <= variants["sent"].regulariser.model_dump().items()
     assert [v.optim.lr for v in variants.values()] == [0.02, 0.5, 0.02]
     assert [v.sampling.targets for v in variants.values()] == [48, 24, 48]

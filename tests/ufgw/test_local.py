@@ -515,8 +515,8 @@ def test_bad_options_are_named(option: dict, name: str) -> None:
 def test_it_says_which_options_its_plan_uses() -> None:
     assert "agreement=1.25" in repr(make_regulariser(agreement=1.25))
     assert "epsilon" not in repr(make_regulariser())
-    assert "epsilon=0.01" in repr(make_regulariser("transport"))
-    assert "agreement" not in repr(make_regulariser("transport"))
+    assert "epsilon=0.01" in repr(make_regulariser("ufgw"))
+    assert "agreement" not in repr(make_regulariser("ufgw"))
 
 
 @pytest.mark.parametrize("differentiate", [False, True])

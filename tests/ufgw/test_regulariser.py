@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from optimag_dist.ufgw import TransportRegulariser, UFGWRegulariser, anchor_cost, cosine_cost, graph_cost, solve_ufgw
+from optimag_dist.ufgw import AlignmentRegulariser, UFGWRegulariser, anchor_cost, cosine_cost, graph_cost, solve_ufgw
 
 from .ufgw_oracle import explicit_structure, make_regulariser
 
@@ -29,7 +29,7 @@ def embeddings(nodes: int, seed: int = 0, dtype: torch.dtype = torch.float64) ->
 
 def test_loss_is_the_sum_of_the_solved_objectives_and_its_gradient_that_of_the_explicit_one():
     Z = {name: z.requires_grad_() for name, z in embeddings(6).items()}
-    regulariser = make_regulariser("transport", alpha=0.5, rho=0.2, tau=1.0, epsilon=0.02, weight=0.3)
+    regulariser = make_regulariser("ufgw", alpha=0.5, rho=0.2, tau=1.0, epsilon=0.02, weight=0.3)
     loss = regulariser(Z, proximity(6))
     ours = torch.autograd.grad(loss, list(Z.values()))
 
@@ -53,7 +53,7 @@ def test_absent_nodes_are_left_out_exactly():
     present = torch.tensor([True, False, True, True, True, False, True])
     Z["image"][~present] = math.nan
     Z = {name: z.requires_grad_() for name, z in Z.items()}
-    regulariser = make_regulariser("transport", rho=0.1)
+    regulariser = make_regulariser("ufgw", rho=0.1)
     loss = regulariser(Z, proximity(7), {"image": present})
     loss.backward()
     assert (Z["image"].grad[~present] == 0).all()
@@ -72,7 +72,7 @@ def test_absent_nodes_are_left_out_exactly():
     torch.testing.assert_close(found.kept_mass["image"][present], cut.kept_mass, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("kind", ["local", "transport"])
+@pytest.mark.parametrize("kind", ["local", "ufgw"])
 def test_a_modality_nobody_has_adds_nothing(kind):
     Z = {name: z.requires_grad_() for name, z in embeddings(5).items()}
     nobody = torch.zeros(5, dtype=torch.bool)
@@ -87,7 +87,7 @@ def test_a_modality_nobody_has_adds_nothing(kind):
     assert all(float(part) == 0 for part in found.parts["image"].values())
 
 
-@pytest.mark.parametrize("kind", ["local", "transport"])
+@pytest.mark.parametrize("kind", ["local", "ufgw"])
 def test_one_node_and_collapsed_embeddings_are_finite(kind):
     for z in (torch.ones(1, 3), torch.ones(4, 3)):
         z.requires_grad_()
@@ -98,7 +98,7 @@ def test_one_node_and_collapsed_embeddings_are_finite(kind):
 
 
 def test_diagnostics_are_detached_and_the_module_copies():
-    regulariser = make_regulariser("transport", rho=0.1, weight=2.0)
+    regulariser = make_regulariser("ufgw", rho=0.1, weight=2.0)
     with pytest.raises(RuntimeError, match="call the regulariser"):
         regulariser.diagnostics()
     Z = {name: z.requires_grad_() for name, z in embeddings(6).items()}
@@ -117,7 +117,7 @@ def test_diagnostics_are_detached_and_the_module_copies():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_and_autocast_give_the_single_precision_loss(dtype):
     Z = {name: z.to(dtype).requires_grad_() for name, z in embeddings(8).items()}
-    regulariser = make_regulariser("transport", rho=0.1)
+    regulariser = make_regulariser("ufgw", rho=0.1)
     reference = regulariser({name: z.detach().float() for name, z in Z.items()}, proximity(8).float())
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = regulariser(Z, proximity(8).float())
@@ -129,7 +129,7 @@ def test_half_precision_and_autocast_give_the_single_precision_loss(dtype):
 
 def test_identity_prior_is_another_problem():
     Z = embeddings(6)
-    ppr, identity = (make_regulariser("transport", rho=0.1, anchor=anchor) for anchor in ("ppr", "identity"))
+    ppr, identity = (make_regulariser("ufgw", rho=0.1, anchor=anchor) for anchor in ("ppr", "identity"))
     assert float(identity(Z, proximity(6))) != float(ppr(Z, proximity(6)))
 
 
@@ -148,7 +148,7 @@ def test_identity_prior_is_another_problem():
         ({"present": {"text": torch.ones(4)}}, "needed bool"),
     ],
 )
-@pytest.mark.parametrize("kind", ["local", "transport"])
+@pytest.mark.parametrize("kind", ["local", "ufgw"])
 def test_bad_input_is_named(change, message, kind):
     arguments = {"embeddings": {"text": torch.rand(4, 2) + 1}, "proximity": torch.eye(4), **change}
     with pytest.raises(ValueError, match=message):
@@ -176,7 +176,7 @@ def test_bad_input_is_named(change, message, kind):
 )
 def test_bad_options_are_named(option):
     with pytest.raises(ValueError, match=next(iter(option))):
-        make_regulariser("local" if "agreement" in option else "transport", **option)
+        make_regulariser("local" if "agreement" in option else "ufgw", **option)
 
 
 def test_an_outlier_among_nearly_equal_embeddings_is_solved_in_single_precision_as_in_double():
@@ -187,7 +187,7 @@ def test_an_outlier_among_nearly_equal_embeddings_is_solved_in_single_precision_
         z = torch.ones(8, dtype=torch.float64) + 0.02 * noise
         z[0] = -z[0]
         z = z.to(dtype).requires_grad_()
-        regulariser = make_regulariser("transport", rho=0.02)
+        regulariser = make_regulariser("ufgw", rho=0.02)
         loss = regulariser({"image": z}, proximity(40).to(dtype))
         loss.backward()
         assert regulariser.diagnostics().status.log_domain.all()
@@ -198,9 +198,7 @@ def test_an_outlier_among_nearly_equal_embeddings_is_solved_in_single_precision_
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e20, 1e30])
-@pytest.mark.parametrize(
-    "options", [{"kind": "local", "differentiate": True}, {"kind": "local"}, {"kind": "transport"}]
-)
+@pytest.mark.parametrize("options", [{"kind": "local", "differentiate": True}, {"kind": "local"}, {"kind": "ufgw"}])
 def test_lengths_of_embeddings_do_not_matter_at_any_scale(options, scale):
     Z = {name: z.requires_grad_() for name, z in embeddings(8, dtype=torch.float32).items()}
     scaled = {name: (z.detach().double() * scale).float().requires_grad_() for name, z in Z.items()}
@@ -222,7 +220,7 @@ def test_halves_of_any_length_are_solved():
     torch.testing.assert_close(regulariser(tiny, proximity(8).float()), expected, rtol=0.02, atol=0)
 
 
-@pytest.mark.parametrize("kind", ["local", "transport"])
+@pytest.mark.parametrize("kind", ["local", "ufgw"])
 def test_a_row_of_zeros_is_an_absent_node(kind):
     Z = embeddings(7)
     Z["image"][4] = 0
@@ -240,11 +238,11 @@ def test_a_row_of_zeros_is_an_absent_node(kind):
     torch.testing.assert_close(ours(nobody, proximity(7)), ours({"text": nobody["text"]}, proximity(7)))
 
 
-def with_plans_held(regulariser: UFGWRegulariser, Z: dict[str, Tensor], prox: Tensor) -> Tensor:
+def with_plans_held(regulariser: AlignmentRegulariser, Z: dict[str, Tensor], prox: Tensor) -> Tensor:
     """What the regulariser says, in torch's operations, on plans that were found without a gradient."""
     C, C_G = {name: cosine_cost(z) for name, z in Z.items()}, graph_cost(prox)
     total, options = torch.zeros((), dtype=torch.float64), regulariser.options
-    if isinstance(regulariser, TransportRegulariser):
+    if isinstance(regulariser, UFGWRegulariser):
         for cost in C.values():
             found = solve_ufgw(
                 cost.detach(), C_G, anchor_cost(C_G), alpha=0.6, rho=options.rho, n_outer=options.n_outer
@@ -262,7 +260,7 @@ def with_plans_held(regulariser: UFGWRegulariser, Z: dict[str, Tensor], prox: Te
     return options.weight * (total + options.consistency * gap)
 
 
-@pytest.mark.parametrize("options", [{"kind": "local", "consistency": 0.7}, {"kind": "transport", "rho": 0.2}])
+@pytest.mark.parametrize("options", [{"kind": "local", "consistency": 0.7}, {"kind": "ufgw", "rho": 0.2}])
 def test_second_derivatives_are_those_with_the_plan_held_fixed(options):
     Z = {name: z.requires_grad_() for name, z in embeddings(7).items()}
     generator = torch.Generator().manual_seed(5)
@@ -336,6 +334,6 @@ def test_what_is_no_tensor_of_the_right_kind_is_named(change, message):
         make_regulariser()(arguments["embeddings"], arguments["proximity"], arguments.get("present"))
 
 
-@pytest.mark.parametrize("kind", ["local", "transport"])
+@pytest.mark.parametrize("kind", ["local", "ufgw"])
 def test_two_nodes_are_enough(kind):
     assert make_regulariser(kind)({"text": torch.eye(2)}, torch.eye(2)).isfinite()

@@ -437,7 +437,7 @@ def test_the_regularisers_gradient_is_that_of_the_explicit_objective_at_its_plan
     z = random_embeddings(1, nodes, dim, 0)[0].requires_grad_()
     present = random_present(1, nodes, 3)[0] if masked else torch.ones(nodes, dtype=torch.bool)
     ppr = random_proximity(nodes, 1, density=density)
-    regulariser = make_regulariser("transport", alpha=0.5, rho=0.2, tau=1.0, epsilon=0.02, weight=0.3)
+    regulariser = make_regulariser("ufgw", alpha=0.5, rho=0.2, tau=1.0, epsilon=0.02, weight=0.3)
     loss = regulariser({"text": z}, ppr, {"text": present})
     (ours,) = torch.autograd.grad(loss, z)
 

@@ -7,15 +7,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from optimag_dist.ufgw import LocalRegulariser, TransportRegulariser
+from optimag_dist.ufgw import LocalRegulariser, UFGWRegulariser
 
 Costs = tuple[Tensor, Tensor, Tensor]
 
 
-def make_regulariser(kind: str = "local", **options: Any) -> LocalRegulariser | TransportRegulariser:
+def make_regulariser(kind: str = "local", **options: Any) -> LocalRegulariser | UFGWRegulariser:
     """The regulariser of this kind with these options."""
-    cls: Any = {"local": LocalRegulariser, "transport": TransportRegulariser}[kind]
-    made: LocalRegulariser | TransportRegulariser = cls(cls.options_class(**options))
+    cls: Any = {"local": LocalRegulariser, "ufgw": UFGWRegulariser}[kind]
+    made: LocalRegulariser | UFGWRegulariser = cls(cls.options_class(**options))
     return made
 
 
