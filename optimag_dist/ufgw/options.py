@@ -82,14 +82,13 @@ class RobustOptions(UFGWOptions):
         rho: of trust; small lets conflicting nodes lose mass cheaply.
         stiffness: weight of the marginals in transport, as a multiple of ``rho``.
         agreement: γ, how much disagreement with the other modalities counts against a node.
-        n_outer, n_sinkhorn: fewer than the published problem needs: plans that trust has weighed settle at once.
+        epsilon: entropy; with less, plans between such masses are the identity.
     """
 
     rho: float = field(default=0.3, metadata={"gt": 0})
-    stiffness: float = field(default=20.0, metadata={"gt": 0})
+    stiffness: float = field(default=10.0, metadata={"gt": 0})
     agreement: float = field(default=0.6, metadata=_NOT_NEGATIVE)
-    n_outer: int = field(default=2, metadata={"ge": 1})
-    n_sinkhorn: int = field(default=10, metadata={"ge": 1})
+    epsilon: float = field(default=0.03, metadata=_POSITIVE)
 
 
 def _needed(kind: Any, bounds: Mapping[str, Any], name: str, value: object) -> str:
