@@ -183,7 +183,7 @@ class UFGWRegulariser(AlignmentRegulariser):
         marginal = (present | ~anyone[:, None]).to(C_m.dtype)
         marginal = marginal / marginal.sum(1, keepdim=True)
         with torch.no_grad():
-            trust, marginal = self._trusted(C_m, proximity, marginal)
+            trust, marginal = self._trusted(C_m, proximity, present, marginal)
         problem, plan, linearised, solution = self._solved(C_m, proximity, marginal, checks)
         fixed, healthy = CosineCost(C_m.directions.detach(), C_m.weights), solution.status.healthy
 
@@ -201,7 +201,7 @@ class UFGWRegulariser(AlignmentRegulariser):
     def _rho(self) -> float:
         return self.options.rho
 
-    def _trusted(self, C_m: CosineCost, proximity: Tensor, marginal: Tensor) -> tuple[Tensor, Tensor]:
+    def _trusted(self, C_m: CosineCost, proximity: Tensor, present: Tensor, marginal: Tensor) -> tuple[Tensor, Tensor]:
         """Share of its ``marginal`` that a node has, and these shares as marginals (b, N) that sum to 1."""
         return torch.ones_like(marginal), marginal
 
@@ -239,10 +239,11 @@ class RobustRegulariser(UFGWRegulariser):
     def _rho(self) -> float:
         return self.options.rho * self.options.stiffness
 
-    def _trusted(self, C_m: CosineCost, proximity: Tensor, marginal: Tensor) -> tuple[Tensor, Tensor]:
+    def _trusted(self, C_m: CosineCost, proximity: Tensor, present: Tensor, marginal: Tensor) -> tuple[Tensor, Tensor]:
         options = self.options
         weights, near = near_weights(proximity), {"alpha": options.alpha, "rho": options.rho}
-        trust = estimate_trust(C_m.dense(), weights, marginal, agreement=options.agreement, **near).kept
+        # A modality that nobody has disagrees with none.
+        trust = estimate_trust(C_m.dense(), weights, present * marginal, agreement=options.agreement, **near).kept
         kept = trust * marginal
         # Where nobody is trusted the plan is of no use, and its status says so.
         return trust, torch.where(kept.sum(1, keepdim=True) > 0, _normalised(kept), marginal)

@@ -131,6 +131,7 @@ def test_the_steps_never_wait_for_the_device():
     "options",
     [
         {"kind": "ufgw", "rho": 0.1, "tau": 1.0, "epsilon": 0.05},
+        {"kind": "robust"},
         {"kind": "local", "consistency": 0.5},
         {"kind": "local", "consistency": 0.5, "differentiate": True},
     ],

@@ -72,7 +72,7 @@ def test_absent_nodes_are_left_out_exactly():
     torch.testing.assert_close(found.kept_mass["image"][present], cut.kept_mass, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("kind", ["local", "ufgw"])
+@pytest.mark.parametrize("kind", ["local", "ufgw", "robust"])
 def test_a_modality_nobody_has_adds_nothing(kind):
     Z = {name: z.requires_grad_() for name, z in embeddings(5).items()}
     nobody = torch.zeros(5, dtype=torch.bool)
@@ -87,7 +87,7 @@ def test_a_modality_nobody_has_adds_nothing(kind):
     assert all(float(part) == 0 for part in found.parts["image"].values())
 
 
-@pytest.mark.parametrize("kind", ["local", "ufgw"])
+@pytest.mark.parametrize("kind", ["local", "ufgw", "robust"])
 def test_one_node_and_collapsed_embeddings_are_finite(kind):
     for z in (torch.ones(1, 3), torch.ones(4, 3)):
         z.requires_grad_()
@@ -148,7 +148,7 @@ def test_identity_prior_is_another_problem():
         ({"present": {"text": torch.ones(4)}}, "needed bool"),
     ],
 )
-@pytest.mark.parametrize("kind", ["local", "ufgw"])
+@pytest.mark.parametrize("kind", ["local", "ufgw", "robust"])
 def test_bad_input_is_named(change, message, kind):
     arguments = {"embeddings": {"text": torch.rand(4, 2) + 1}, "proximity": torch.eye(4), **change}
     with pytest.raises(ValueError, match=message):
@@ -197,8 +197,11 @@ def test_an_outlier_among_nearly_equal_embeddings_is_solved_in_single_precision_
         torch.testing.assert_close(single, double, rtol=2e-3, atol=2e-4)
 
 
+OF_EACH_KIND = [{"kind": "local", "differentiate": True}, {"kind": "local"}, {"kind": "ufgw"}, {"kind": "robust"}]
+
+
 @pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e20, 1e30])
-@pytest.mark.parametrize("options", [{"kind": "local", "differentiate": True}, {"kind": "local"}, {"kind": "ufgw"}])
+@pytest.mark.parametrize("options", OF_EACH_KIND)
 def test_lengths_of_embeddings_do_not_matter_at_any_scale(options, scale):
     Z = {name: z.requires_grad_() for name, z in embeddings(8, dtype=torch.float32).items()}
     scaled = {name: (z.detach().double() * scale).float().requires_grad_() for name, z in Z.items()}
@@ -220,7 +223,7 @@ def test_halves_of_any_length_are_solved():
     torch.testing.assert_close(regulariser(tiny, proximity(8).float()), expected, rtol=0.02, atol=0)
 
 
-@pytest.mark.parametrize("kind", ["local", "ufgw"])
+@pytest.mark.parametrize("kind", ["local", "ufgw", "robust"])
 def test_a_row_of_zeros_is_an_absent_node(kind):
     Z = embeddings(7)
     Z["image"][4] = 0
@@ -334,6 +337,6 @@ def test_what_is_no_tensor_of_the_right_kind_is_named(change, message):
         make_regulariser()(arguments["embeddings"], arguments["proximity"], arguments.get("present"))
 
 
-@pytest.mark.parametrize("kind", ["local", "ufgw"])
+@pytest.mark.parametrize("kind", ["local", "ufgw", "robust"])
 def test_two_nodes_are_enough(kind):
     assert make_regulariser(kind)({"text": torch.eye(2)}, torch.eye(2)).isfinite()

@@ -7,14 +7,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from optimag_dist.ufgw import LocalRegulariser, UFGWRegulariser
+from optimag_dist.ufgw import LocalRegulariser, RobustRegulariser, UFGWRegulariser
 
 Costs = tuple[Tensor, Tensor, Tensor]
 
 
 def make_regulariser(kind: str = "local", **options: Any) -> LocalRegulariser | UFGWRegulariser:
     """The regulariser of this kind with these options."""
-    cls: Any = {"local": LocalRegulariser, "ufgw": UFGWRegulariser}[kind]
+    cls: Any = {"local": LocalRegulariser, "ufgw": UFGWRegulariser, "robust": RobustRegulariser}[kind]
     made: LocalRegulariser | UFGWRegulariser = cls(cls.options_class(**options))
     return made
 
