@@ -69,6 +69,8 @@ def test_a_users_section_is_kept_as_one_of_ours(here: Path, recipe: dict, monkey
     assert config.regulariser.model_dump() == {
         "kind": f"{here}/my_regulariser.py:Smooth",
         "weight": 0.5,
+        "share": 1.0,
+        "warm_up": 5,
         "power": 2.0,
     }
     dump_options(config, here / "config.yaml")
@@ -135,12 +137,12 @@ def test_an_importer_is_one_function(here: Path) -> None:
         ({"task": {"kind": "my_task.py:Degree", "offset": "x"}}, r"key 'task.offset': .*valid number.*got 'x'"),
         (
             {"regulariser": {"kind": "smooth"}},
-            r"key 'regulariser': .*unknown 'smooth'; known: local, transport, or your",
+            r"key 'regulariser': .*unknown 'smooth'; known: robust, local, ufgw, or your",
         ),
         ({"regulariser": {"kind": "my_regulariser.py:Smooth", "weight": -1}}, r"'regulariser.weight': .*greater"),
         (
             {"regulariser": {"kind": "my_regulariser.py:Smooth", "rho": 1}},
-            r"unknown key 'regulariser.rho'; .*known here: kind, power, weight",
+            r"unknown key 'regulariser.rho'; .*known here: kind, power, share, warm_up, weight",
         ),
         ({"regulariser": {"kind": "my_regulariser.py:SmoothOptions"}}, r"needed a subclass of torch.nn.*Module"),
     ],

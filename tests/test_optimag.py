@@ -7,11 +7,11 @@ import pytest
 import torch
 from scipy.sparse import coo_array
 
-from optimag_dist import LocalOptions, OptiMAG, UFGWOptions
+from optimag_dist import LocalOptions, OptiMAG, RobustOptions, UFGWOptions
 from optimag_dist.ppr import PPRArtefact, PPROptions, ppr_topk
 from optimag_dist.ppr.artefact import artefact_key, block_name, write_block
 from optimag_dist.types import InputError
-from optimag_dist.ufgw import LocalRegulariser, UFGWRegulariser
+from optimag_dist.ufgw import LocalRegulariser, RobustRegulariser, UFGWRegulariser
 
 torch.set_num_threads(1)
 
@@ -40,6 +40,7 @@ def embeddings(nodes: int) -> dict[str, torch.Tensor]:
     ("make", "options"),
     [
         (UFGWRegulariser, UFGWOptions(rho=0.2, weight=0.5)),
+        (RobustRegulariser, RobustOptions(rho=0.2, weight=0.5, agreement=0.7, stiffness=10)),
         (
             LocalRegulariser,
             LocalOptions(rho=0.2, weight=0.5, agreement=0.7, consistency=0.4, differentiate=True),
@@ -108,7 +109,7 @@ def test_an_embedding_of_length_zero_is_an_absent_one():
     Z = embeddings(5)
     Z["image"][3] = 0
     present = torch.tensor([True, True, True, False, True])
-    for options in (LocalOptions(), UFGWOptions()):
+    for options in (RobustOptions(), LocalOptions(), UFGWOptions()):
         optimag, marked = OptiMAG(dense_prior(), options), OptiMAG(dense_prior(), options)
         loss = optimag(Z, torch.arange(5))
         torch.testing.assert_close(loss, marked(Z, torch.arange(5), {"image": present}), rtol=0, atol=0)
@@ -147,7 +148,7 @@ def test_reads_an_artefact_by_its_path(tmp_path):
 
 
 def test_options_of_another_class_are_named():
-    with pytest.raises(InputError, match="options: got dict, needed LocalOptions or UFGWOptions"):
+    with pytest.raises(InputError, match="options: got dict, needed RobustOptions, UFGWOptions or LocalOptions"):
         OptiMAG(dense_prior(), {"rho": 0.2})
 
 

@@ -135,7 +135,7 @@ def test_the_neighbours_mean_is_that_of_unit_vectors(sparse: Graph) -> None:
 # -- kept mass ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["local", "ufgw"])
+@pytest.mark.parametrize("kind", ["local", "ufgw", "robust"])
 def test_one_group_of_all_nodes_keeps_what_the_regulariser_says_of_the_graph(sparse: Graph, kind: str) -> None:
     n = sparse.store.num_nodes
     config = VariantConfig.model_validate(
@@ -164,9 +164,11 @@ def clear(plant: Plant) -> Graph:
     return plant(nodes=400, degree=12, homophily=0.95, noise=0.3, conflicts=0.2, missing=0.1, seed=1)
 
 
-def test_every_node_is_a_target_once_and_conflicts_are_found(clear: Graph) -> None:
-    config = VariantConfig.model_validate({"sampling": {"groups": 3, "targets": 16, "group_size": 256}})
-    assert config.regulariser.kind == "local"
+@pytest.mark.parametrize("kind", ["robust", "local"])
+def test_every_node_is_a_target_once_and_conflicts_are_found(clear: Graph, kind: str) -> None:
+    config = VariantConfig.model_validate(
+        {"sampling": {"groups": 3, "targets": 16, "group_size": 256}, "regulariser": {"kind": kind}}
+    )
     kept = kept_mass(clear.store, clear.ppr, config, seed=0)
     for m, values in kept.items():
         assert (np.isfinite(values) == clear.store.present(m)).all()

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from optimag_dist.options import dump_options, load_options
-from optimag_dist.train.options import RunConfig, fingerprint
+from optimag_dist.train.options import RunConfig, VariantConfig, fingerprint
 from optimag_dist.types import InputError
 
 BASE = {
@@ -31,7 +31,9 @@ def test_a_variant_changes_its_keys_and_keeps_the_rest(tmp_path: Path) -> None:
     assert variants["off"].regulariser.weight == 0
     assert not variants["off"].needs_ppr
     assert variants["on"].regulariser.rho == 0.5
-    assert variants["on"].regulariser.weight > 0
+    assert variants["on"].regulariser.weight is None
+    assert variants["on"].regulariser.share > 0
+    assert variants["on"].needs_ppr
     assert variants["on"].model.backbone == "gcn"
     assert {v.train.epochs for v in variants.values()} == {7}
     assert {v.optim.lr for v in variants.values()} == {0.5}
@@ -110,16 +112,40 @@ def test_the_fingerprint_tells_what_decides_the_weights(tmp_path: Path) -> None:
         return fingerprint(_load(tmp_path, *overrides).resolve()["on"], seed)
 
     assert of() == of("train.epochs=50", "workers.count=2", "checkpoint.every=3")
-    # Of options that there were in all versions it stays, and so do the fits that are named by it.
-    assert of() == "9363adc46ebe59ea"
     assert len({of(), of(seed=1), of("optim.lr=0.5"), of("sampling.groups=3"), of("ppr.k=8")}) == 5
+    # A share decides the weights only where no weight is given, which stands as it is.
+    weighed = "regulariser.weight=50"
+    assert len({of(), of("regulariser.share=2"), of("regulariser.warm_up=3"), of(weighed)}) == 4
+    assert of(weighed) == of(weighed, "regulariser.share=2", "regulariser.warm_up=3")
+    # Of options that there were in all versions it stays, and so do the fits that are named by it.
+    assert of(weighed, "regulariser.kind=local") == "9363adc46ebe59ea"
+
+
+@pytest.mark.parametrize(
+    ("regulariser", "expected"),
+    [
+        ({"kind": "local", "weight": 0}, "1626f9034c2456f8"),
+        ({"kind": "local", "weight": 50, "agreement": 2, "differentiate": True}, "fdad855fd44cdb30"),
+        ({"kind": "ufgw", "weight": 50}, "93798ae8b23d2978"),
+        ({"kind": "ufgw", "weight": 3, "anchor": "identity", "n_outer": 7, "rho": 0.1}, "2a905508d1aa4574"),
+    ],
+)
+def test_fits_of_earlier_versions_keep_their_fingerprint(regulariser: dict, expected: str) -> None:
+    """What they said of these configurations, in which kind ``ufgw`` was ``transport``."""
+    assert fingerprint(VariantConfig.model_validate({"regulariser": regulariser}), 0) == expected
 
 
 def test_a_section_whose_kind_changes_starts_anew(tmp_path: Path) -> None:
-    config = _load(tmp_path, regulariser={"agreement": 2, "weight": 7}, variants={"sent": {"regulariser.kind": "ufgw"}})
-    assert (config.regulariser.kind, config.regulariser.agreement, config.regulariser.weight) == ("local", 2, 7)
-    sent = config.resolve()["sent"].regulariser
-    assert (sent.kind, sent.weight, sent.tau) == ("ufgw", 50, 0.5)
+    config = _load(
+        tmp_path,
+        regulariser={"agreement": 2, "weight": 7, "share": 3},
+        variants={"sent": {"regulariser.kind": "ufgw"}, "near": {"regulariser.kind": "local"}},
+    )
+    base = config.regulariser
+    assert (base.kind, base.agreement, base.weight, base.share) == ("robust", 2, 7, 3)
+    sent, near = (config.resolve()[name].regulariser for name in ("sent", "near"))
+    assert (sent.kind, sent.weight, sent.share, sent.tau, sent.n_outer) == ("ufgw", None, 1, 0.5, 5)
+    assert (near.kind, near.weight, near.share, near.agreement) == ("local", None, 1, 0.6)
     assert pickle.loads(pickle.dumps(sent)) == sent
     message = r"variants.sent: unknown key 'regulariser.agreement'; .*known here: alpha, anchor, delta, epsilon, kind"
     with pytest.raises(InputError, match=message):
@@ -139,8 +165,10 @@ def test_keys_that_have_moved_are_all_named(tmp_path: Path) -> None:
         "key 'train.checkpoint_every_s' is now 'checkpoint.every_s'",
     ):
         assert line in str(told.value)
-    with pytest.raises(InputError, match="kind=ufgw is now local or transport"):
-        _load(tmp_path, "regulariser.kind=ufgw")
+    # The kind that there was before had a plan; the published problem, which is of that name now, has none.
+    with pytest.raises(InputError, match="key 'regulariser.plan' is now 'regulariser.kind'"):
+        _load(tmp_path, regulariser={"kind": "ufgw", "plan": "local"}, variants={})
+    assert _load(tmp_path, "regulariser.kind=ufgw", variants={}).regulariser.kind == "ufgw"
 
 
 # What a run of earlier versions began its config.yaml with, every key written out.
