@@ -88,6 +88,10 @@ def test_a_store_that_lacks_something_is_named(store: SimpleNamespace, split: ob
         _task(store, split)
 
 
+def test_the_guess_is_the_class_that_most_training_nodes_have() -> None:
+    assert _task(_store([1, 1, 0, 0, 0, 1, 0], [0, 0, 0, 1, 1, 1, 2])).guess == pytest.approx(1 / 3)
+
+
 @pytest.mark.parametrize(
     ("labels", "split", "notes"),
     [
