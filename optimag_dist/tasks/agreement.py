@@ -9,6 +9,8 @@ from optimag_dist.ppr import PPRArtefact
 
 # Adjusted homophily from which the graph is taken at its word.
 _ENOUGH = 0.3
+# Chance from which pairs are all of one class: it is a sum, and rounded.
+_ONE_CLASS = 1 - 1e-9
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,8 @@ class ClassAgreement:
     @property
     def strength(self) -> float:
         """How far to align to the graph, 0 to 1: what is left of :attr:`adjusted` when a standard error is taken off,
-        over what is enough. 1 where there are no pairs to tell by."""
-        if self.pairs < 1 or self.chance >= 1:
+        over what is enough. 1 where there are no pairs to tell by, or these are of one class."""
+        if self.pairs < 1 or self.chance > _ONE_CLASS:
             return 1.0
         error = math.sqrt(max(self.observed * (1 - self.observed), self.chance * (1 - self.chance)) / self.pairs)
         return min(1.0, max(0.0, (self.adjusted - error / (1 - self.chance)) / _ENOUGH))
