@@ -64,6 +64,8 @@ class GradientShare(nn.Module):
             return
         if world_size > 1:
             dist.all_reduce(seen)
+            # Of losses that every rank has scaled by the number of ranks.
+            seen /= world_size**2
         both = (seen[_TASK] > 0) & (seen[_REGULARISER] > 0) & seen.isfinite().all()
         seen[_COUNT] = 1.0
         self.smoothed.copy_(torch.where(both, self.smoothed.lerp(seen, 1 / _STEPS), self.smoothed))
