@@ -166,7 +166,7 @@ def test_keys_that_have_moved_are_all_named(tmp_path: Path) -> None:
     ):
         assert line in str(told.value)
     # The kind that there was before had a plan; the published problem, which is of that name now, has none.
-    with pytest.raises(InputError, match="key 'regulariser.plan' is now 'regulariser.kind'"):
+    with pytest.raises(InputError, match=r"key 'regulariser\.plan' is now 'regulariser\.kind'"):
         _load(tmp_path, regulariser={"kind": "ufgw", "plan": "local"}, variants={})
     assert _load(tmp_path, "regulariser.kind=ufgw", variants={}).regulariser.kind == "ufgw"
 

@@ -7,7 +7,16 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from optimag_dist.ufgw import AlignmentRegulariser, UFGWRegulariser, anchor_cost, cosine_cost, graph_cost, solve_ufgw
+from optimag_dist.ufgw import (
+    AlignmentRegulariser,
+    RobustRegulariser,
+    UFGWRegulariser,
+    anchor_cost,
+    cosine_cost,
+    graph_cost,
+    solve_ufgw,
+)
+from optimag_dist.ufgw.local import estimate_trust, near_weights
 
 from .ufgw_oracle import explicit_structure, make_regulariser
 
@@ -246,9 +255,24 @@ def with_plans_held(regulariser: AlignmentRegulariser, Z: dict[str, Tensor], pro
     C, C_G = {name: cosine_cost(z) for name, z in Z.items()}, graph_cost(prox)
     total, options = torch.zeros((), dtype=torch.float64), regulariser.options
     if isinstance(regulariser, UFGWRegulariser):
-        for cost in C.values():
+        trusted, rho = [None] * len(C), options.rho
+        if isinstance(regulariser, RobustRegulariser):
+            costs = torch.stack([cost.detach() for cost in C.values()])
+            mass = torch.full(costs.shape[:2], 1 / len(prox), dtype=torch.float64)
+            near = near_weights(prox)
+            kept = estimate_trust(costs, near, mass, alpha=0.6, rho=rho, agreement=options.agreement).kept
+            trusted, rho = list(kept / kept.sum(1, keepdim=True)), rho * options.stiffness
+        for cost, marginal in zip(C.values(), trusted, strict=True):
             found = solve_ufgw(
-                cost.detach(), C_G, anchor_cost(C_G), alpha=0.6, rho=options.rho, n_outer=options.n_outer
+                cost.detach(),
+                C_G,
+                anchor_cost(C_G),
+                mu=marginal,
+                nu=marginal,
+                alpha=0.6,
+                rho=rho,
+                n_outer=options.n_outer,
+                n_sinkhorn=options.n_sinkhorn,
             )
             total = total + 0.6 * explicit_structure(cost, C_G, found.plan)
         return options.weight * total
@@ -263,7 +287,9 @@ def with_plans_held(regulariser: AlignmentRegulariser, Z: dict[str, Tensor], pro
     return options.weight * (total + options.consistency * gap)
 
 
-@pytest.mark.parametrize("options", [{"kind": "local", "consistency": 0.7}, {"kind": "ufgw", "rho": 0.2}])
+@pytest.mark.parametrize(
+    "options", [{"kind": "local", "consistency": 0.7}, {"kind": "ufgw", "rho": 0.2}, {"kind": "robust"}]
+)
 def test_second_derivatives_are_those_with_the_plan_held_fixed(options):
     Z = {name: z.requires_grad_() for name, z in embeddings(7).items()}
     generator = torch.Generator().manual_seed(5)
