@@ -1,5 +1,6 @@
 """One fit: it learns, it resumes exactly, and its gradient does not depend on the number of workers."""
 
+import itertools
 import json
 import tempfile
 import threading
@@ -127,6 +128,9 @@ def whole(planted_store: GraphStore, planted_ppr: PPRArtefact, tmp_path_factory:
     """A fit that nothing has disturbed: six epochs of a few steps."""
     folder = tmp_path_factory.mktemp("whole")
     run_fit(_short(folder), planted_store, planted_ppr, Worker())
+    # Held at a share, whose state is in every checkpoint: positions within an epoch are in the middle of its sums.
+    shares = [record["regulariser/share"] for record in read_records(folder / "metrics.jsonl")]
+    assert shares[0] == 0 < shares[1] < shares[-1]
     return folder
 
 
@@ -326,42 +330,56 @@ def test_a_record_that_is_none_is_told(content: str, tmp_path: Path) -> None:
 def test_patience_stops_early(
     recipe: dict, planted_store: GraphStore, planted_ppr: PPRArtefact, tmp_path: Path
 ) -> None:
-    result = run_fit(_fit(recipe, tmp_path, epochs=200, patience=3), planted_store, planted_ppr, Worker())
-    assert result["epochs"] < 200
-    assert result["epochs"] == result["best_epoch"] + 1 + 3
+    for warm_up in (0, 5, 60):
+        fit = _fit(recipe, tmp_path / str(warm_up), {"regulariser.warm_up": warm_up}, epochs=200, patience=3)
+        result = run_fit(fit, planted_store, planted_ppr, Worker())
+        assert result["epochs"] < 200
+        # It does not run before the share has risen.
+        assert result["epochs"] == max(result["best_epoch"] + 1, warm_up) + 3
 
 
 # -- one gradient, however many workers ------------------------------------------------------------------------------
 
 
-def _first_step_gradients(
-    rank: int, world_size: int, config: VariantConfig, store_path: Path, ppr_path: Path, out: Path
-) -> None:
-    """Gradients after the first step's backward, written by rank 0."""
+def _gradients(rank: int, world_size: int, config: VariantConfig, store_path: Path, ppr_path: Path, out: Path) -> None:
+    """Gradients of the third step at the first weights, warm-up being over, and the share's state; by rank 0."""
     torch.set_num_threads(1)
     if world_size > 1:
         dist.init_process_group("gloo", f"file://{out}.sync", rank=rank, world_size=world_size)
     fit = Fit("default", 0, config, out)
     store = GraphStore.open(store_path)
     parts = Parts(fit, store, PPRArtefact.open(ppr_path), Worker(rank, world_size))
-    loss, _, _ = parts.parallel(next(parts.loader.epoch(parts.sources, 0)))
-    loss.backward()
+    for batch in itertools.islice(parts.loader.epoch(parts.sources, epoch=config.regulariser.warm_up), 3):
+        parts.optimiser.zero_grad()
+        loss, _, _ = parts.parallel(batch)
+        loss.backward()
+        if parts.share is not None:
+            parts.share.settle(world_size)
     if rank == 0:
-        torch.save({name: p.grad for name, p in parts.model.named_parameters() if p.requires_grad}, out)
+        gradients = {name: p.grad for name, p in parts.model.named_parameters() if p.requires_grad}
+        state = parts.share.state_dict() if parts.share is not None else {}
+        torch.save({**gradients, **{f"share/{name}": x for name, x in state.items()}}, out)
     if world_size > 1:
         dist.destroy_process_group()
 
 
+@pytest.mark.parametrize("regulariser", [{"kind": "local", "weight": 50}, {"share": 2}], ids=["weight", "share"])
 def test_two_workers_have_the_gradient_of_one(
-    recipe: dict, planted_store: GraphStore, planted_ppr: PPRArtefact, tmp_path: Path
+    regulariser: dict, recipe: dict, planted_store: GraphStore, planted_ppr: PPRArtefact, tmp_path: Path
 ) -> None:
-    recipe["model"] = {**recipe["model"], "dropout": 0.0}
+    """With a group each, and so has what they measure of the share that the regulariser is held at."""
+    recipe["model"], recipe["regulariser"] = {**recipe["model"], "dropout": 0.0}, regulariser
     config = _fit(recipe, tmp_path).config
     places = (config, planted_store.path, planted_ppr.path)
-    _first_step_gradients(0, 1, *places, tmp_path / "one.pt")
-    mp.spawn(_first_step_gradients, args=(2, *places, tmp_path / "two.pt"), nprocs=2)
+    _gradients(0, 1, *places, tmp_path / "one.pt")
+    mp.spawn(_gradients, args=(2, *places, tmp_path / "two.pt"), nprocs=2)
     one, two = (torch.load(tmp_path / name, weights_only=True) for name in ("one.pt", "two.pt"))
     assert any(gradient.abs().max() > 1e-3 for gradient in one.values())
+    if "share" in regulariser:
+        # λ was something in two of three steps.
+        weight, _, _, _, steps = one["share/epoch"].tolist()
+        assert weight > 0
+        assert steps == 3
     for name, gradient in one.items():
         # The sums differ in order alone: float32 rounding, relative to the parameter's largest gradient.
         torch.testing.assert_close(two[name], gradient, rtol=1e-4, atol=1e-5 * float(gradient.abs().max()) + 1e-8)
