@@ -1,6 +1,5 @@
 """One fit: it learns, it resumes exactly, and its gradient does not depend on the number of workers."""
 
-import itertools
 import json
 import tempfile
 import threading
@@ -342,14 +341,14 @@ def test_patience_stops_early(
 
 
 def _gradients(rank: int, world_size: int, config: VariantConfig, store_path: Path, ppr_path: Path, out: Path) -> None:
-    """Gradients of the third step at the first weights, warm-up being over, and the share's state; by rank 0."""
+    """Gradients of an epoch's last step at the first weights, and the share's state, written by rank 0."""
     torch.set_num_threads(1)
     if world_size > 1:
         dist.init_process_group("gloo", f"file://{out}.sync", rank=rank, world_size=world_size)
     fit = Fit("default", 0, config, out)
     store = GraphStore.open(store_path)
     parts = Parts(fit, store, PPRArtefact.open(ppr_path), Worker(rank, world_size))
-    for batch in itertools.islice(parts.loader.epoch(parts.sources, epoch=config.regulariser.warm_up), 3):
+    for batch in parts.loader.epoch(parts.sources, epoch=config.regulariser.warm_up):
         parts.optimiser.zero_grad()
         loss, _, _ = parts.parallel(batch)
         loss.backward()
@@ -376,10 +375,10 @@ def test_two_workers_have_the_gradient_of_one(
     one, two = (torch.load(tmp_path / name, weights_only=True) for name in ("one.pt", "two.pt"))
     assert any(gradient.abs().max() > 1e-3 for gradient in one.values())
     if "share" in regulariser:
-        # λ was something in two of three steps.
+        # λ is nothing in the first step alone, whatever the epoch.
         weight, _, _, _, steps = one["share/epoch"].tolist()
         assert weight > 0
-        assert steps == 3
+        assert steps >= 2
     for name, gradient in one.items():
         # The sums differ in order alone: float32 rounding, relative to the parameter's largest gradient.
         torch.testing.assert_close(two[name], gradient, rtol=1e-4, atol=1e-5 * float(gradient.abs().max()) + 1e-8)
