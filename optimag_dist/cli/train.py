@@ -14,6 +14,9 @@ from optimag_dist.console import console, fail, say
 if TYPE_CHECKING:
     from optimag_dist.train.options import RunConfig
 
+# Of the demo: share of nodes whose text or picture is another's, and how often they are drawn.
+_PLANTED, _DRAWS = 0.2, 5
+
 
 def train(
     config: Annotated[Path, typer.Argument(parser=path, help="YAML file of a run.")],
@@ -110,23 +113,37 @@ def demo(
         Path | None, typer.Option(parser=path, help="Run directory of a demo that was interrupted.")
     ] = None,
 ) -> None:
-    """Train on the openmoji graph, with and without the graph and the regulariser: five seeds each, two workers."""
+    """On the openmoji graph, with and without the regulariser: classify, retrieve, and find planted conflicts."""
     from optimag_dist.datasets import dataset_schema
     from optimag_dist.options import load_options
     from optimag_dist.store import ingest
     from optimag_dist.train.options import RunConfig
 
     if resume is not None:
-        again = f"optimag demo --resume {resume}"
-        _train(load_options(RunConfig, resume / "config.yaml"), resume=True, address=None, again=again)
-        return
-    schema = dataset_schema("openmoji")
-    store = ingest(schema, out / "stores" / "openmoji")
-    say(store.summary())
-    name = f"demo-{datetime.now():%Y%m%d-%H%M%S}"
-    overrides = [f"name={name}", f"store={store.path}", f"out={out}"]
-    config = load_options(RunConfig, schema.parent / "demo.yaml", overrides)
-    _train(config, resume=False, address=None, again=f"optimag demo --resume {config.directory}")
+        config, again = load_options(RunConfig, resume / "config.yaml"), f"optimag demo --resume {resume}"
+    else:
+        schema = dataset_schema("openmoji")
+        store = ingest(schema, out / "stores" / "openmoji")
+        say(store.summary())
+        name = f"demo-{datetime.now():%Y%m%d-%H%M%S}"
+        overrides = [f"name={name}", f"store={store.path}", f"out={out}"]
+        config = load_options(RunConfig, schema.parent / "demo.yaml", overrides)
+        again = f"optimag demo --resume {config.directory}"
+    _train(config, resume=resume is not None, address=None, again=again)
+    _find_planted(config)
+
+
+def _find_planted(config: "RunConfig") -> None:
+    """Plant conflicts in the run's graph, and print how well kept mass finds them."""
+    from optimag_dist.experiments.swapped import areas_of_swapped, render_swapped
+    from optimag_dist.ppr.driver import compute_ppr
+    from optimag_dist.store import GraphStore
+
+    store = GraphStore.open(config.store)
+    variant = next(each for each in config.resolve().values() if each.regulariser.active)
+    rows = areas_of_swapped(store, compute_ppr(store, variant.ppr), variant, share=_PLANTED, seeds=range(_DRAWS))
+    say(f"\nPlanted conflicts: in {_PLANTED:.0%} of the nodes, text or picture is that of another group's node.")
+    render_swapped(rows, list(store.modalities), console())
 
 
 def _train(config: "RunConfig", *, resume: bool, address: str | None, again: str) -> None:

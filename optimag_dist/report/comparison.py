@@ -64,6 +64,10 @@ class Cells:
         measure = self.measure(row)
         return measure.show_difference(row.difference) if measure and row.difference else ""
 
+    def marked_difference(self, row: Compared) -> str:
+        """:meth:`difference` with a star where its interval excludes 0."""
+        return self.difference(row) + " *" * bool(self.verdict(row))
+
     def verdict(self, row: Compared) -> Literal["better", "worse", ""]:
         measure = self.measure(row)
         return measure.verdict(row.difference) if measure and row.difference else ""
@@ -149,7 +153,9 @@ def _sentences(rows: Sequence[ComparisonRow], measures: Mapping[str, Measure]) -
     compared = [row for row in rows if row.compared_with is not None]
     if not compared:
         return ["One variant: there is nothing to compare it with."]
-    sentences = [_finding(row, measures) for row in compared]
+    # What was found comes before what was not.
+    first = sorted(compared, key=lambda row: row.difference is None or not row.difference.excludes_zero)
+    sentences = [_finding(row, measures) for row in first]
     if sum(row.difference is not None and row.difference.n >= 2 for row in compared) > 1:
         sentences.append(
             "Each interval stands alone: among several comparisons one excludes 0 by chance more often than 1 in 20."
@@ -165,15 +171,16 @@ def _finding(row: ComparisonRow, measures: Mapping[str, Measure]) -> str:
         return f"{start} no seed is finished for both, so they cannot be compared yet."
     assert row.compared_by is not None
     measure = measures[row.compared_by]
-    start = f"{start} {measure.words} {measure.signed(gap.mean)}{' points' if measure.metric.is_share else ''}"
+    found = f"{start} {measure.words} {measure.signed(gap.mean)}{' points' if measure.metric.is_share else ''}"
     if gap.n == 1:
-        return f"{start} with one seed: no interval, so this may well be chance."
-    interval = f"(95 % interval {measure.signed(gap.low)} to {measure.signed(gap.high)}, paired over {gap.n} seeds)"
+        return f"{found} with one seed: no interval, so this may well be chance."
+    interval = f"{measure.signed(gap.low)} to {measure.signed(gap.high)}"
     if not gap.excludes_zero:
-        return f"{start} {interval}. The interval includes 0: these seeds do not show a difference."
+        return f"{start} no difference shown in {measure.words}; the interval, {interval}, includes 0."
     direction = "higher" if gap.mean > 0 else "lower"
     meaning = f", which is {measure.verdict(gap)}" if measure.metric.better == "min" else ""
-    return f"{start} {interval}. The interval excludes 0: on this graph with these settings it is {direction}{meaning}."
+    interval = f"(95 % interval {interval}, paired over {gap.n} seeds)"
+    return f"{found} {interval}. The interval excludes 0: on this graph with these settings it is {direction}{meaning}."
 
 
 def render_comparison(run_dir: Path, console: Console) -> None:
@@ -190,7 +197,7 @@ def render_comparison(run_dir: Path, console: Console) -> None:
         ("seeds", [str(r.finished) if r.finished == r.planned else f"{r.finished} of {r.planned}" for r in rows]),
     ]
     if len(rows) > 1:
-        right.append(("difference", [comparison.difference(row) for row in rows]))
+        right.append(("difference", [comparison.marked_difference(row) for row in rows]))
         right.append(("from", [row.compared_with if row.compared_with and row.difference else "" for row in rows]))
     room = console.width + _GAP - sum(map(_width, (*left, *right)))
     # The page has all that was tested.
@@ -205,8 +212,8 @@ def render_comparison(run_dir: Path, console: Console) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for number, (heading, _) in enumerate((*left, *right)):
         table.add_column(heading, justify="right" if number else "left", overflow="fold")
-    for cells in zip(*(cells for _, cells in (*left, *right)), strict=True):
-        table.add_row(*cells)
+    for row, cells in zip(rows, zip(*(cells for _, cells in (*left, *right)), strict=True), strict=True):
+        table.add_row(*cells, style="bold" if comparison.verdict(row) else None)
     console.print(table)
     console.print(_legend(comparison, shown))
     if len(run.finished) < len(run.fits):
@@ -231,4 +238,6 @@ def _legend(comparison: ComparisonTable, shown: list[Measure]) -> str:
     if len(comparison.rows) > 1:
         by = [measure.title for measure in comparison.compared_by]
         said.append(f"differences in {by[0] if len(by) == 1 else 'the metric named'}, paired by seed")
+        if any(comparison.verdict(row) for row in comparison.rows):
+            said.append("* the interval excludes 0")
     return "; ".join(said) + "."

@@ -28,13 +28,20 @@ def learning_curves(run: Run, colours: Mapping[str, str]) -> Plot | None:
 
 
 def regulariser_curves(run: Run, colours: Mapping[str, str]) -> Plot | None:
-    """Alignment loss and share of PPR mass inside the groups by epoch; None when no variant is regularised."""
-    columns = {"alignment": "alignment loss λ Σ UFGW", "kept_ppr": "PPR mass inside the groups"}
+    """Alignment loss, PPR mass inside the groups and what the loss was held at, by epoch; None when no variant is
+    regularised."""
+    columns = {
+        "alignment": "alignment loss λ Σ UFGW",
+        "kept_ppr": "PPR mass inside the groups",
+        "regulariser/weight": "λ",
+        "regulariser/share": "gradient, as a multiple of the task's",
+        "regulariser/opposed": "steps in which the two are opposed",
+    }
     return _curves(run, columns, colours)
 
 
 def kept_mass_histograms(masses: Sequence[KeptMass], colours: Mapping[str, str]) -> Plot | None:
-    """Kept mass of all nodes and seeds, a panel per modality on one axis, medians marked; None without any."""
+    """Kept mass of all judged nodes and seeds, a panel per modality on one axis, medians marked; None without any."""
     names = dict.fromkeys(name for mass in masses for name in mass.values)
     found = {(m.variant, n): m.values[n][np.isfinite(m.values[n])] for n in names for m in masses if n in m.values}
     found = {key: values for key, values in found.items() if len(values)}
@@ -46,7 +53,7 @@ def kept_mass_histograms(masses: Sequence[KeptMass], colours: Mapping[str, str])
     shown = list(dict.fromkeys(name for _, name in found))
 
     def draw() -> Figure:
-        figure, axes = panels(shown, ylabel="share of nodes", xlabel="kept mass  r / μ")
+        figure, axes = panels(shown, ylabel="share of judged nodes", xlabel="kept mass  r / μ")
         for axis in axes:
             axis.set_xlim(edges[0], edges[-1])
         for (variant, name), values in found.items():
@@ -59,7 +66,7 @@ def kept_mass_histograms(masses: Sequence[KeptMass], colours: Mapping[str, str])
         return figure
 
     medians = "; ".join(f"{variant}, {name}: {np.median(values):.3f}" for (variant, name), values in found.items())
-    return plot(draw, f"Histograms of kept mass over all nodes and seeds. Medians: {medians}.")
+    return plot(draw, f"Histograms of kept mass over all judged nodes and seeds. Medians: {medians}.")
 
 
 def _curves(run: Run, columns: Mapping[str, str], colours: Mapping[str, str]) -> Plot | None:

@@ -24,11 +24,16 @@ _LONGEST_NAME = 120
 @dataclass(frozen=True)
 class KeptMass:
     """Kept mass of one regularised variant: modality → (S, n) float32 of S ``seeds``, row v that of node v of the
-    store; NaN where a node lacks the modality."""
+    store; NaN where a node lacks the modality or has no neighbour to be judged by."""
 
     variant: str
     seeds: tuple[int, ...]
     values: Mapping[str, np.ndarray]
+
+    @property
+    def unjudged(self) -> int:
+        """Nodes without a value in any modality."""
+        return int(np.logical_and.reduce([np.isnan(values).any(axis=0) for values in self.values.values()]).sum())
 
 
 @dataclass(frozen=True)
@@ -77,11 +82,10 @@ class Ends:
 
 @dataclass(frozen=True)
 class Gallery:
-    """The two ends in every modality of one variant; ``isolated`` nodes have no neighbours and are left out."""
+    """The two ends in every modality of one variant."""
 
     variant: str
     seeds: tuple[int, ...]
-    isolated: int
     ends: tuple[Ends, ...]
 
 
@@ -130,14 +134,10 @@ def gallery(mass: KeptMass, store: GraphStore) -> Gallery:
             f"{store.path}: the store has {store.num_nodes:,} nodes and the kept mass of {mass.variant} "
             f"{num_nodes:,}; it has changed since the training"
         )
-    # Has a neighbour, along or against an arc.
-    linked = np.diff(store.topology.indptr) > 0
-    if store.directed:
-        linked[store.topology.indices] = True
     means = {name: values.mean(axis=0, dtype=np.float64) for name, values in mass.values.items()}
     chosen: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for name, mean in means.items():
-        candidates = np.flatnonzero(linked & np.isfinite(mean))
+        candidates = np.flatnonzero(np.isfinite(mean))
         order = candidates[np.argsort(mean[candidates], kind="stable")]
         chosen[name] = order[:_DISTRUSTED], order[_DISTRUSTED:][::-1][:_TRUSTED]
     nodes = np.unique(np.concatenate([part for parts in chosen.values() for part in parts]))
@@ -147,7 +147,7 @@ def gallery(mass: KeptMass, store: GraphStore) -> Gallery:
         for name, parts in chosen.items()
         if len(parts[0])
     )
-    return Gallery(mass.variant, mass.seeds, int(np.count_nonzero(~linked)), ends)
+    return Gallery(mass.variant, mass.seeds, ends)
 
 
 def _cards(nodes: np.ndarray, mass: KeptMass, means: Mapping[str, np.ndarray], store: GraphStore) -> Iterator[Card]:

@@ -1,5 +1,6 @@
 """The report: one HTML file that needs no other file, no network and no script."""
 
+import re
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,11 @@ from optimag_dist.store import GraphStore
 from optimag_dist.tasks import NodeClassificationOptions, TaskOptions, make_task, named
 from optimag_dist.types import InputError
 
+_NUMBER = re.compile(r"\d[\d.,]*")
 _FIT_FILES = {
     "model.pt": "weights of the best epoch",
     "checkpoint.pt": "state to resume from",
-    "kept_mass.parquet": "kept mass of every node",
+    "kept_mass.parquet": "kept mass of every node; NaN where it lacks the modality or has no neighbour to be judged by",
     "outputs*.parquet": "what was generated for the test nodes, beside the references",
     "metrics.jsonl": "numbers of every epoch",
     "result.json": "final metrics",
@@ -52,6 +54,7 @@ def write_report(run_dir: Path) -> Path:
         run=run,
         facts=graph | _training_facts(run),
         table=compare(run),
+        advice=_advice(run),
         colours=colours,
         learning=figures.learning_curves(run, colours),
         samples=read_samples(run),
@@ -59,6 +62,7 @@ def write_report(run_dir: Path) -> Path:
         regularised=[name for name, variant in run.variants.items() if variant.regulariser.active],
         histograms=figures.kept_mass_histograms(masses, colours),
         galleries=galleries,
+        unjudged=max((mass.unjudged for mass in masses), default=0),
         trouble=trouble,
         random_split=any(getattr(task, "split", "stored") != "stored" for task in _tasks(run)),
         config=_yaml(run.config),
@@ -108,6 +112,19 @@ def _training_facts(run: Run) -> dict[str, str]:
         "Seeds": ", ".join(map(str, run.config.seeds)),
         "Trained": f"{datetime.fromtimestamp(ended, timezone.utc):%Y-%m-%d %H:%M} UTC, workers: {workers.count}",
     }
+
+
+def _advice(run: Run) -> dict[str, list[tuple[str, tuple[int, ...]]]]:
+    """Variant → what its fits' results advise, with the seeds. Of sentences that differ in their numbers the first."""
+    told: dict[str, list[tuple[str, tuple[int, ...]]]] = {}
+    for variant in run.variants:
+        alike: dict[str, tuple[str, list[int]]] = {}
+        for fit in run.of(variant):
+            for line in filter(None, (fit.result or {}).get("advice", "").split("\n")):
+                alike.setdefault(_NUMBER.sub("", line), (line, []))[1].append(fit.seed)
+        if alike:
+            told[variant] = [(line, tuple(seeds)) for line, seeds in alike.values()]
+    return told
 
 
 def _yaml(options: Any) -> str:

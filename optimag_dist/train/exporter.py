@@ -98,7 +98,8 @@ class Exporter:
 
     @torch.no_grad()
     def _kept_mass(self, epoch: int) -> dict[str, np.ndarray] | None:
-        """Modality → (n,) float32 kept mass in the group that a node is a target of; NaN where it is absent."""
+        """Modality → (n,) float32 kept mass in the group that a node is a target of; NaN where it is absent, and where
+        no neighbour is there to judge the node by."""
         parts = self._parts
         config, worker, regulariser = parts.fit.config, parts.worker, parts.regulariser
         if regulariser is None or not has_diagnostics(regulariser) or config.train.kept_mass == "none":
@@ -120,8 +121,12 @@ class Exporter:
                 here = {m: z[seeds.to(z.device)].to(worker.device) for m, z in embeddings.items()}
                 there = {m: mask[seeds] for m, mask in present.items()}
                 _, kept_mass = align_embeddings(regulariser, here, there, group.proximity)
+                assert group.proximity is not None
+                near = group.proximity.clone().fill_diagonal_(0)
+                judged = near.sum(0) + near.sum(1) > 0
                 for place, name in enumerate(embeddings):
-                    kept[place, seeds[: group.num_targets]] = kept_mass[name][: group.num_targets]
+                    found = torch.where(judged, kept_mass[name], torch.nan)
+                    kept[place, seeds[: group.num_targets]] = found[: group.num_targets]
         if worker.world_size > 1:
             # Every node is a target on one rank and 0 on the others.
             dist.all_reduce(kept)

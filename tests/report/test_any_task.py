@@ -161,7 +161,7 @@ def test_variants_of_different_tasks_are_not_compared_and_lack_each_others_figur
     assert gaps[1] is not None
     assert gaps[3] is not None
     assert (gaps[1].mean, gaps[3].n) == (pytest.approx(0.1 + 1 / 90 - 0.01), 2)
-    assert table.sentences[1] == "links against classes: they have different tasks, so they are not compared."
+    assert "links against classes: they have different tasks, so they are not compared." in table.sentences
     assert table.sentences[2].startswith("links+ against links: test MRR +10.06 points")
 
     headings, *table_rows = _tables(write_report(mixed).read_text(encoding="utf-8"))[0]
@@ -279,7 +279,7 @@ def test_texts_stand_beside_their_references(two: Path) -> None:
     assert "12 of 45 test nodes" in page
     assert "another seed" not in page
     titles = re.findall(r"<h2>(.*?)</h2>", page)
-    assert titles[:3] == ["Comparison", "Learning curves", "Generated outputs"]
+    assert titles[:2] == ["Comparison", "Generated outputs"]
     assert "<code>outputs.parquet</code>" in page[page.index("<h2>Files") :]
 
 

@@ -51,7 +51,7 @@ def test_sections_come_in_order_and_nothing_is_fetched(full_page: tuple[Path, st
     run, page = full_page
     assert (run / "report.html").exists()
     titles = re.findall(r"<h2>(.*?)</h2>", page)
-    assert titles == ["Comparison", "Learning curves", "Kept mass", "Configuration", "Files"]
+    assert titles == ["Comparison", "Advice", "Kept mass", "Learning curves", "Configuration", "Files"]
     for source in re.findall(r'(?:src|srcset|href)="([^"]*)"', page):
         assert source.startswith("data:image/")
     assert "url(" not in page
@@ -66,10 +66,11 @@ def test_sections_come_in_order_and_nothing_is_fetched(full_page: tuple[Path, st
 def test_figures_have_words(full_page: tuple[Path, str]) -> None:
     run, page = full_page
     alts = [alt for alt in re.findall(r'alt="([^"]*)"', page) if alt]
-    assert [alt.split()[0] for alt in alts] == ["Curves", "Curves", "Histograms"]
+    assert [alt.split()[0] for alt in alts] == ["Histograms", "Curves", "Curves"]
     mass = read_kept_mass(read_run(run))[0]
-    assert f"text: {np.median(mass.values['text']):.3f}" in alts[2]
-    assert f"image: {np.nanmedian(mass.values['image']):.3f}" in alts[2]
+    for name in ("text", "image"):
+        assert f"{name}: {np.nanmedian(mass.values[name]):.3f}" in alts[0]
+    assert "opposed: 0.500" in alts[2]
 
 
 def test_names_are_escaped(full_page: tuple[Path, str]) -> None:
@@ -91,7 +92,7 @@ def test_gallery_orders_by_kept_mass_without_isolated_nodes(full_page: tuple[Pat
     run = read_run(full_page[0])
     result = gallery(read_kept_mass(run)[0], GraphStore.open(run.config.store))
     text, image = result.ends
-    assert (result.isolated, result.seeds) == (1, (0, 1, 2))
+    assert result.seeds == (0, 1, 2)
     assert [card.node.id for card in text.distrusted] == [f"n{i:02}" for i in range(8)]
     assert [card.node.id for card in text.trusted] == ["n12", "n11", "n10", "n09"]
     # Falling, and node 3 lacks the modality.
@@ -102,14 +103,21 @@ def test_gallery_orders_by_kept_mass_without_isolated_nodes(full_page: tuple[Pat
     assert (lowest.degree, lowest.labelled, lowest.same_label) == (2, 2, 1)
     mass = lowest.masses[0]
     assert (mass.mean, mass.low, mass.high) == pytest.approx((0.201, 0.2, 0.202))
-    assert mass.below == pytest.approx(1 / 14)  # only the isolated node keeps less
+    assert mass.below == 0
     assert np.isnan(text.distrusted[3].masses[1].mean)
+
+
+def test_the_page_says_how_many_were_not_judged_and_what_results_advise(full_page: tuple[Path, str]) -> None:
+    page = full_page[1]
+    assert "1 node was not judged" in _section(page, "Kept mass")
+    advice = _section(page, "Advice")
+    assert advice.count("<li>") == 1
+    assert "plain+optimag, seeds 0, 1, 2: regulariser: neighbours share a class in 40% of pairs" in advice
 
 
 def test_neighbours_of_a_directed_graph_are_both_ways(make_store: MakeStore, make_run: MakeRun) -> None:
     run = read_run(make_run(make_store(directed=True), {("a", 0): 0.5}, variants={"a": {}}, seeds=(0,)))
     result = gallery(read_kept_mass(run)[0], GraphStore.open(run.config.store))
-    assert result.isolated == 1
     for card in result.ends[0].distrusted:
         number = int(card.node.id[1:])
         assert {node.id for node in card.neighbours} == {f"n{(number + 1) % 13:02}", f"n{(number - 1) % 13:02}"}

@@ -104,6 +104,24 @@ def test_every_backbone_leaves_a_whole_fit_behind(
     assert np.array_equal(np.isnan(kept["image"]), ~planted_store.present("image"))
 
 
+def test_nodes_without_neighbours_are_not_judged(
+    recipe: dict, planted_store: GraphStore, planted_ppr: PPRArtefact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone, submatrix = [3, 40, 77], PPRArtefact.submatrix
+
+    def without(ppr: PPRArtefact, nodes: np.ndarray) -> np.ndarray:
+        cut = np.isin(nodes, alone)
+        cut = (cut[:, None] | cut) & ~np.eye(len(nodes), dtype=bool)
+        return np.where(cut, np.float32(0), submatrix(ppr, nodes))
+
+    monkeypatch.setattr(PPRArtefact, "submatrix", without)
+    fit = _fit(recipe, tmp_path / "fit", epochs=1)
+    run_fit(fit, planted_store, planted_ppr, Worker())
+    kept = pq.read_table(fit.directory / "kept_mass.parquet")
+    assert np.flatnonzero(np.isnan(kept["text"].to_numpy())).tolist() == alone
+    assert np.isnan(kept["image"].to_numpy()[alone]).all()
+
+
 TIMES = ("seconds", "wait_s", "ufgw_s", "targets_per_s", "seeds_per_s")
 
 
