@@ -34,8 +34,8 @@ def regulariser_curves(run: Run, colours: Mapping[str, str]) -> Plot | None:
         "alignment": "alignment loss λ Σ UFGW",
         "kept_ppr": "PPR mass inside the groups",
         "regulariser/weight": "λ",
-        "regulariser/share": "gradient, as a multiple of the task's",
-        "regulariser/opposed": "steps in which the two are opposed",
+        "regulariser/share": "gradient, multiple of the task's",
+        "regulariser/opposed": "steps with the two opposed",
     }
     return _curves(run, columns, colours)
 

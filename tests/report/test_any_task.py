@@ -104,6 +104,8 @@ def test_a_page_has_every_test_metric_the_monitored_one_first(captioned: Path) -
     headings, *rows = _tables(page)[0]
     assert headings == [
         "variant",
+        "compared with",
+        "difference in test nats per token",
         "test nats per token",
         "test BLEU-4",
         "test ROUGE-L, %",
@@ -112,13 +114,11 @@ def test_a_page_has_every_test_metric_the_monitored_one_first(captioned: Path) -
         "epochs",
         "seconds per fit",
         "seeds",
-        "compared with",
-        "difference in test nats per token",
     ]
     assert [row[0] for row in rows] == ["a", "b", "c"]
-    assert rows[1][1:6] == ["2.85 ± 0.26", "0.149 ± 0.003", "30.0 ± 0.0", "0.500 ± 0.000", "2.75 ± 0.26"]
-    assert rows[0][-2:] == ["", ""]
-    assert rows[1][-2:] == ["a", "−0.250 ± 0.000"]
+    assert rows[1][3:8] == ["2.85 ± 0.26", "0.149 ± 0.003", "30.0 ± 0.0", "0.500 ± 0.000", "2.75 ± 0.26"]
+    assert rows[0][1:3] == ["", ""]
+    assert rows[1][1:3] == ["a", "−0.250 ± 0.000"]
     assert '<td class="better">−0.250' in page
     assert '<td class="worse">+0.200' in page
     assert "Less is better: nats per token." in page
@@ -162,7 +162,7 @@ def test_variants_of_different_tasks_are_not_compared_and_lack_each_others_figur
     assert gaps[3] is not None
     assert (gaps[1].mean, gaps[3].n) == (pytest.approx(0.1 + 1 / 90 - 0.01), 2)
     assert "links against classes: they have different tasks, so they are not compared." in table.sentences
-    assert table.sentences[2].startswith("links+ against links: test MRR +10.06 points")
+    assert any(s.startswith("links+ against links: test MRR +10.06 points") for s in table.sentences)
 
     headings, *table_rows = _tables(write_report(mixed).read_text(encoding="utf-8"))[0]
     cells = [dict(zip(headings, row, strict=True)) for row in table_rows]
@@ -202,7 +202,7 @@ def test_figures_of_several_tasks_have_their_names(make_store: MakeStore, make_r
     run = make_run(make_store(), finished, variants=variants, seeds=(0,))
     page = write_report(run).read_text(encoding="utf-8")
     headings = _tables(page)[0][0]
-    assert headings[1:4] == ["test classes accuracy, %", "test links MRR, %", "validation classes accuracy, %"]
+    assert headings[3:6] == ["test classes accuracy, %", "test links MRR, %", "validation classes accuracy, %"]
     assert "difference in test classes accuracy" in headings
     assert "<dd>node classification, link prediction</dd>" in page
     assert "5 train, 5 validation, 4 test" in page
