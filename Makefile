@@ -24,7 +24,7 @@ setup:  ## make .venv with what the program needs
 setup-dev:  ## the same, with the development tools
 	@$(call SET_UP,dev)
 
-demo: setup  ## train on a real graph with two workers and show what was learned
+demo: setup  ## on a real graph with two workers: classes, retrieval, planted conflicts, with and without
 	@$(BIN)/optimag demo
 
 lint: setup-dev  ## style, types and the order of imports

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from optimag_dist.train.options import RunConfig
 
 # Of the demo: share of nodes whose text or picture is another's, and how often they are drawn.
-_PLANTED, _DRAWS = 0.2, 5
+_PLANTED, _DRAWS = 0.2, 3
 
 
 def train(
