@@ -4,13 +4,14 @@ import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from optimag_dist.datasets import PlantedOptions, dataset_schema
 from optimag_dist.options import FolderName, FreeName, Options, merge, parse_overrides, read_mapping, validate_options
 from optimag_dist.store import LinkSplitOptions
+from optimag_dist.store.importers import FOLDER_LAYOUTS, folder_layout
 from optimag_dist.train.options import VariantConfig
 from optimag_dist.train.renamed import refuse_renamed
 from optimag_dist.tune.options import Distribution
@@ -29,21 +30,26 @@ class GraphOptions(Options):
         dataset: one that ships with the package.
         source: anything that ``optimag ingest`` reads; relative paths start at the recipe.
         planted: a synthetic one with known conflicts.
-        optional: leave the graph out, and say so, where ``source`` is not there.
+        in_data: stands for every dataset in the experiment's ``data``, each by the name of its folder, with ``-links``
+            after it where edges are held out; all of them ``optional``.
+        optional: leave the graph out, and say so, where ``source`` is not there or lacks what a study's task needs.
         links: edges held out for link prediction, as by ``optimag split``; default: none.
     """
 
     dataset: str | None = None
     source: Path | None = None
     planted: PlantedOptions | None = None
+    in_data: Literal[True] | None = None
     optional: bool = False
     links: LinkSplitOptions | None = None
 
     @model_validator(mode="after")
     def _one_place(self) -> "GraphOptions":
-        given = [name for name in ("dataset", "source", "planted") if getattr(self, name) is not None]
+        given = [name for name in ("dataset", "source", "planted", "in_data") if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError(f"needed exactly one of dataset, source and planted, got {given or 'none of them'}")
+            raise ValueError(
+                f"needed exactly one of dataset, source, planted and in_data, got {given or 'none of them'}"
+            )
         return self
 
 
@@ -112,6 +118,9 @@ class ExperimentOptions(Options):
         title, question: for the report.
         seeds: of every comparison.
         graphs: name → where it comes from.
+        data: a folder with datasets of layouts that ``optimag ingest`` knows, for graphs ``in_data``; a relative path
+            starts where the command runs.
+        encoder: of datasets with the features of several encoders, which to take, as for ``optimag ingest``.
         base: sections of a run's configuration that all arms share.
         arms: name → changes to the base.
         studies: name → what is asked.
@@ -124,6 +133,8 @@ class ExperimentOptions(Options):
     question: str
     seeds: tuple[int, ...] = Field(min_length=1)
     graphs: dict[FreeName, GraphOptions] = Field(min_length=1)
+    data: Path | None = None
+    encoder: str | tuple[str, ...] | None = None
     base: dict[str, Any] = Field(default_factory=dict)
     arms: dict[str, dict[str, Any]] = Field(min_length=1)
     studies: dict[FreeName, StudyOptions] = Field(min_length=1)
@@ -189,12 +200,64 @@ def load_experiment(path: Path, overrides: list[str], *, quick: bool) -> Experim
         refuse_renamed(data)
     except ValueError as error:
         raise InputError(f"{path}: {error}") from None
-    experiment = validate_options(ExperimentOptions, data, source=str(path))
+    experiment = _with_datasets(validate_options(ExperimentOptions, data, source=str(path)), path)
     for name, study in experiment.asked.items():
         for setting in settings(experiment, study):
             for arm in arms_of(experiment, study):
                 configure(experiment, study, setting, arm, source=f"{path}: studies.{name}, arm {arm}")
     return experiment
+
+
+def datasets_in(folder: Path) -> tuple[dict[str, Path], list[Path]]:
+    """Name → folder of each dataset of a known layout: ``folder`` itself, or those in it and in its folders, such as
+    ``Movies`` and ``MAGB-Movies``; and the folders in it that hold none. ``InputError``: there is no dataset."""
+    if not folder.is_dir():
+        raise InputError(f"data={folder}: no such folder; needed one that holds datasets ({FOLDER_LAYOUTS})")
+    if folder_layout(folder):
+        return {folder.resolve().name: folder}, []
+    found, others = {}, []
+    for child in _folders_in(folder):
+        inner = [child] if folder_layout(child) else [each for each in _folders_in(child) if folder_layout(each)]
+        found |= {"-".join(each.relative_to(folder).parts): each for each in inner}
+        others += [] if inner else [child]
+    if not found:
+        raise InputError(
+            f"data={folder}: no dataset there, nor in its folders ({', '.join(each.name for each in others) or 'none'});"
+            f" looked for {FOLDER_LAYOUTS}"
+        )
+    return found, others
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    return sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
+
+
+def _with_datasets(experiment: ExperimentOptions, path: Path) -> ExperimentOptions:
+    """``experiment`` with the datasets in place of the graphs ``in_data``; ``InputError`` where there are none."""
+    if not any(graph.in_data for graph in experiment.graphs.values()):
+        return experiment
+    if experiment.data is None:
+        raise InputError(f"{path}: needs data=DIR, a folder of downloaded datasets, each a folder ({FOLDER_LAYOUTS})")
+    folder = experiment.data.expanduser().absolute()
+    datasets, _ = datasets_in(folder)
+    graphs: dict[str, GraphOptions] = {}
+    names: dict[str, tuple[str, ...]] = {}
+    for name, graph in experiment.graphs.items():
+        made = {name: graph}
+        if graph.in_data:
+            made = {
+                each if graph.links is None else f"{each}-links": GraphOptions(
+                    source=place, optional=True, links=graph.links
+                )
+                for each, place in datasets.items()
+            }
+        graphs |= made
+        names[name] = tuple(made)
+    studies = {
+        key: study.model_copy(update={"graphs": tuple(one for name in study.graphs for one in names[name])})
+        for key, study in experiment.studies.items()
+    }
+    return experiment.model_copy(update={"data": folder, "graphs": graphs, "studies": studies})
 
 
 def arms_of(experiment: ExperimentOptions, study: StudyOptions) -> tuple[str, ...]:

@@ -9,6 +9,7 @@
 Everything that has ended is kept: the same command goes on where it stopped.
 """
 
+import json
 import math
 import re
 import shutil
@@ -31,7 +32,7 @@ from optimag_dist.ppr.driver import compute_ppr
 from optimag_dist.ray_session import ensure_ray, translated_ray_errors
 from optimag_dist.report.measure import monitored
 from optimag_dist.store import GraphStore, ingest, split_links
-from optimag_dist.tasks import metric_of, monitor_of
+from optimag_dist.tasks import make_task, metric_of, monitor_of, named
 from optimag_dist.train.log import read_records, read_result, write_rows
 from optimag_dist.train.options import RunConfig
 from optimag_dist.train.validation import refuse_second
@@ -102,6 +103,11 @@ def run_experiment(
                     f"{directory}: holds the results of another recipe; choose another --out or name=…, or remove it"
                 )
         dump_options(experiment, file)
+        if experiment.data is not None:
+            datasets, others = recipe.datasets_in(experiment.data)
+            say(f"{experiment.data}: {', '.join(datasets)}")
+            if others:
+                say(f"  left out, of no known layout: {', '.join(each.name for each in others)}")
         rows: list[dict[str, Any]] = []
         for name, study in experiment.asked.items():
             say(f"{name}: {study.question}")
@@ -125,19 +131,34 @@ def _planted_store(options: PlantedOptions, directory: Path) -> Path:
     return _ingested(folder / "schema.yaml", folder / "store")
 
 
-def _real_store(options: GraphOptions, source: Path, folder: Path) -> Path:
+def _real_store(options: GraphOptions, source: Path, folder: Path, encoder: str | tuple[str, ...] | None) -> Path:
+    # Only folders have the features of several encoders, and a schema has no such key.
+    overrides = [f"encoder={json.dumps(encoder)}"] if encoder and source.is_dir() else []
     if options.links is None:
-        return _ingested(source, folder)
+        return _ingested(source, folder, overrides)
     if not folder.exists():
-        whole = _ingested(source, folder.with_name(f"{folder.name}-whole"))
+        whole = _ingested(source, folder.with_name(f"{folder.name}-whole"), overrides)
         split_links(GraphStore.open(whole), folder, options.links, say=lambda line: None)
     return folder
 
 
-def _ingested(source: Path, store: Path) -> Path:
+def _ingested(source: Path, store: Path, overrides: Sequence[str] = ()) -> Path:
     if not store.exists():
-        ingest(source, store, say=lambda line: None)
+        ingest(source, store, list(overrides), say=lambda line: None)
     return store
+
+
+def _lack(store: Path, cells: Sequence[Cell], asked: Asked) -> str | None:
+    """What the graph lacks for the cells' tasks, in words; None where it has everything."""
+    tasks = [recipe.configure(asked.experiment, asked.study, cell.setting, cell.arm).task for cell in cells]
+    try:
+        # Arms and backbones ask the same.
+        for task in {task.model_dump_json(): task for task in tasks}.values():
+            for options in named(task).values():
+                make_task(options, GraphStore.open(store), seed=asked.seeds[0])
+    except InputError as error:
+        return str(error)
+    return None
 
 
 # -- studies that train ------------------------------------------------------------------------------------------------
@@ -157,10 +178,13 @@ def _compare(asked: Asked) -> list[dict[str, Any]]:
             if source is None:
                 asked.say(f"  {graph}: left out, {options.source} is not there")
                 continue
-            store = _real_store(options, source, asked.directory / "graphs" / graph)
+            store = _real_store(options, source, asked.directory / "graphs" / graph, asked.experiment.encoder)
         else:
             store = _planted_store(planted, asked.directory)
         cells = [Cell(setting, arm, {}) for setting in group for arm in recipe.arms_of(asked.experiment, asked.study)]
+        if planted is None and options.optional and (lack := _lack(store, cells, asked)):
+            asked.say(f"  {graph}: left out, {lack}")
+            continue
         if asked.study.tuning is not None:
             asked.say(f"  {graph}: tuning, {asked.study.tuning.trials} points for each of {len(cells)} cells")
             cells = _tuned(asked, asked.study.tuning, cells, store, folder / "tuning")

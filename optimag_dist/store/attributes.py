@@ -18,6 +18,7 @@ from optimag_dist.types import InputError
 
 #: A larger file is no picture of a thing.
 MOST_PICTURE_BYTES = 64 << 20
+_PICTURE_ENDINGS = (".jpg", ".jpeg", ".png")
 
 
 class AttributeColumn:
@@ -54,6 +55,31 @@ class AttributeColumn:
                 yield pa.array(contents, pa.large_binary())
             first += len(array)
         bad.raise_if_any()
+
+
+class NumberedPictures:
+    """Pictures of a folder, called by their nodes' numbers: ``0.jpg``, ``1.png``, …; a node without one has none."""
+
+    kind: Literal["text", "image"] = "image"
+    inputs_known = False
+
+    def __init__(self, folder: Path, num_nodes: int) -> None:
+        self._folder = folder
+        self._num_nodes = num_nodes
+
+    def blocks(self) -> Iterator[pa.Array]:
+        """large_binary blocks of ``ATTRIBUTE_ROWS`` rows; ``InputError``: a file that cannot be read."""
+        names = {file.stem: file.name for file in self._folder.iterdir() if file.suffix.lower() in _PICTURE_ENDINGS}
+        pictures = _PictureFiles(self._folder, ())
+        for start in range(0, self._num_nodes, ATTRIBUTE_ROWS):
+            contents = []
+            for node in range(start, min(start + ATTRIBUTE_ROWS, self._num_nodes)):
+                name = names.get(str(node))
+                try:
+                    contents.append(None if name is None else pictures.read(name))
+                except (OSError, ValueError) as error:
+                    raise InputError(f"{self._folder / (name or '')}: cannot be read: {error}; remove it") from error
+            yield pa.array(contents, pa.large_binary())
 
 
 class _PictureFiles:

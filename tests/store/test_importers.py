@@ -107,6 +107,22 @@ def write_magb(folder):
     return folder
 
 
+def write_openmag(folder):
+    """With a second encoder, and what generators are made from."""
+    for kind, name in {"text": "text_features", "image": "image_features"}.items():
+        (folder / name).mkdir()
+        np.save(folder / name / f"Toy_{kind}_Qwen_Qwen2_VL_7B_Instruct_768d.npy", missing(X[kind]))
+        np.save(folder / name / f"Toy_{kind}_clip_vit_large_patch14_768d.npy", X[kind] + 1)
+    rows = [f'{node},"a toy, number {node}",{label}' for node, label in enumerate(Y)]
+    (folder / "Toy.csv").write_text("\n".join(["id,text,label", *rows]))
+    pictures = folder / "ToyImages_extracted" / "ToyImages"
+    pictures.mkdir(parents=True)
+    (pictures / "0.jpg").write_bytes(b"first")
+    (pictures / f"{N - 1}.png").write_bytes(b"last")
+    write_dgl(folder, "ToyGraph.pt", features=False)
+    return folder
+
+
 def write_mm_graph(folder):
     torch.save(EDGES.tolist(), folder / "nc_edges-nodeid.pt")
     torch.save(Y.tolist(), folder / "labels-w-missing.pt")
@@ -127,6 +143,7 @@ WRITERS = {
     "processed": (write_processed, []),
     "ogb": (write_ogb, ["features.text=text.npy"]),
     "magb": (write_magb, []),
+    "openmag": (write_openmag, ["encoder=Qwen2_VL_7B"]),
     "mm-graph": (write_mm_graph, ["encoder=t5vit"]),
 }
 
@@ -414,10 +431,38 @@ BAD = {
     "no edge_index": (saved("g.pt", {"x": torch.ones(3, 2)}), [], "no 'edge_index'"),
     "several graphs": (write_two_graphs, [], "needed one graph, got 2"),
     "several encoders": (write_two_encoders, [], "several encoders.*features.text=TextFeature/FILE"),
+    "no such encoder": (write_openmag, ["encoder=Lama"], r"several encoders, .*\(encoder=Lama is none or several"),
     "no encoder chosen": (write_mm_graph, [], "several encoders, clip, t5vit; choose with encoder=NAME"),
     "unknown option": (write_npz, ["directd=true"], "did you mean 'directed'"),
     "missing features": (write_npz, ["features.more=none.npy"], "none.npy: no such file"),
 }
+
+
+def test_texts_and_pictures_beside_features_are_attributes(tmp_path):
+    (tmp_path / "Toy").mkdir()
+    store = ingest(write_openmag(tmp_path / "Toy"), tmp_path / "store", ["encoder=clip"], say=lambda line: None)
+    assert dict(store.attributes) == {"text": "text", "picture": "image"}
+    assert store.attribute("text", np.array([0, N - 1])) == ["a toy, number 0", f"a toy, number {N - 1}"]
+    assert store.attribute("picture", np.array([0, 1, N - 1])) == [b"first", None, b"last"]
+
+
+def test_a_table_that_is_not_of_these_nodes_is_said_and_not_used(tmp_path):
+    said = []
+    folder = write_openmag(tmp_path)
+    (folder / "Toy.csv").write_text("id,text\n0,only one\n")
+    store = ingest(folder, tmp_path / "store", ["encoder=clip"], say=said.append)
+    assert dict(store.attributes) == {"picture": "image"}
+    assert any(f"Toy.csv, which has 1 rows for {N} nodes" in line for line in said)
+
+
+@pytest.mark.parametrize(("encoder", "clip"), [("[none, clip]", True), ("[qwen2_vl, clip]", False)])
+def test_of_several_encoders_the_first_that_is_there_is_taken(tmp_path, encoder, clip):
+    folder = write_openmag(tmp_path)
+    # The only one needs no choice.
+    next((folder / "image_features").glob("*Qwen*")).unlink()
+    store = ingest(folder, tmp_path / "store", [f"encoder={encoder}"], say=lambda line: None)
+    np.testing.assert_array_equal(store.gather("text", np.array([0]))[0], X["text"][0] + np.float16(clip))
+    np.testing.assert_array_equal(store.gather("image", np.array([0]))[0], X["image"][0] + 1)
 
 
 def test_a_graph_of_dgl_says_what_it_needs_where_dgl_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

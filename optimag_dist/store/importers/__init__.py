@@ -20,6 +20,10 @@ IMPORTERS = {
     "dgl": "optimag_dist.store.importers.dgl_file:open_dgl",
     "pyg": "optimag_dist.store.importers.pyg:open_pyg",
 }
+#: By what a dataset's folder is known, for people.
+FOLDER_LAYOUTS = (
+    "OGB: raw/edge.csv.gz; MM-Graph: nc_edges-nodeid.pt or lp-edge-split-*.pt; MAGB, OpenMAG: a DGL graph file"
+)
 
 
 def open_source(path: Path, overrides: Sequence[str] = ()) -> GraphSource:
@@ -44,18 +48,24 @@ def open_source(path: Path, overrides: Sequence[str] = ()) -> GraphSource:
     return source
 
 
-def _layout_of(path: Path) -> str:
-    from optimag_dist.store.importers.dgl_file import is_dgl, is_magb
+def folder_layout(folder: Path) -> str | None:
+    """The layout of a dataset's folder; None where it is none of ``FOLDER_LAYOUTS``."""
+    from optimag_dist.store.importers.dgl_file import is_magb
     from optimag_dist.store.importers.mm_graph import is_mm_graph
     from optimag_dist.store.importers.ogb import is_ogb
 
+    known = {"ogb": is_ogb, "mm_graph": is_mm_graph, "magb": is_magb}
+    return next((layout for layout, has_layout in known.items() if has_layout(folder)), None)
+
+
+def _layout_of(path: Path) -> str:
+    from optimag_dist.store.importers.dgl_file import is_dgl
+
     if path.is_dir():
-        for layout, has_layout in (("ogb", is_ogb), ("mm_graph", is_mm_graph), ("magb", is_magb)):
-            if has_layout(path):
-                return layout
+        if layout := folder_layout(path):
+            return layout
         raise InputError(
-            f"{path}: a folder of no known layout (OGB: raw/edge.csv.gz; MM-Graph: nc_edges-nodeid.pt; MAGB: a DGL "
-            "graph file); for Parquet or CSV tables name the YAML file that describes them"
+            f"{path}: a folder of no known layout ({FOLDER_LAYOUTS}); for Parquet or CSV tables name the YAML file that describes them"
         )
     if path.suffix.lower() == ".npz":
         return "npz"

@@ -29,7 +29,8 @@ class ImportOptions(Options):
         directed: whether source and target differ in meaning; by default what the layout says.
         features: modality → ``.npy`` file of shape (nodes, width), relative to the source's folder, in place of the
             modality found or beside it.
-        encoder: MM-Graph: whose features to take, such as ``t5vit`` for ``t5vit_feat.pt``.
+        encoder: MAGB, OpenMAG, MM-Graph: whose features to take where there are several, such as ``t5vit`` for
+            ``t5vit_feat.pt``, or a part of the name that one file has alone; of several, the first that is there.
         split: OGB: folder under ``split/``, where there are several.
     """
 
@@ -37,7 +38,7 @@ class ImportOptions(Options):
     name: str | None = None
     directed: bool | None = None
     features: Mapping[str, str] = {}
-    encoder: str | None = None
+    encoder: str | tuple[str, ...] | None = None
     split: str | None = None
 
 
@@ -157,6 +158,25 @@ def labels_of(place: str, y: np.ndarray | None, num_nodes: int, classes: Sequenc
         _refuse_first(place, wrong, lambda row: f"the label {numbers[row]} has no class; there are {len(classes)}")
         codes, names = numbers, tuple(classes)
     return Labels(np.where(unlabelled, -1, codes).astype(np.int32), names)
+
+
+def of_encoder(folder: Path, files: Mapping[str, str], options: ImportOptions, also: str = "") -> str:
+    """Of ``files`` (file → encoder's name), the only one or that of ``options.encoder``; ``InputError`` where several
+    are left, which says what ``also`` would choose."""
+    wanted = (options.encoder,) if isinstance(options.encoder, str) else options.encoder or ()
+    for encoder in wanted:
+        chosen = [file for file, name in files.items() if name == encoder]
+        chosen = chosen or [file for file, name in files.items() if encoder.lower() in name.lower()]
+        if len(chosen) == 1:
+            return chosen[0]
+    # A list says what is preferred; a single name is meant.
+    if len(files) == 1 and not isinstance(options.encoder, str):
+        return next(iter(files))
+    given = f" (encoder={', '.join(wanted)} is none or several of them)" if wanted else ""
+    raise InputError(
+        f"{folder}: several encoders, {', '.join(files.values())}{given}; choose with encoder=NAME"
+        + (f" or {also}" if also else "")
+    )
 
 
 _MASKS = "a mask of 0 and 1 is called train_mask, val_mask or test_mask"

@@ -1,7 +1,8 @@
-"""DGL: a file of ``dgl.save_graphs`` with one homogeneous graph. MAGB (arXiv 2410.09132): one beside features."""
+"""DGL: a file of ``dgl.save_graphs`` with one homogeneous graph. MAGB (arXiv 2410.09132), OpenMAG: one beside features."""
 
+import csv
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +10,29 @@ import numpy as np
 
 from optimag_dist.dgl_package import import_dgl
 from optimag_dist.store.arrays import ArrayFeatures, ArrayRows, reason_of
+from optimag_dist.store.attributes import AttributeColumn, NumberedPictures
 from optimag_dist.store.bad_rows import reading
-from optimag_dist.store.importers.array_source import SPLIT_KEYS, ArraySource, ImportOptions, labels_of, split_of
+from optimag_dist.store.importers.array_source import (
+    SPLIT_KEYS,
+    ArraySource,
+    ImportOptions,
+    labels_of,
+    of_encoder,
+    split_of,
+)
 from optimag_dist.store.importers.torch_file import as_numpy, described
+from optimag_dist.store.schema import AttributeSource
+from optimag_dist.store.source import AttributeReader
+from optimag_dist.store.tables import open_table
 from optimag_dist.types import InputError
 
 # Little-endian, at the head of every file of dgl.save_graphs.
 _MAGIC = (0xDD2E4FF046B4A13F).to_bytes(8, "little")
 _LABELS = ("label", "labels", "y")
-_MAGB_FOLDERS = {"text": "TextFeature", "image": "ImageFeature"}
+# Of MAGB and of OpenMAG.
+_FEATURE_FOLDERS = {"text": ("TextFeature", "text_features"), "image": ("ImageFeature", "image_features")}
+# Of a dataset's table, the first that is there; the loaders differ by dataset.
+_TEXT_COLUMNS = ("text", "caption", "description", "title")
 
 
 def is_dgl(path: Path) -> bool:
@@ -71,7 +86,12 @@ def load_graph(path: Path) -> tuple[Any, list[str]]:
 
 
 def graph_source(
-    path: Path, graph: Any, modalities: dict[str, ArrayFeatures], options: ImportOptions, beside: Sequence[str]
+    path: Path,
+    graph: Any,
+    modalities: dict[str, ArrayFeatures],
+    options: ImportOptions,
+    beside: Sequence[str],
+    attributes: Mapping[str, AttributeReader] | None = None,
 ) -> ArraySource:
     """``graph`` with ``modalities`` from its node data; ``beside`` is not used."""
     n = graph.num_nodes()
@@ -91,6 +111,7 @@ def graph_source(
         options=options,
         known_labels=labels_of(f"{path}, node data {label!r}", data.get(label), n),
         known_split=split_of(f"{path}, node data", {key: data.get(key) for key in SPLIT_KEYS}, n),
+        attributes=attributes or {},
         unused=[
             *(described(*item) for item in sorted(graph.ndata.items()) if item[0] not in used and item[0][0] != "_"),
             *(f"edge data {described(*item)}" for item in sorted(graph.edata.items()) if item[0][0] != "_"),
@@ -104,11 +125,15 @@ def is_magb(folder: Path) -> bool:
 
 
 def open_magb(folder: Path, options: ImportOptions) -> ArraySource:
-    """A dataset's folder: ``<Name>Graph.pt`` of ``dgl.save_graphs``, ``TextFeature/*.npy``, ``ImageFeature/*.npy``.
+    """A dataset's folder: ``<Name>Graph.pt`` of ``dgl.save_graphs``, a folder of ``.npy`` files for texts and for
+    pictures (MAGB: ``TextFeature``, ``ImageFeature``; OpenMAG: ``text_features``, ``image_features``), and if there
+    ``<Name>.csv`` with a text for each node and pictures numbered like the nodes in ``<Name>Images`` or
+    ``<Name>Images_extracted/<Name>Images``, which become the attributes ``text`` and ``picture``.
 
-    Without these two folders every ``.npy`` file beside the graph is a modality, of its own name or that of the
-    options. Where there are several encoders, the options' ``features`` choose. The graph is undirected unless they say
-    otherwise, as in the benchmark. Layout: https://github.com/sktsherlock/MAGB, README.
+    Without folders of features every ``.npy`` file beside the graph is a modality, of its own name or that of the
+    options. Where there are several encoders, the options' ``encoder`` or ``features`` choose. The graph is undirected
+    unless they say otherwise, as in the benchmarks. Layouts: https://github.com/sktsherlock/MAGB, README;
+    https://github.com/YUKI-N810/OpenMAG, configs/dataset.
 
     ``InputError``: several graphs, several encoders and none chosen, or a file that cannot be used.
     """
@@ -116,6 +141,8 @@ def open_magb(folder: Path, options: ImportOptions) -> ArraySource:
     if len(graphs) > 1:
         raise InputError(f"{folder}: several DGL graphs, {', '.join(path.name for path in graphs)}; leave one there")
     graph, beside = load_graph(graphs[0])
+    dataset = re.sub(r"Graph$", "", graphs[0].stem)
+    attributes, unused = _attributes(folder, dataset, graph.num_nodes())
     options = options.model_copy(
         update={
             "name": options.name or folder.resolve().name,
@@ -123,7 +150,7 @@ def open_magb(folder: Path, options: ImportOptions) -> ArraySource:
             "features": _found(folder, options) | dict(options.features),
         }
     )
-    return graph_source(graphs[0], graph, {}, options, beside)
+    return graph_source(graphs[0], graph, {}, options, [*beside, *unused], attributes)
 
 
 def _graph_files(folder: Path) -> list[Path]:
@@ -131,17 +158,40 @@ def _graph_files(folder: Path) -> list[Path]:
 
 
 def _found(folder: Path, options: ImportOptions) -> dict[str, str]:
-    if not any((folder / name).is_dir() for name in _MAGB_FOLDERS.values()):
+    there = {
+        modality: [folder / name for name in names if (folder / name).is_dir()]
+        for modality, names in _FEATURE_FOLDERS.items()
+    }
+    if not any(there.values()):
         given = set(options.features.values())
         return {path.stem: path.name for path in sorted(folder.glob("*.npy")) if path.name not in given}
     found = {}
-    for modality, name in _MAGB_FOLDERS.items():
-        files = sorted((folder / name).glob("*.npy"))
-        if len(files) > 1 and modality not in options.features:
-            raise InputError(
-                f"{folder / name}: several encoders, {', '.join(path.name for path in files)}; choose with "
-                f"features.{modality}={name}/FILE"
-            )
-        if files:
-            found[modality] = f"{name}/{files[0].name}"
+    for modality, folders in there.items():
+        files = {f"{each.name}/{path.name}": path.stem for each in folders for path in sorted(each.glob("*.npy"))}
+        if files and modality not in options.features:
+            also = f"features.{modality}={folders[0].name}/FILE"
+            found[modality] = of_encoder(folders[0], files, options, also)
     return found
+
+
+def _attributes(folder: Path, dataset: str, num_nodes: int) -> tuple[dict[str, AttributeReader], list[str]]:
+    """The nodes' texts and pictures, as far as they are there, and what is not used, for people."""
+    found: dict[str, AttributeReader] = {}
+    unused = []
+    table = folder / f"{dataset}.csv"
+    if table.is_file():
+        with reading(table), table.open(encoding="utf-8-sig", newline="", errors="replace") as file:
+            header = next(csv.reader(file), [])
+        column = next((name for name in _TEXT_COLUMNS if name in header), None)
+        if column is None:
+            unused.append(f"{table.name}, which has none of the columns {', '.join(_TEXT_COLUMNS)}")
+        else:
+            nodes = open_table(folder, table.name, {"text": column}, "needed a row for each node")
+            if nodes.num_rows == num_nodes:
+                found["text"] = AttributeColumn(AttributeSource(column=column, kind="text"), folder, nodes)
+            else:
+                unused.append(f"{table.name}, which has {nodes.num_rows:,} rows for {num_nodes:,} nodes")
+    for pictures in (folder / f"{dataset}Images_extracted" / f"{dataset}Images", folder / f"{dataset}Images"):
+        if pictures.is_dir():
+            found.setdefault("picture", NumberedPictures(pictures, num_nodes))
+    return found, unused

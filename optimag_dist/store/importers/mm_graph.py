@@ -6,7 +6,14 @@ from pathlib import Path
 import numpy as np
 
 from optimag_dist.store.arrays import ArrayFeatures, ArrayRows
-from optimag_dist.store.importers.array_source import SPLIT_KEYS, ArraySource, ImportOptions, labels_of, split_of
+from optimag_dist.store.importers.array_source import (
+    SPLIT_KEYS,
+    ArraySource,
+    ImportOptions,
+    labels_of,
+    of_encoder,
+    split_of,
+)
 from optimag_dist.store.importers.torch_file import as_numpy, attribute, described, load_tensors
 from optimag_dist.types import InputError
 
@@ -81,8 +88,7 @@ def _train_edges(path: Path) -> np.ndarray:
 
 
 def _feature_file(folder: Path, options: ImportOptions) -> Path:
-    encoders = sorted(path.name.removesuffix(_FEATURES) for path in folder.glob(f"*{_FEATURES}"))
-    if options.encoder is None and len(encoders) != 1:
-        found = f"several encoders, {', '.join(encoders)}; choose with encoder=NAME" if encoders else "no *_feat.pt"
-        raise InputError(f"{folder}: {found}")
-    return folder / f"{options.encoder or encoders[0]}{_FEATURES}"
+    encoders = {path.name: path.name.removesuffix(_FEATURES) for path in sorted(folder.glob(f"*{_FEATURES}"))}
+    if not encoders:
+        raise InputError(f"{folder}: no *{_FEATURES}")
+    return folder / of_encoder(folder, encoders, options)
