@@ -221,10 +221,8 @@ def datasets_in(folder: Path) -> tuple[dict[str, Path], list[Path]]:
         found |= {"-".join(each.relative_to(folder).parts): each for each in inner}
         others += [] if inner else [child]
     if not found:
-        raise InputError(
-            f"data={folder}: no dataset there, nor in its folders ({', '.join(each.name for each in others) or 'none'});"
-            f" looked for {FOLDER_LAYOUTS}"
-        )
+        names = ", ".join(each.name for each in others) or "none"
+        raise InputError(f"data={folder}: no dataset there, nor in its folders ({names}); looked for {FOLDER_LAYOUTS}")
     return found, others
 
 

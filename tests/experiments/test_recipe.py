@@ -12,6 +12,7 @@ from optimag_dist.experiments.recipe import (
     GraphOptions,
     arms_of,
     configure,
+    datasets_in,
     find_recipe,
     load_experiment,
     settings,
@@ -53,10 +54,42 @@ def _experiment(**study: Any) -> ExperimentOptions:
 # -- those that come with the project ----------------------------------------------------------------------------------
 
 
+def _mm_graph(folder: Path) -> None:
+    """By its file alone a folder is known."""
+    folder.mkdir(parents=True)
+    (folder / "nc_edges-nodeid.pt").touch()
+
+
+def test_datasets_take_the_place_of_graphs_in_data(tmp_path: Path) -> None:
+    for name in ("Movies", "mm-graph/books", "none"):
+        (tmp_path / name).mkdir(parents=True)
+    _mm_graph(tmp_path / "mm-graph" / "sports")
+    _mm_graph(tmp_path / "Toys")
+    experiment = load_experiment(find_recipe("paper"), [f"data={tmp_path}"], quick=False)
+    assert experiment.studies["node_classification"].graphs == ("Toys", "mm-graph-sports")
+    assert experiment.studies["link_prediction"].graphs == ("Toys-links", "mm-graph-sports-links")
+    assert experiment.graphs["Toys-links"].source == tmp_path / "Toys"
+    assert [path.name for path in datasets_in(tmp_path)[1]] == ["Movies", "none"]
+    assert list(datasets_in(tmp_path / "Toys")[0]) == ["Toys"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"), [([], "needs data=DIR"), (["data=none"], "no such folder"), (["data=."], "MAGB, OpenMAG:")]
+)
+def test_without_a_dataset_it_is_said_what_is_looked_for(
+    overrides: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=words):
+        load_experiment(find_recipe("paper"), overrides, quick=False)
+
+
 @pytest.mark.parametrize("quick", [False, True])
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_shipped_recipe_loads_and_is_read_back_as_it_was_written(path: Path, quick: bool, tmp_path: Path) -> None:
-    experiment = load_experiment(path, [], quick=quick)
+    _mm_graph(tmp_path / "data" / "Toy")
+    overrides = [f"data={tmp_path / 'data'}"] if path.stem == "paper" else []
+    experiment = load_experiment(path, overrides, quick=quick)
     assert experiment.name == path.stem
     assert find_recipe(path.stem).resolve() == path.resolve()
     # Otherwise the same command would not go on with its own results.
@@ -106,9 +139,9 @@ def test_infinity_stays_what_it_is(tmp_path: Path) -> None:
         (["only=[answered]"], "only: no study is called 'answered'; there are asked"),
         (
             ["graphs.real.planted={}"],
-            r"needed exactly one of dataset, source and planted, got \['dataset', 'planted'\]",
+            r"needed exactly one of dataset, source, planted and in_data, got \['dataset', 'planted'\]",
         ),
-        (["graphs.real={}"], "needed exactly one of dataset, source and planted, got none of them"),
+        (["graphs.real={}"], "needed exactly one of dataset, source, planted and in_data, got none of them"),
         (["graphs.made.planted.homophily=2"], "key 'graphs.made.planted.homophily'.*less than or equal to 1"),
         (["studies.asked.tuning={space: {optim.lr: {normal: [0, 1]}}}"], "unknown distribution 'normal'"),
         (["seeds=[]"], "key 'seeds'"),
@@ -326,7 +359,7 @@ def test_a_recipe_is_found_by_name_here_first_then_in_the_checkout_or_by_its_fil
     assert find_recipe("conflicts").resolve() == mine
     assert find_recipe("elsewhere/conflicts.yml") == Path("elsewhere/conflicts.yml")
     with pytest.raises(
-        InputError, match=r"no experiment is called 'conflict'; there are ablation, conflicts, other, sw"
+        InputError, match=r"no experiment is called 'conflict'; there are ablation, conflicts, other, paper, sw"
     ):
         find_recipe("conflict")
 

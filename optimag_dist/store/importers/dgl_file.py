@@ -1,4 +1,4 @@
-"""DGL: a file of ``dgl.save_graphs`` with one homogeneous graph. MAGB (arXiv 2410.09132), OpenMAG: one beside features."""
+"""DGL: a file of ``dgl.save_graphs`` with one homogeneous graph. MAGB (arXiv 2410.09132), OpenMAG: with features."""
 
 import csv
 import re
