@@ -95,14 +95,14 @@ def test_a_shipped_recipe_loads_and_is_read_back_as_it_was_written(path: Path, q
     # Otherwise the same command would not go on with its own results.
     dump_options(experiment, tmp_path / "recipe.yaml")
     assert load_options(ExperimentOptions, tmp_path / "recipe.yaml") == experiment
-    whole = load_experiment(path, [], quick=False)
+    whole = load_experiment(path, overrides, quick=False)
     assert (experiment != whole) == quick
     assert len(experiment.seeds) <= len(whole.seeds)
     assert set(experiment.asked) == set(experiment.only or experiment.studies)
 
 
 def test_there_are_recipes() -> None:
-    assert [path.stem for path in RECIPES] == ["ablation", "conflicts", "sweep", "tasks"]
+    assert [path.stem for path in RECIPES] == ["ablation", "conflicts", "paper", "sweep", "tasks"]
 
 
 def test_infinity_stays_what_it_is(tmp_path: Path) -> None:

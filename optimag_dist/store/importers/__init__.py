@@ -65,8 +65,8 @@ def _layout_of(path: Path) -> str:
         if layout := folder_layout(path):
             return layout
         raise InputError(
-            f"{path}: a folder of no known layout ({FOLDER_LAYOUTS}); for Parquet or CSV tables name the YAML file that "
-            "describes them"
+            f"{path}: a folder of no known layout ({FOLDER_LAYOUTS}); for Parquet or CSV tables name the YAML file "
+            "that describes them"
         )
     if path.suffix.lower() == ".npz":
         return "npz"
