@@ -215,7 +215,7 @@ def datasets_in(folder: Path) -> tuple[dict[str, Path], list[Path]]:
         raise InputError(f"data={folder}: no such folder; needed one that holds datasets ({FOLDER_LAYOUTS})")
     if folder_layout(folder):
         return {folder.resolve().name: folder}, []
-    found, others = {}, []
+    found, others = dict[str, Path](), list[Path]()
     for child in _folders_in(folder):
         inner = [child] if folder_layout(child) else [each for each in _folders_in(child) if folder_layout(each)]
         found |= {"-".join(each.relative_to(folder).parts): each for each in inner}
