@@ -68,8 +68,8 @@ def test_a_users_section_is_kept_as_one_of_ours(here: Path, recipe: dict, monkey
     assert config.task.offset == 0.5
     assert config.regulariser.model_dump() == {
         "kind": f"{here}/my_regulariser.py:Smooth",
-        "weight": 0.5,
-        "share": 1.0,
+        "weight": None,
+        "share": 0.5,
         "warm_up": 5,
         "power": 2.0,
     }
@@ -90,7 +90,9 @@ def test_a_regulariser_needs_no_diagnostics(
     here: Path, recipe: dict, planted_store: GraphStore, tmp_path: Path
 ) -> None:
     ppr = make_ppr(planted_store, tmp_path / "ppr")
-    variant = _config(recipe, **REGULARISER).resolve()["default"]
+    # A given weight stands from the first step on.
+    given = {"regulariser": {**REGULARISER["regulariser"], "weight": 0.5}}
+    variant = _config(recipe, **given).resolve()["default"]
     check_input(planted_store, variant, 0)
     run_fit(Fit("default", 0, variant, here / "fit"), planted_store, ppr, Worker())
     first, *_, last = read_records(here / "fit/metrics.jsonl")

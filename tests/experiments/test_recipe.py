@@ -102,7 +102,7 @@ def test_a_shipped_recipe_loads_and_is_read_back_as_it_was_written(path: Path, q
 
 
 def test_there_are_recipes() -> None:
-    assert [path.stem for path in RECIPES] == ["ablation", "conflicts", "paper", "sweep", "tasks"]
+    assert [path.stem for path in RECIPES] == ["ablation", "conflicts", "defaults", "paper", "sweep", "tasks"]
 
 
 def test_infinity_stays_what_it_is(tmp_path: Path) -> None:
@@ -359,7 +359,7 @@ def test_a_recipe_is_found_by_name_here_first_then_in_the_checkout_or_by_its_fil
     assert find_recipe("conflicts").resolve() == mine
     assert find_recipe("elsewhere/conflicts.yml") == Path("elsewhere/conflicts.yml")
     with pytest.raises(
-        InputError, match=r"no experiment is called 'conflict'; there are ablation, conflicts, other, paper, sw"
+        InputError, match=r"no experiment is called 'conflict'; there are ablation, conflicts, defaults, other"
     ):
         find_recipe("conflict")
 
