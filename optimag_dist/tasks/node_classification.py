@@ -81,7 +81,8 @@ class NodeClassification(Task[ClassifierHead]):
             np.bincount(self.labels[nodes], minlength=self.num_classes) for nodes in (self.train, self.val, self.test)
         ]
         self.notes = _notes(store.classes, *counts)
-        self.guess = float(counts[1][counts[0].argmax()] / counts[1].sum())
+        if np.count_nonzero(counts[1]) > 1:
+            self.guess = float(counts[1][counts[0].argmax()] / counts[1].sum())
 
     def agreement(self, ppr: PPRArtefact) -> ClassAgreement:
         return class_agreement(ppr, self.train, self.labels)
