@@ -49,7 +49,7 @@ def test_a_made_up_graph_is_written_ingested_and_stays(tmp_path: Path) -> None:
         (("report", "nowhere"), "nowhere"),
         (("data", "make", "mine", "node=20"), "optimag data make: unknown key 'node'; did you mean 'nodes'"),
         (("data", "make", "mine", "homophily=2"), "key 'homophily': Input should be less than or equal to 1; got 2"),
-        (("experiment", "conflict"), "no experiment is called 'conflict'; there are ablation, conflicts, sweep"),
+        (("experiment", "conflict"), "no experiment is called 'conflict'; there are ablation, conflicts, defaults"),
         (("experiment", "nowhere.yaml"), "nowhere.yaml: no such file"),
         (("experiment", "conflicts", "sedes=[1]"), "conflicts.yaml: unknown key 'sedes'; did you mean 'seeds'"),
     ],

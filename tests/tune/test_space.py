@@ -178,7 +178,9 @@ def test_a_sweep_is_read_with_its_overrides_and_around_one_variant(tmp_path: Pat
 
 def test_variants_are_listed_as_they_are_spelt(tmp_path: Path) -> None:
     files = tmp_path / "run.yaml", tmp_path / "space.yaml"
-    files[0].write_text("name: toy\nstore: nowhere\nvariants: {off: {regulariser.weight: 0}, on: {}}\n")
+    files[0].write_text(
+        "name: toy\nstore: nowhere\nregulariser: {kind: local}\nvariants: {off: {regulariser.weight: 0}, on: {}}\n"
+    )
     files[1].write_text(
         "space: {variant: {grid: [off, on]}, regulariser.differentiate: {grid: [no, yes]}}\nsearch: {method: grid}\n"
     )
@@ -187,7 +189,7 @@ def test_variants_are_listed_as_they_are_spelt(tmp_path: Path) -> None:
     assert points is not None
     assert [point["variant"] for point in points] == ["off", "off", "on", "on"]
     found = [configure(config, point, "space").regulariser for point in points]
-    assert [(r.weight > 0, r.differentiate) for r in found] == list(itertools.product((False, True), repeat=2))
+    assert [(r.active, r.differentiate) for r in found] == list(itertools.product((False, True), repeat=2))
     files[1].write_text("space: {variant: {grid: [true]}}\nsearch: {method: grid}\n")
     with pytest.raises(InputError, match=r"variant lists True; .* has off, on \(YAML reads true and false as booleans"):
         load_sweep(*files, [])
@@ -211,7 +213,7 @@ def test_a_grid_has_every_variant_by_name_with_every_other_value(varied: RunConf
     assert points == [{"variant": v, "optim.lr": lr} for v in ("gcn", "plain", "base") for lr in (0.1, 0.2)]
     found = [configure(varied, point, "space") for point in points]
     weight = varied.regulariser.weight
-    assert weight > 0
+    assert varied.regulariser.active
     assert [(c.model.backbone, c.regulariser.weight, c.optim.lr) for c in found] == [
         ("gcn", weight, 0.1),
         ("gcn", weight, 0.2),

@@ -271,6 +271,7 @@ def with_plans_held(regulariser: AlignmentRegulariser, Z: dict[str, Tensor], pro
                 nu=marginal,
                 alpha=0.6,
                 rho=rho,
+                epsilon=options.epsilon,
                 n_outer=options.n_outer,
                 n_sinkhorn=options.n_sinkhorn,
             )
