@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 # Steps over which norms are smoothed, about.
 _STEPS = 20
-# Of a step: ‖∂task/∂Z‖², ‖∂R/∂Z‖², their product, and 1 where there is a gradient of both.
-_TASK, _REGULARISER, _PRODUCT, _COUNT = range(4)
+# Of a step: ‖∂task/∂Z‖², ‖∂R/∂Z‖², and ⟨∂task/∂Z, ∂R/∂Z⟩. The first two are smoothed.
+_TASK, _REGULARISER, _PRODUCT = range(3)
 
 
 class GradientShare(nn.Module):
@@ -33,7 +33,7 @@ class GradientShare(nn.Module):
         super().__init__()
         self.share, self.warm_up, self.strength = share, warm_up, strength
         self.smoothed: Tensor
-        self.register_buffer("smoothed", torch.zeros(4, dtype=torch.float64))
+        self.register_buffer("smoothed", torch.zeros(2, dtype=torch.float64))
         # Of the epoch so far: Σ λ, Σ share, Σ cosine, steps in which task and regulariser pull apart, steps.
         self.epoch: Tensor
         self.register_buffer("epoch", torch.zeros(5, dtype=torch.float64))
@@ -46,7 +46,7 @@ class GradientShare(nn.Module):
         rising = min(1.0, epoch / self.warm_up) if self.warm_up else 1.0
         ratio = (norms[_TASK] / norms[_REGULARISER]).sqrt()
         weight = self.share * self.strength * rising * torch.where(norms[_REGULARISER] > 0, ratio, 0.0)
-        self._seen = torch.zeros(4, dtype=torch.float64, device=device)
+        self._seen = torch.zeros(3, dtype=torch.float64, device=device)
         self._weight = weight.to(device, torch.float32)
         return self._weight
 
@@ -67,8 +67,8 @@ class GradientShare(nn.Module):
             # Of losses that every rank has scaled by the number of ranks.
             seen /= world_size**2
         both = (seen[_TASK] > 0) & (seen[_REGULARISER] > 0) & seen.isfinite().all()
-        seen[_COUNT] = 1.0
-        self.smoothed.copy_(torch.where(both, self.smoothed.lerp(seen, 1 / _STEPS), self.smoothed))
+        norms = seen[: len(self.smoothed)]
+        self.smoothed.copy_(torch.where(both, self.smoothed.lerp(norms, 1 / _STEPS), self.smoothed))
         length = seen[_REGULARISER].sqrt() / seen[_TASK].sqrt()
         cosine = seen[_PRODUCT] / (seen[_TASK] * seen[_REGULARISER]).sqrt()
         told = torch.stack([weight.double(), weight * length, cosine, (cosine < 0).double(), torch.ones_like(cosine)])
