@@ -12,7 +12,7 @@ from rich.table import Table
 
 from optimag_dist.experiments.detection import KEPT, NEIGHBOURS, areas, kept_mass, without_transport
 from optimag_dist.ppr import PPRArtefact
-from optimag_dist.report.measure import Interval, mean_interval, show
+from optimag_dist.report.measure import Measure, mean_interval
 from optimag_dist.store import GraphStore
 from optimag_dist.store.layout import read_meta
 from optimag_dist.train.options import VariantConfig
@@ -70,22 +70,15 @@ def render_swapped(rows: Sequence[dict[str, float]], modalities: Sequence[str], 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for number, heading in enumerate(("conflicts in", NEIGHBOURS, KEPT, "difference")):
         table.add_column(heading, justify="right" if number else "left")
+    measure = Measure(KEPT, digits=1)
     for name in modalities:
         theirs, mine = ([100 * row[f"auc/{way}/{name}"] for row in rows] for way in (NEIGHBOURS, KEPT))
         gap = mean_interval([a - b for a, b in zip(mine, theirs, strict=True)])
-        cells = [*(_shown(mean_interval(values)) for values in (theirs, mine)), _signed(gap)]
+        cells = [*(measure.show(mean_interval(values)) for values in (theirs, mine)), measure.show_difference(gap)]
+        cells[-1] += " *" * gap.excludes_zero
         table.add_row(name, *cells, style="bold" if gap.excludes_zero else None)
     console.print(table)
     console.print(
         f"Area under the ROC curve in per cent, mean ± 95 % interval over {len(rows)} draws, of features as stored; "
         "* the interval of the difference excludes 0."
     )
-
-
-def _shown(interval: Interval) -> str:
-    return show(interval.mean, interval.half_width)
-
-
-def _signed(gap: Interval) -> str:
-    text = f"{gap.mean:+.2f}".replace("-", "−") + f" ± {gap.half_width:.2f}"
-    return text + " *" * gap.excludes_zero
