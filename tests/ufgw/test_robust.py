@@ -7,7 +7,7 @@ import torch
 from scipy.stats import mannwhitneyu
 from torch import Tensor
 
-from optimag_dist.ufgw import anchor_cost, cosine_cost, graph_cost, solve_ufgw
+from optimag_dist.ufgw import RobustOptions, UFGWSolution, anchor_cost, cosine_cost, graph_cost, solve_ufgw
 from optimag_dist.ufgw.local import estimate_trust, near_weights
 
 from .ufgw_oracle import explicit_structure, make_regulariser, random_embeddings, random_present, random_proximity
@@ -19,6 +19,22 @@ NAMES = ("text", "image", "sound")
 
 def _named(each: Tensor) -> dict[str, Tensor]:
     return dict(zip(NAMES, each, strict=False))
+
+
+def _transported(cost: Tensor, graph: Tensor, anchor: Tensor, trusted: Tensor, given: RobustOptions) -> UFGWSolution:
+    """What the solver by itself finds between trusted marginals."""
+    return solve_ufgw(
+        cost.detach(),
+        graph,
+        anchor,
+        mu=trusted,
+        nu=trusted,
+        alpha=given.alpha,
+        rho=given.rho * given.stiffness,
+        epsilon=given.epsilon,
+        n_outer=given.n_outer,
+        n_sinkhorn=given.n_sinkhorn,
+    )
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -44,18 +60,7 @@ def test_kept_mass_is_trust_times_what_transport_keeps_of_trusted_marginals(opti
         # Who is absent is cut out of the problem.
         cost, graph, anchor = (x[there][:, there] for x in (C[m], C_G, anchor_cost(C_G, given.tau)))
         trusted = trust[m, there] / trust[m, there].sum()
-        found = solve_ufgw(
-            cost.detach(),
-            graph,
-            anchor,
-            mu=trusted,
-            nu=trusted,
-            alpha=given.alpha,
-            rho=given.rho * given.stiffness,
-            epsilon=given.epsilon,
-            n_outer=given.n_outer,
-            n_sinkhorn=given.n_sinkhorn,
-        )
+        found = _transported(cost, graph, anchor, trusted, given)
         kept = regulariser.diagnostics().kept_mass[NAMES[m]]
         assert kept.isnan().tolist() == (~there).tolist()
         torch.testing.assert_close(kept[there], trust[m, there] * found.kept_mass, rtol=1e-7, atol=1e-12)
@@ -91,18 +96,7 @@ def test_the_gradient_is_that_of_finite_differences_with_trust_and_plan_held_fix
         cosine_cost(z)[None], near_weights(proximity), mass, alpha=given.alpha, rho=given.rho, agreement=0.6
     ).kept[0]
     trusted = trust / trust.sum()
-    plan = solve_ufgw(
-        cosine_cost(z),
-        C_G,
-        anchor_cost(C_G, given.tau),
-        mu=trusted,
-        nu=trusted,
-        alpha=given.alpha,
-        rho=given.rho * given.stiffness,
-        epsilon=given.epsilon,
-        n_outer=given.n_outer,
-        n_sinkhorn=given.n_sinkhorn,
-    ).plan
+    plan = _transported(cosine_cost(z), C_G, anchor_cost(C_G, given.tau), trusted, given).plan
     step = 1e-5
     for i in range(z.numel()):
         moved = torch.zeros_like(z).flatten()
