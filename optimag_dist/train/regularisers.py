@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from optimag_dist.imported import load_kind
 from optimag_dist.options import OptionsOfKind, section
 from optimag_dist.types import InputError
-from optimag_dist.ufgw import AlignmentOptions, LocalOptions, UFGWOptions
-from optimag_dist.ufgw.options import RobustOptions
+from optimag_dist.ufgw import AlignmentOptions, LocalOptions, RobustOptions, UFGWOptions
 
 # Kind → where its module stands.
 REGULARISERS = {

@@ -15,7 +15,7 @@ _NOT_NEGATIVE = {"ge": 0, "allow_inf_nan": False}
 
 @dataclass(frozen=True, kw_only=True)
 class AlignmentOptions:
-    """What both kinds have.
+    """What all kinds have.
 
     Attributes:
         weight: λ, factor of the whole term; 0 trains without it.

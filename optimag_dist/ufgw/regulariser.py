@@ -1,8 +1,9 @@
 """OptiMAG's regulariser: weight · Σ_m UFGW(π*_m), the plans held fixed (arXiv 2601.22856).
 
 Plans of :class:`LocalRegulariser` leave mass where it is (:mod:`optimag_dist.ufgw.local`): that finds conflicts, which
-the published problem hardly does, at a fraction of the cost. :class:`UFGWRegulariser` is the published one. There
-the gradient reaches the encoders through the modality costs alone,
+the published problem hardly does, at a fraction of the cost. :class:`UFGWRegulariser` is the published one, and
+:class:`RobustRegulariser` the same between nodes that are trusted as the local kind trusts them. In these two the
+gradient reaches the encoders through the modality costs alone,
 ∂/∂C̄_m(i,k) = 2α [C̄_m(i,k) r_i r_k − (π C̄_G πᵀ)_ik], r = π1: it pulls apart or together exactly the pairs whose
 distance disagrees with that of the nodes their mass was sent to, and leaves rejected nodes alone. It goes straight to
 the embeddings (:func:`~optimag_dist.ufgw.objective.structure_term`); no (N, N) matrix is in the autograd graph.
